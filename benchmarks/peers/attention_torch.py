@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from side import Prepare, main
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.models.longformer.modeling_longformer import LongformerConfig, LongformerSelfAttention
+
+from side import Prepare, main
 
 HEADS, HEAD_DIM, WINDOW = 12, 64, 256
 

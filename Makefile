@@ -1,0 +1,44 @@
+# Everything runs in a virtual environment of its own; all it needs is a Python of at least 3.12.
+#   make quickstart    train, evaluate and sample the small character model into runs/quickstart
+#   make test          all the tests, the fast ones first
+#   make lint types    ruff and pyrefly
+#   make bench         attention against its peers; TORCH_PYTHON=python of an environment with torch and transformers
+# PYTHON=/path/to/python chooses the interpreter the environment is made from.
+
+BIN := .venv/bin
+READY := .venv/ready
+CANDIDATES := $(or $(PYTHON),python3.12 python3.13 python3.14 python3 python)
+WORKDIR := runs/quickstart
+
+.PHONY: setup quickstart test lint types bench
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@for python in $(CANDIDATES); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "error: no Python >= 3.12 among: $(CANDIDATES); name one with make PYTHON=/path/to/python" >&2; exit 1; \
+	fi; \
+	echo "Setting up .venv with $$found" && "$$found" -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
+	@touch $@
+
+quickstart: $(READY)
+	$(BIN)/python train.py --config=configs/char_lm/quickstart.py --workdir=$(WORKDIR)
+	$(BIN)/python eval.py --workdir=$(WORKDIR) --split=validation --protocol=stream
+	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample=500
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY)
+	$(BIN)/pyrefly check --python-interpreter-path=$(BIN)/python
+
+bench: $(READY)
+	$(BIN)/python benchmarks/attention.py $(if $(TORCH_PYTHON),--torch-python=$(TORCH_PYTHON))

@@ -1,0 +1,85 @@
+"""The house's own rules: what an import costs, which way imports point, what no file may contain."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A package may import itself and what stands after it, nothing that stands before.
+LAYERS = {
+    "training": {"models", "data", "attention"},
+    "evaluation": {"training", "models", "data", "attention"},
+    "models": {"attention"},
+    "data": set(),
+    "attention": set(),
+}
+
+
+def committed_files() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not in a git checkout")
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def imported_modules(file: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert not any(node.level for node in froms), f"{file} has a relative import"
+    return plain.union(*({f"{node.module}.{alias.name}" for alias in node.names} for node in froms))
+
+
+def test_import_is_quick_and_light() -> None:
+    heavy = ["tensorflow_datasets", "grain", "orbax", "matplotlib", "tensorflow", "pyarrow"]
+    program = (
+        "import json, sys, time; import jax, flax; start = time.perf_counter(); import longformer_jax; "
+        f"print(json.dumps([time.perf_counter() - start, [name for name in {heavy} if name in sys.modules]]))"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, loaded = json.loads(printed.stdout)
+    assert loaded == []
+    assert seconds < 2
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_imports_point_one_way(package: str) -> None:
+    files = list((ROOT / "longformer_jax" / package).rglob("*.py"))
+    assert files
+    for file in files:
+        inside = {name.split(".")[1] for name in imported_modules(file) if name.startswith("longformer_jax.")}
+        assert inside & LAYERS.keys() <= LAYERS[package] | {package}, file
+
+
+def test_library_does_not_import_its_users() -> None:
+    users = {"train", "eval", "configs", "benchmarks", "tests"}
+    for file in (ROOT / "longformer_jax").rglob("*.py"):
+        assert not users & {name.split(".")[0] for name in imported_modules(file)}, file
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_scripts_are_short(script: str) -> None:
+    assert len((ROOT / script).read_text().splitlines()) < 100
+
+
+def test_no_file_names_a_registry() -> None:
+    hosts = re.compile(rb"(py[p]i|pythonhoste[d]|npmj[s]|anacond[a])\.(org|com)")
+    assert not [file for file in committed_files() if hosts.search(file.read_bytes())]
+
+
+def test_constraints_pin_every_dependency() -> None:
+    def name(requirement: str) -> str:
+        return re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-")
+
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed = [extra for key in ("dev", "tensorboard", "hub") for extra in project["optional-dependencies"][key]]
+    assert {name(needed) for needed in project["dependencies"] + installed} <= {name(pin) for pin in pins}
