@@ -73,7 +73,7 @@ class Side:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()  # closes the pipes
 
 
 def measure_times(commands: dict[str, list[str]], cases: list[Case], rounds: int) -> tuple[Measured, dict[str, str]]:
