@@ -1,0 +1,139 @@
+"""The public op: checks its arguments, then hands them to an implementation."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from longformer_jax.attention.band import make_band
+from longformer_jax.attention.reference import reference_attention
+from longformer_jax.attention.xla import xla_attention
+from longformer_jax.errors import InputError
+
+IMPLEMENTATIONS = {"reference": reference_attention, "xla": xla_attention}
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def banded_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    window: int | tuple[int, int],
+    dilation: int | Sequence[int] = 1,
+    causal: bool = False,
+    key_mask: jax.Array | None = None,
+    segment_ids: jax.Array | tuple[jax.Array, jax.Array] | None = None,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_seed: jax.Array | int | None = None,
+    key_offset: int = 0,
+    return_lse: bool = False,
+    implementation: str | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Exact softmax attention in which each query sees a band of keys (Longformer, section 3.1).
+
+    Query i sees key `i + key_offset + m * dilation` for -left <= m <= right. Softmax and accumulation are in float32
+    whatever the input type. A query that sees no key gives zeros, and a log-sum-exp of -inf, never NaN, in values and in
+    gradients. Differentiable in query, key and value, through both outputs.
+
+    Args:
+      query: [B, T, H, Dk], float32, float16 or bfloat16.
+      key: [B, S, H, Dk], of query's dtype; S and T are any lengths >= 1, with no padding needed.
+      value: [B, S, H, Dv], of query's dtype.
+      window: one-sided: an int w is w steps left and w right (left only where causal), or a pair (left, right). Hugging
+        Face's `attention_window`, a total of both sides, is twice this number.
+      dilation: distance between neighbouring steps, in positions; an int, or one for each head.
+      causal: whether an int `window` looks left only.
+      key_mask: booleans [B, S], True where the key may be seen.
+      segment_ids: integers [B, T] where S equals T, or a pair of [B, T] and [B, S]: a query sees keys of its own
+        segment only.
+      scale: multiplies the scores; None means Dk ** -0.5.
+      dropout_rate: the probability with which an attention probability is dropped, in [0, 1).
+      dropout_seed: integer scalar, needed where dropout_rate > 0. The mask is a hash of (seed, batch, head, query
+        position, key position), hence the same in every implementation.
+      key_offset: the key position that is aligned with query 0; a Python int.
+      return_lse: whether to return the log-sum-exp of the scores too.
+      implementation: "reference" (dense), "xla" (blockwise, memory linear in T) or None, the best that runs here. A
+        name never falls back to another.
+
+    Returns:
+      out [B, T, H, Dv] of value's dtype, or (out, lse) with lse float32 [B, T, H].
+
+    Raises:
+      InputError: an argument does not fit; the sentence names it.
+      NotImplementedError: the named implementation is not available here.
+    """
+    _check_arrays(query, key, value)
+    B, T, H, Dk = query.shape
+    S = key.shape[1]
+    band = make_band(window, dilation, causal, key_offset, H)
+    if key_mask is not None:
+        key_mask = jnp.asarray(key_mask)
+        if key_mask.shape != (B, S) or key_mask.dtype != jnp.bool_:
+            raise InputError(
+                f"key_mask is {key_mask.dtype} {list(key_mask.shape)}; expected booleans [batch, keys] = [{B}, {S}]"
+            )
+    if segment_ids is not None:
+        segment_ids = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
+        segment_ids = tuple(jnp.asarray(ids) for ids in segment_ids)
+        shapes = [list(ids.shape) for ids in segment_ids]
+        if shapes != [[B, T], [B, S]] or not all(jnp.issubdtype(ids.dtype, jnp.integer) for ids in segment_ids):
+            found = ", ".join(f"{ids.dtype} {list(ids.shape)}" for ids in segment_ids)
+            raise InputError(
+                f"segment_ids is {found}; expected integers [{B}, {T}] for the queries and [{B}, {S}] for the keys "
+                "(one array will do where both lengths are equal)"
+            )
+    if not 0 <= dropout_rate < 1:
+        raise InputError(f"dropout_rate is {dropout_rate}; expected a number in [0, 1)")
+    if dropout_rate and dropout_seed is None:
+        raise InputError(f"dropout_seed is None while dropout_rate is {dropout_rate}; expected an integer scalar")
+    if dropout_rate:
+        dropout_seed = jnp.asarray(dropout_seed)
+        if dropout_seed.shape != () or not jnp.issubdtype(dropout_seed.dtype, jnp.integer):
+            raise InputError(
+                f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
+            )
+    out, lse = _select(implementation)(
+        query,
+        key,
+        value,
+        band=band,
+        key_mask=key_mask,
+        segment_ids=segment_ids,
+        scale=Dk**-0.5 if scale is None else scale,
+        dropout_rate=float(dropout_rate),
+        dropout_seed=dropout_seed,
+    )
+    return (out, lse) if return_lse else out
+
+
+def _select(name: str | None):
+    if name is None:
+        return IMPLEMENTATIONS["xla"]
+    if name not in IMPLEMENTATIONS:
+        raise NotImplementedError(
+            f"implementation is {name!r}, which this version does not have; expected None or one of "
+            + ", ".join(map(repr, IMPLEMENTATIONS))
+        )
+    return IMPLEMENTATIONS[name]
+
+
+def _check_arrays(query, key, value) -> None:
+    arrays = {"query": query, "key": key, "value": value}
+    for name, x in arrays.items():
+        if getattr(x, "ndim", None) != 4:
+            found = list(x.shape) if hasattr(x, "shape") else type(x).__name__
+            raise InputError(f"{name} is {found}; expected an array [batch, length, heads, head_dim]")
+        if min(x.shape) < 1:
+            raise InputError(f"{name} has the shape {list(x.shape)}; expected every dimension to be at least 1")
+        if str(x.dtype) not in _DTYPES:
+            raise InputError(f"{name} has the dtype {x.dtype}; expected one of {', '.join(_DTYPES)}")
+        if x.dtype != query.dtype:
+            raise InputError(f"{name} has the dtype {x.dtype}; expected query's, {query.dtype}")
+    B, _, H, Dk = query.shape
+    S = key.shape[1]
+    if key.shape != (B, S, H, Dk):
+        raise InputError(f"key has the shape {list(key.shape)}; expected [{B}, keys, {H}, {Dk}] to go with query")
+    if value.shape[:3] != (B, S, H):
+        raise InputError(f"value has the shape {list(value.shape)}; expected [{B}, {S}, {H}, any] to go with key")

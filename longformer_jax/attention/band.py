@@ -1,0 +1,63 @@
+"""The geometry of a banded attention: which key each query sees.
+
+Query i sees key `i + key_offset + m * dilation` for every integer m in [-left, right] (paper section 3.1). Everything an
+implementation needs to know about the band, beyond the shapes of its arrays, is in `Band`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from longformer_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadGroup:
+    """A run of neighbouring heads, [start, stop), that share a dilation."""
+
+    dilation: int
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """A window of `left` and `right` steps around each query; a step of head h is `dilation[h]` positions."""
+
+    left: int
+    right: int
+    dilation: tuple[int, ...]
+    key_offset: int = 0
+
+    @property
+    def head_groups(self) -> tuple[HeadGroup, ...]:
+        groups, start = [], 0
+        for dilation, run in itertools.groupby(self.dilation):
+            stop = start + len(list(run))
+            groups.append(HeadGroup(dilation, start, stop))
+            start = stop
+        return tuple(groups)
+
+
+def make_band(
+    window: int | tuple[int, int], dilation: int | Sequence[int], causal: bool, key_offset: int, num_heads: int
+) -> Band:
+    """Checks the arguments of `banded_attention` that describe the band; raises InputError."""
+    sides = (window, 0 if causal else window) if _is_int(window) else window
+    if not (isinstance(sides, tuple | list) and len(sides) == 2 and all(_is_int(s) and s >= 0 for s in sides)):
+        raise InputError(f"window is {window!r}; expected an integer >= 0 or a pair (left, right) of them")
+    left, right = sides
+    if causal and right:
+        raise InputError(f"window is {window!r}, which looks {right} steps ahead; causal=True expects (left, 0)")
+    dilations = (dilation,) * num_heads if _is_int(dilation) else dilation
+    if not (isinstance(dilations, tuple | list) and all(_is_int(d) and d >= 1 for d in dilations)):
+        raise InputError(f"dilation is {dilation!r}; expected an integer >= 1, or one for each head")
+    if len(dilations) != num_heads:
+        raise InputError(f"dilation has {len(dilations)} entries; expected one for each of the {num_heads} heads")
+    if not _is_int(key_offset):
+        raise InputError(f"key_offset is {key_offset!r}; expected an integer known when the call is traced")
+    return Band(int(left), int(right), tuple(int(d) for d in dilations), int(key_offset))
+
+
+def _is_int(value) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "shape", ()) == ()

@@ -1,0 +1,44 @@
+"""The oracle: dense banded attention, in as few obvious lines as it takes. Quadratic in time and memory."""
+
+import jax
+import jax.numpy as jnp
+
+from longformer_jax.attention.band import Band
+from longformer_jax.attention.dropout import keep_mask
+
+
+def visible_mask(band: Band, query_length: int, key_length: int) -> jax.Array:
+    """Booleans [H, T, S]: the band alone, without key_mask and segment_ids."""
+    i = jnp.arange(query_length)[None, :, None]
+    j = jnp.arange(key_length)[None, None, :]
+    dilation = jnp.array(band.dilation)[:, None, None]
+    distance = j - i - band.key_offset
+    steps = distance // dilation
+    return (distance % dilation == 0) & (-band.left <= steps) & (steps <= band.right)
+
+
+def reference_attention(
+    query, key, value, *, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed
+) -> tuple[jax.Array, jax.Array]:
+    """Shapes as in `banded_attention`; returns (out, lse)."""
+    B, T, H, _ = query.shape
+    S = key.shape[1]
+    visible = jnp.broadcast_to(visible_mask(band, T, S), (B, H, T, S))
+    if key_mask is not None:
+        visible &= key_mask[:, None, None, :]
+    if segment_ids is not None:
+        visible &= segment_ids[0][:, None, :, None] == segment_ids[1][:, None, None, :]
+
+    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32) * scale
+    # Where nothing is visible the row's softmax is undefined: compute it over zeros, then blank it.
+    any_visible = visible.any(-1)
+    scores = jnp.where(visible, scores, jnp.where(any_visible, -jnp.inf, 0.0)[..., None])
+    lse = jax.nn.logsumexp(scores, axis=-1)
+    probabilities = jnp.where(visible, jnp.exp(scores - lse[..., None]), 0.0)
+    if dropout_rate:
+        b, h, i, j = jnp.ogrid[:B, :H, :T, :S]
+        keep = keep_mask(dropout_rate, dropout_seed, b, h, i, j)
+        probabilities = jnp.where(keep, probabilities / (1 - dropout_rate), 0.0)
+    out = jnp.einsum("bhts,bshd->bthd", probabilities, value.astype(jnp.float32))
+    lse = jnp.where(any_visible, lse, -jnp.inf).transpose(0, 2, 1)
+    return out.astype(value.dtype), lse

@@ -1,0 +1,400 @@
+"""Blockwise banded attention in plain JAX: any backend, time and memory linear in T, forward and backward.
+
+The rows of one side are walked tile by tile, beside a ring buffer that holds the tiles of the other side which the band
+reaches. Each step loads one new tile over the oldest, so every row is read from the [B, T, H, D] arrays once; the order
+of the keys in the ring does not matter to the softmax, only the mask has to know it. The forward walks over queries
+beside a ring of keys and values. The backward walks over keys beside a ring of queries: dk and dv come out complete,
+dq is summed in the ring and leaves it with its tile.
+
+Shapes: a head group with dilation d views [B, T, H, D] as [B, T/d, d, H, D]. Its rows, "row r of every sequence of the
+group", are [N, D] with N = B * d * heads; the band is undilated there. No copy is made for it.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from longformer_jax.attention.band import Band, HeadGroup
+from longformer_jax.attention.dropout import keep_mask
+
+
+def xla_attention(
+    query, key, value, *, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed
+) -> tuple[jax.Array, jax.Array]:
+    """Shapes as in `banded_attention`; returns (out, lse)."""
+    B, T, _, _ = query.shape
+    S = key.shape[1]
+    # Dilated views need lengths and an offset that every dilation divides.
+    multiple = math.lcm(*band.dilation)
+    front, key_end, query_end = -band.key_offset % multiple, 0, -T % multiple
+    key_end = -(S + front) % multiple
+    if front or key_end:
+        key_mask = jnp.ones((B, S), bool) if key_mask is None else key_mask
+    pad_keys = functools.partial(_pad, front=front, end=key_end)
+    pad_queries = functools.partial(_pad, front=0, end=query_end)
+    side = _Side(
+        key_mask=None if key_mask is None else pad_keys(key_mask),
+        query_segment=None if segment_ids is None else pad_queries(segment_ids[0]),
+        key_segment=None if segment_ids is None else pad_keys(segment_ids[1]),
+        dropout_seed=dropout_seed if dropout_rate else None,
+    )
+    spec = _Spec(
+        band=dataclasses.replace(band, key_offset=band.key_offset + front),
+        scale=scale,
+        dropout_rate=dropout_rate,
+        first_key=front,
+    )
+    out, lse = _attention(spec, pad_queries(query), pad_keys(key), pad_keys(value), side)
+    return out[:, :T], lse[:, :T]
+
+
+def _pad(x: jax.Array, front: int, end: int) -> jax.Array:
+    return jnp.pad(x, [(0, 0), (front, end)] + [(0, 0)] * (x.ndim - 2)) if front or end else x
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spec:
+    band: Band
+    scale: float
+    dropout_rate: float
+    first_key: int  # index of the caller's key 0, behind the padding
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """What limits a query's view besides the band; None where it does not apply."""
+
+    key_mask: jax.Array | None  # [B, S]
+    query_segment: jax.Array | None  # [B, T]
+    key_segment: jax.Array | None  # [B, S]
+    dropout_seed: jax.Array | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(spec: _Spec, query, key, value, side: _Side):
+    return _forward(spec, query, key, value, side)[0]
+
+
+def _forward(spec: _Spec, query, key, value, side: _Side):
+    B, T, H, _ = query.shape
+    outputs = jnp.zeros((B, T, H, value.shape[-1]), value.dtype), jnp.zeros((B, T, H, 1), jnp.float32)
+    for group in spec.band.head_groups:
+        outputs = _forward_group(_GroupMask(spec, group, side, B, H), query, key, value, outputs)
+    out, lse = outputs
+    lse = lse[..., 0]
+    return (out, lse), (query, key, value, side, out, lse)
+
+
+def _backward(spec: _Spec, residuals, cotangents):
+    query, key, value, side, out, lse = residuals
+    dout, dlse = cotangents
+    B, T, H, _ = query.shape
+    # A row that sees nothing has lse = -inf and takes no part; keep its infinities out of the products.
+    live = lse > -jnp.inf
+    delta = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(-1) - dlse
+    rows = query, dout, jnp.where(live, lse, 0.0)[..., None], jnp.where(live, delta, 0.0)[..., None]
+    grads = jnp.zeros_like(query, jnp.float32), jnp.zeros_like(key), jnp.zeros_like(value)
+    for group in spec.band.head_groups:
+        grads = _backward_group(_GroupMask(spec, group, side, B, H), rows, key, value, grads)
+    dquery, dkey, dvalue = grads
+    return dquery.astype(query.dtype), dkey, dvalue, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+# ---- The walk ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """A walk over `length` rows in tiles beside a ring of tiles of the other side, `ring_length` rows.
+
+    Row i sees rows i + lower ... i + upper of the other side. Tiles may stick out of either array: such a tile is loaded
+    from the nearest place inside, and only the rows that belong to it count. The last tile of the walk ends with the
+    array, so that what an overlapping first tile stores wrongly is overwritten by the next.
+    """
+
+    length: int
+    ring_length: int
+    lower: int
+    upper: int
+    tile: int
+
+    @property
+    def steps(self) -> int:
+        return -(-self.length // self.tile)
+
+    @property
+    def slots(self) -> int:
+        return -(-(self.tile + self.upper - self.lower) // self.tile)
+
+    def tile_start(self, step):
+        """First row of the tile of this step; the tile is loaded from max(0, this)."""
+        return self.length - (self.steps - step) * self.tile
+
+    def ring_start(self, tile):
+        """First row of a tile of the ring, and the row it is loaded from. Step s sees tiles s ... s + slots - 1."""
+        start = self.tile_start(0) + self.lower + tile * self.tile
+        return start, jnp.clip(start, 0, self.ring_length - self.tile)
+
+    def tile_rows(self, step) -> tuple[jax.Array, jax.Array]:
+        """Row numbers of the loaded tile, and which of them belong to it."""
+        start = self.tile_start(step)
+        rows = jnp.maximum(start, 0) + jnp.arange(self.tile)
+        return rows, rows < start + self.tile
+
+    def ring_rows(self, step) -> tuple[jax.Array, jax.Array]:
+        """Row numbers held by the ring at this step, [slots * tile], and which of them count."""
+        newest = step + self.slots - 1
+        tile = newest - (newest - jnp.arange(self.slots)) % self.slots
+        start, loaded = (x[:, None] for x in self.ring_start(tile))
+        rows = loaded + jnp.arange(self.tile)
+        return rows.reshape(-1), ((rows >= start) & (rows < start + self.tile)).reshape(-1)
+
+    def run(self, load, step, ring, carry):
+        """ring, carry = load(ring, carry, slot, tile) for each tile, then carry, ring = step(...) for each step."""
+        ring_and_carry = lax.fori_loop(0, self.slots - 1, lambda t, c: load(*c, t % self.slots, t), (ring, carry))
+
+        def body(s, ring_and_carry):
+            t = s + self.slots - 1
+            return step(*load(*ring_and_carry, t % self.slots, t), s)
+
+        return lax.fori_loop(0, self.steps, body, ring_and_carry)
+
+
+def _tile_size(shortest: int, width: int, backward: bool) -> int:
+    """Rows in a tile: small beside the band, large enough for the matrix units. Measured on CPU only."""
+    if jax.default_backend() == "cpu":
+        tile = 128 if backward else 64
+    else:
+        tile = 256 if width <= 2048 else 128
+    return min(tile, shortest)
+
+
+# ---- One head group ----------------------------------------------------------------------------------------------------
+
+
+def _rows(x: jax.Array, group: HeadGroup, start, size: int) -> jax.Array:
+    """[B, T, H, D] -> rows start ... start + size - 1 of the group's sequences, [N, size, D]."""
+    B, T, H, D = x.shape
+    d, heads = group.dilation, group.stop - group.start
+    x = lax.dynamic_slice(x.reshape(B, T // d, d, H, D), (0, start, 0, group.start, 0), (B, size, d, heads, D))
+    return x.transpose(0, 2, 3, 1, 4).reshape(B * d * heads, size, D)
+
+
+def _store(buffer: jax.Array, group: HeadGroup, start, rows: jax.Array, add: bool = False) -> jax.Array:
+    """The inverse of `_rows`, into a buffer [B, T, H, D]."""
+    B, T, H, D = buffer.shape
+    d, heads = group.dilation, group.stop - group.start
+    view = buffer.reshape(B, T // d, d, H, D)
+    rows = rows.reshape(B, d, heads, -1, D).transpose(0, 3, 1, 2, 4).astype(buffer.dtype)
+    index = (0, start, 0, group.start, 0)
+    if add:
+        rows += lax.dynamic_slice(view, index, rows.shape)
+    return lax.dynamic_update_slice(view, rows, index).reshape(B, T, H, D)
+
+
+class _GroupMask:
+    """Band, visibility and dropout of one head group, over row numbers of its undilated view."""
+
+    def __init__(self, spec: _Spec, group: HeadGroup, side: _Side, batch: int, num_heads: int):
+        self.group, self.spec, self.side = group, spec, side
+        self.heads = group.stop - group.start
+        offset = spec.band.key_offset // group.dilation
+        self.lower, self.upper = offset - spec.band.left, offset + spec.band.right
+        # What is stored for a key or query besides its vectors: [B, T, 1, 1] integers, row-loaded like the rest.
+        vectors = (side.key_mask, side.query_segment, side.key_segment)
+        self.key_mask, self.query_segment, self.key_segment = (
+            None if x is None else x[:, :, None, None].astype(jnp.int32) for x in vectors
+        )
+        b, r, h = jnp.meshgrid(
+            jnp.arange(batch), jnp.arange(group.dilation), jnp.arange(group.start, group.stop), indexing="ij"
+        )
+        self.batch, self.residue, self.head = (x.reshape(-1, 1, 1) for x in (b, r, h))
+
+    def clip(self, query_length: int, key_length: int) -> tuple[int, int]:
+        """The band's (lower, upper) without what no query of these lengths can reach; lower > upper where empty."""
+        return max(self.lower, 1 - query_length), min(self.upper, key_length - 1)
+
+    def limits(self, names: tuple[str, ...], start, size: int) -> dict[str, jax.Array]:
+        """Rows of the per-position limits that apply: name -> [B * d, size]."""
+        one_head = dataclasses.replace(self.group, start=0, stop=1)
+        arrays = {name: getattr(self, name) for name in names}
+        return {name: _rows(x, one_head, start, size)[..., 0] for name, x in arrays.items() if x is not None}
+
+    def visible(self, i, j, valid, limits: dict[str, jax.Array]) -> jax.Array:
+        """Booleans [1 or N, ...] for row numbers i and j that broadcast to [queries, keys] or [keys, queries]."""
+        mask = (valid & (j - i >= self.lower) & (j - i <= self.upper))[None]
+        if "key_mask" in limits:
+            mask &= _outer(limits["key_mask"], j) != 0
+        if "key_segment" in limits:
+            mask &= _outer(limits["key_segment"], j) == _outer(limits["query_segment"], i)
+        return jnp.repeat(mask, self.heads, axis=0) if limits else mask
+
+    def keep(self, i, j) -> jax.Array | None:
+        """Which probabilities dropout keeps, [N, ...]; None where there is no dropout."""
+        if self.side.dropout_seed is None:
+            return None
+        d = self.group.dilation
+        query, key = i[None] * d + self.residue, j[None] * d + self.residue - self.spec.first_key
+        return keep_mask(self.spec.dropout_rate, self.side.dropout_seed, self.batch, self.head, query, key)
+
+
+def _outer(x: jax.Array, like: jax.Array) -> jax.Array:
+    """[G, n] -> [G, n, 1] or [G, 1, n], as the row numbers `like` lie."""
+    return x[:, :, None] if like.shape[0] > 1 or like.shape == (1, 1) else x[:, None, :]
+
+
+def _forward_group(mask: _GroupMask, query, key, value, outputs):
+    group = mask.group
+    T, S = query.shape[1] // group.dilation, key.shape[1] // group.dilation
+    lower, upper = mask.clip(T, S)
+    if lower > upper:
+        out, lse = outputs
+        return out, lse.at[:, :, group.start : group.stop].set(-jnp.inf)
+
+    def attend(outputs, start, i, k, v, j, valid, limits):
+        limits = limits | mask.limits(("query_segment",), start, i.shape[0])
+        visible = mask.visible(i, j, valid, limits)
+        q = _rows(query, group, start, i.shape[0])
+        rows = _attend(q, k, v, visible, mask.keep(i, j), mask.spec)
+        return tuple(_store(buffer, group, start, x) for buffer, x in zip(outputs, rows, strict=True))
+
+    tile = _tile_size(min(T, S), upper - lower, backward=False)
+    if tile == min(T, S):
+        first, last = max(0, lower), min(S, T + upper)
+        i, j = jnp.arange(T)[:, None], jnp.arange(first, last)[None]
+        k, v = (_rows(x, group, first, last - first) for x in (key, value))
+        return attend(outputs, 0, i, k, v, j, True, mask.limits(_KEY_LIMITS, first, last - first))
+
+    walk = _Walk(T, S, lower, upper, tile)
+
+    def load(ring, outputs, slot, t):
+        _, start = walk.ring_start(t)
+        new = {"key": _rows(key, group, start, tile), "value": _rows(value, group, start, tile)}
+        new |= mask.limits(_KEY_LIMITS, start, tile)
+        return _load(ring, new, slot * tile), outputs
+
+    def step(ring, outputs, s):
+        i, _ = walk.tile_rows(s)
+        j, valid = walk.ring_rows(s)
+        start = jnp.maximum(walk.tile_start(s), 0)
+        k, v, limits = ring["key"], ring["value"], {n: x for n, x in ring.items() if n in _KEY_LIMITS}
+        return ring, attend(outputs, start, i[:, None], k, v, j[None], valid[None], limits)
+
+    ring = {"key": _rows(key, group, 0, tile), "value": _rows(value, group, 0, tile)}
+    return walk.run(load, step, _empty_ring(ring | mask.limits(_KEY_LIMITS, 0, tile), walk.slots), outputs)[1]
+
+
+def _backward_group(mask: _GroupMask, rows, key, value, grads):
+    group = mask.group
+    T, S = rows[0].shape[1] // group.dilation, key.shape[1] // group.dilation
+    lower, upper = mask.clip(T, S)
+    if lower > upper:
+        return grads
+    names = ("query", "dout", "lse", "delta")
+
+    def load_queries(start, size):
+        loaded = {name: _rows(x, group, start, size) for name, x in zip(names, rows, strict=True)}
+        loaded |= {name: loaded[name][..., 0] for name in ("lse", "delta")}
+        return loaded | mask.limits(_QUERY_LIMITS, start, size)
+
+    def attend(start, j, queries, i, valid):
+        limits = {n: x for n, x in queries.items() if n in _QUERY_LIMITS} | mask.limits(_KEY_LIMITS, start, j.shape[0])
+        k, v = (_rows(x, group, start, j.shape[0]) for x in (key, value))
+        visible = mask.visible(i, j, valid, limits)
+        return _attend_backward(*(queries[n] for n in names), k, v, visible, mask.keep(i, j), mask.spec)
+
+    tile = _tile_size(min(T, S), upper - lower, backward=True)
+    if tile == min(T, S):
+        first, last = max(0, lower), min(S, T + upper)
+        i, j = jnp.arange(T)[None], jnp.arange(first, last)[:, None]
+        dq, dk, dv = attend(first, j, load_queries(0, T), i, True)
+        starts = (0, first, first)
+        return tuple(_store(g, group, s, x) for g, s, x in zip(grads, starts, (dq, dk, dv), strict=True))
+
+    walk = _Walk(S, T, -upper, -lower, tile)
+
+    def flush(ring, dquery, slot, t):
+        """Adds the ring's dq of tile t, which the slot holds, to the result."""
+        dq = lax.dynamic_slice_in_dim(ring["dquery"], slot * tile, tile, 1)
+        return _store(dquery, group, walk.ring_start(t)[1], dq, add=True)
+
+    def load(ring, grads, slot, t):
+        dquery, dkey, dvalue = grads
+        dquery = flush(ring, dquery, slot, t - walk.slots)
+        new = load_queries(walk.ring_start(t)[1], tile)
+        new["dquery"] = jnp.zeros_like(new["query"], jnp.float32)
+        return _load(ring, new, slot * tile), (dquery, dkey, dvalue)
+
+    def step(ring, grads, s):
+        dquery, dkey, dvalue = grads
+        j, own = walk.tile_rows(s)
+        i, valid = walk.ring_rows(s)
+        start = jnp.maximum(walk.tile_start(s), 0)
+        dq, dk, dv = attend(start, j[:, None], ring, i[None], valid[None] & own[:, None])
+        ring = ring | {"dquery": ring["dquery"] + dq}
+        return ring, (dquery, _store(dkey, group, start, dk), _store(dvalue, group, start, dv))
+
+    tile_zero = load_queries(0, tile)
+    ring = tile_zero | {"dquery": jnp.zeros_like(tile_zero["query"], jnp.float32)}
+    ring, grads = walk.run(load, step, _empty_ring(ring, walk.slots), grads)
+
+    def drain(t, dquery):
+        return flush(ring, dquery, t % walk.slots, t)
+
+    return (lax.fori_loop(walk.steps - 1, walk.steps + walk.slots - 1, drain, grads[0]), *grads[1:])
+
+
+_KEY_LIMITS = ("key_mask", "key_segment")
+_QUERY_LIMITS = ("query_segment",)
+
+
+def _empty_ring(tile: dict[str, jax.Array], slots: int) -> dict[str, jax.Array]:
+    return {n: jnp.zeros((x.shape[0], slots * x.shape[1], *x.shape[2:]), x.dtype) for n, x in tile.items()}
+
+
+def _load(ring: dict[str, jax.Array], new: dict[str, jax.Array], row) -> dict[str, jax.Array]:
+    return {name: lax.dynamic_update_slice_in_dim(x, new[name], row, 1) for name, x in ring.items()}
+
+
+# ---- One block of scores -----------------------------------------------------------------------------------------------
+
+
+def _attend(q, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array]:
+    """q [N, m, Dk], k and v [N, n, D]; visible and keep [1 or N, m, n] -> out [N, m, Dv], lse [N, m, 1]."""
+    scores = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32) * spec.scale
+    scores = jnp.where(visible, scores, -jnp.inf)
+    # The floor keeps exp(-inf - max) at zero, not NaN, where a row sees nothing.
+    maximum = jnp.maximum(scores.max(-1), jnp.finfo(jnp.float32).min)
+    p = jnp.exp(scores - maximum[..., None])
+    total = p.sum(-1)
+    if keep is not None:
+        p = jnp.where(keep, p, 0.0)
+    out = jnp.einsum("nqk,nkd->nqd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    norm = jnp.where(total > 0, total, 1.0) * (1 - spec.dropout_rate)
+    lse = jnp.where(total > 0, maximum + jnp.log(total), -jnp.inf)
+    return out / norm[..., None], lse[..., None]
+
+
+def _attend_backward(q, dout, lse, delta, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores are [N, keys, queries] here; lse and delta [N, queries]. Returns float32 dq, dk, dv."""
+    dtype = q.dtype
+    scores = jnp.einsum("nkd,nqd->nkq", k, q, preferred_element_type=jnp.float32) * spec.scale
+    p = jnp.where(visible, jnp.exp(scores - lse[:, None]), 0.0)
+    dp = jnp.einsum("nkd,nqd->nkq", v, dout, preferred_element_type=jnp.float32)
+    dropped = p
+    if keep is not None:
+        dropped = jnp.where(keep, p / (1 - spec.dropout_rate), 0.0)
+        dp = jnp.where(keep, dp / (1 - spec.dropout_rate), 0.0)
+    ds = (p * (dp - delta[:, None]) * spec.scale).astype(dtype)
+    dv = jnp.einsum("nkq,nqd->nkd", dropped.astype(dtype), dout, preferred_element_type=jnp.float32)
+    dk = jnp.einsum("nkq,nqd->nkd", ds, q, preferred_element_type=jnp.float32)
+    dq = jnp.einsum("nkq,nkd->nqd", ds, k, preferred_element_type=jnp.float32)
+    return dq, dk, dv
