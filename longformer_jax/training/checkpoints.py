@@ -1,0 +1,171 @@
+"""Checkpoints with Orbax: asynchronous, atomic, with checksums. The one file that knows Orbax.
+
+`checkpoints/STEP/` holds `params` and `train` (the optimizer's state and the step) apart, so that evaluation reads the
+parameters alone, and `checksums.json`, the SHA-256 of every file of the two, since Orbax does not notice changed bytes.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from longformer_jax.errors import InputError
+from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.step import State, abstract_params
+
+DIRECTORY = "checkpoints"
+_CHECKSUMS = "checksums.json"
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, for the run that writes them; a context manager that waits for the last save."""
+
+    def __init__(self, workdir: str | Path, keep: int) -> None:
+        """Opens WORKDIR/checkpoints, making it if need be; the latest `keep` checkpoints stay."""
+        context = ocp.Context()
+        # A function, since Orbax copies the context deeply, and with a bound method its object.
+        context.asynchronous.post_finalization_callback = lambda: self._write_checksums()
+        self._root = Path(workdir).absolute() / DIRECTORY
+        self._saving = 0
+        self._pending: ocp.AsyncResponse[bool] | None = None
+        self._checkpointer = ocp.training.Checkpointer(
+            str(self._root),
+            context=context,
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyrefly: ignore[bad-argument-type]
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the latest complete checkpoint, None where there is none."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: State) -> None:
+        """Starts to save and returns when `state` has been copied; raises what went wrong with the save before."""
+        self.wait()
+        self._saving = step
+        self._pending = self._checkpointer.save_checkpointables_async(
+            step,
+            {"params": state["params"], "train": {"opt_state": state["opt_state"], "step": state["step"]}},
+            force=True,
+        )
+
+    def wait(self) -> None:
+        """Waits for a save under way; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits for a save under way and for the removal of old checkpoints."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def restore(self, abstract_state: State) -> State:
+        """The latest checkpoint, on whatever devices the shardings of `abstract_state` name.
+
+        Raises:
+          InputError: a file of it is missing or changed, or its tensors are not those of `abstract_state`.
+        """
+        step = self.latest_step
+        assert step is not None, "there is no checkpoint to restore"
+        train = {"opt_state": abstract_state["opt_state"], "step": abstract_state["step"]}
+        _verify(self._root / str(step), "")
+        _check_tensors(self._root / str(step), abstract_state["params"])
+        restored = self._checkpointer.load_checkpointables(step, {"params": abstract_state["params"], "train": train})
+        return {"params": restored["params"], **restored["train"]}
+
+    def _write_checksums(self) -> None:
+        """Runs when all files of the step under way are written, before the directory gets its final name."""
+        if jax.process_index() == 0:
+            final = self._root / str(self._saving)
+            directory = next(self._root.glob(f"{final.name}.*"), final)  # storage without a rename has no other name
+            (directory / _CHECKSUMS).write_text(json.dumps(_checksums(directory), indent=1) + "\n")
+
+
+def restore_params(workdir: str | Path, step: int | None = None) -> Any:
+    """The parameters of a checkpoint, float32 arrays on the default device, for evaluation.
+
+    Args:
+      workdir: a directory that train.py has written; its config.json names the architecture.
+      step: which checkpoint; None is the latest.
+
+    Raises:
+      InputError: there is no such checkpoint, a file of it is missing or changed, or it has another architecture.
+    """
+    params = abstract_params(ExperimentConfig.load(workdir).model)
+    root = Path(workdir).absolute() / DIRECTORY
+    steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal())
+    if not steps or step not in (None, *steps):
+        wanted = "a checkpoint" if step is None else f"checkpoint {step}"
+        raise InputError(f"workdir is {str(workdir)!r}, with checkpoints {steps}; expected {wanted} in it")
+    directory = root / str(steps[-1] if step is None else step)
+    _verify(directory, "params/")
+    _check_tensors(directory, params)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), params)
+    return ocp.load_checkpointables(str(directory), {"params": placed})["params"]
+
+
+def _checksums(directory: Path, part: str = "") -> dict[str, str]:
+    """{file: SHA-256} for the files of a checkpoint whose relative names begin with `part`, but the checksums' own."""
+    sums = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name.startswith(part) and "/" in name and path.name != "commit_success.txt":
+            with path.open("rb") as file:
+                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _verify(directory: Path, part: str) -> None:
+    """Raises InputError unless the files of a checkpoint whose names begin with `part` are as they were written."""
+    try:
+        recorded = json.loads((directory / _CHECKSUMS).read_text())
+        expected = {name: digest for name, digest in recorded.items() if name.startswith(part)}
+    except (OSError, ValueError, AttributeError):
+        expected = {_CHECKSUMS: ""}
+    found = _checksums(directory, part)
+    damaged = sorted(name for name, digest in expected.items() if found.get(name) != digest)
+    if damaged:
+        raise InputError(
+            f"checkpoint {str(directory)!r} is damaged: {', '.join(damaged[:3])} "
+            f"{'is' if len(damaged) == 1 else 'are'} missing or changed; expected its files as they were written "
+            "(remove the directory to go back to the checkpoint before it)"
+        )
+
+
+def _check_tensors(directory: Path, params: Any) -> None:
+    """Raises InputError naming the tensors whose shapes in a checkpoint are not those of `params`."""
+    saved = _shapes(ocp.checkpointables_metadata(str(directory)).metadata["params"])
+    expected = _shapes(params)
+    wrong = [
+        f"{name} {saved.get(name, 'missing')} instead of {expected.get(name, 'none')}"
+        for name in sorted(saved.keys() | expected.keys())
+        if saved.get(name) != expected.get(name)
+    ]
+    if wrong:
+        raise InputError(
+            f"checkpoint {str(directory)!r} is of another architecture: {len(wrong)} tensors differ, "
+            f"{'; '.join(wrong[:4])}{'; …' if len(wrong) > 4 else ''}; expected the tensors of the configured model"
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }

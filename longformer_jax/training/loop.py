@@ -1,0 +1,200 @@
+"""The training loop: phases, validation, checkpoints, and how a run ends."""
+
+import dataclasses
+import datetime
+import itertools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from longformer_jax.data import Corpus, train_batches
+from longformer_jax.errors import InputError
+from longformer_jax.training.checkpoints import DIRECTORY, Checkpoints
+from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.flops import peak_flops, training_flops_per_character
+from longformer_jax.training.metrics import MetricsLog, plot_curve
+from longformer_jax.training.monitor import DivergenceError, StepMonitor
+from longformer_jax.training.preemption import StopRequest
+from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch
+from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
+from longformer_jax.training.validation import Validator
+
+# `profile` traces this many steps, after as many others in which caches get warm.
+_PROFILED_STEPS = 3
+
+
+def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = False) -> State:
+    """Trains through all phases, or on from where `workdir` stands, and returns the last state.
+
+    The workdir gets config.json, checkpoints/, metrics.jsonl, curve.png, and tensorboard/ where tensorboardX is
+    installed. On SIGTERM the state is saved and returned early. With several processes, call this in each of them after
+    `jax.distributed.initialize`, with a workdir that they share.
+
+    Args:
+      config: what to train.
+      workdir: a directory, made if need be. If it holds checkpoints, the run goes on from the latest.
+      profile: writes a trace of a few steps to WORKDIR/profile, for TensorBoard or Perfetto.
+
+    Raises:
+      InputError: the corpus, the devices, the workdir or its checkpoint do not fit `config`; before anything compiles.
+      DivergenceError: the loss or the gradient norm is not finite. The latest checkpoint is from before that.
+    """
+    workdir = Path(workdir)
+    corpus = config.load_corpus()
+    mesh = make_mesh(config.mesh)
+    accumulate = [accumulation_steps(config, index, mesh) for index in range(len(config.phases))]
+    abstract = abstract_state(config, mesh)
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"workdir is {str(workdir)!r}, which is a file; expected a directory")
+    workdir.mkdir(parents=True, exist_ok=True)
+
+    with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
+        start = checkpoints.latest_step or 0
+        if start:
+            config.check_resumes(ExperimentConfig.load(workdir))
+            state = checkpoints.restore(abstract)
+        else:
+            state = init_state(config, mesh)
+        with MetricsLog(workdir, step=start, total_steps=config.total_steps) as log:
+            if jax.process_index() == 0:
+                config.save(workdir)
+            parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
+            log.say(
+                f"{parameters / 1e6:.1f}M parameters on {corpus.name}, {mesh.size} x {jax.devices()[0].device_kind} "
+                f"(data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}), "
+                + (f"continuing after step {start:,}" if start else "from the beginning")
+            )
+            run = _Run(config, workdir, corpus, mesh, accumulate, checkpoints, log, stop, profile, start)
+            try:
+                state = run.train(state)
+            except DivergenceError as error:
+                checkpoints.wait()
+                last = checkpoints.latest_step
+                kept = f"checkpoint {last} in {workdir / DIRECTORY} is the last good one" if last else "none was saved"
+                raise DivergenceError(f"{error}; {kept}; a lower learning_rate may help") from None
+    if jax.process_index() == 0:
+        plot_curve(workdir)
+    return state
+
+
+@dataclasses.dataclass
+class _Run:
+    """What the phases of a run share."""
+
+    config: ExperimentConfig
+    workdir: Path
+    corpus: Corpus
+    mesh: jax.sharding.Mesh
+    accumulate: list[int]
+    checkpoints: Checkpoints
+    log: MetricsLog
+    stop: StopRequest
+    profile: bool
+    start: int
+    stopped: bool = False
+
+    def train(self, state: State) -> State:
+        """The phases that are not finished yet, until one of them is told to stop."""
+        step = self.start
+        ends = itertools.accumulate(phase.steps for phase in self.config.phases)
+        for index, end in enumerate(ends):
+            if step < end and not self.stopped:
+                state, step = self._train_phase(index, state, step, end)
+        if self.stopped:
+            self.log.say(f"stopped and saved after step {step:,}; the same command continues from there")
+        return state
+
+    def _train_phase(self, index: int, state: State, step: int, end: int) -> tuple[State, int]:
+        """The steps after `step` up to `end`, fewer if told to stop; returns the state and its number of steps."""
+        config, phase, accumulate = self.config, self.config.phases[index], self.accumulate[index]
+        began = time.perf_counter()
+        train_step = compile_train_step(config, index, accumulate, self.mesh)
+        self.log.say(
+            f"phase {index + 1} of {len(config.phases)}, up to step {end:,}: {phase.batch_size} x "
+            f"{phase.sequence_length:,} characters a step, {phase.batch_size // accumulate} sequences at once; "
+            f"compiled in {time.perf_counter() - began:.1f} s"
+        )
+        batches = train_batches(
+            self.corpus.split("train"),
+            sequence_length=phase.sequence_length,
+            batch_size=phase.batch_size,
+            seed=config.seed,
+            start_step=step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        validate = None
+        if config.eval_interval:
+            at_once = phase.batch_size // accumulate
+            validate = Validator(config, index, self.corpus.split("validation"), at_once, self.mesh)
+        monitor = StepMonitor(config.log_interval, self._reporter(index, state["params"]))
+        while step < end and not self.stopped:
+            self._trace(step, monitor)
+            batch = put_batch(next(batches), accumulate, self.mesh)
+            with jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, batch)
+            step += 1
+            monitor.push(step, metrics)
+            self.log.advance(step)
+            last = step == config.total_steps
+            self.stopped = self.stop.at(step) and not last
+            if self.stopped or last or step % config.checkpoint_interval == 0:
+                with monitor.paused():  # all metrics up to here are seen to be finite first
+                    self.checkpoints.save(step, state)
+            if validate and not self.stopped and (last or step % config.eval_interval == 0):
+                with monitor.paused():
+                    self._report_validation(index, step, validate(state["params"]))
+        monitor.finish()
+        return state, step
+
+    def _reporter(self, index: int, params: Any) -> Callable[[int, dict[str, float], float], None]:
+        """What a phase's `StepMonitor` calls with the means of an interval."""
+        config, phase = self.config, self.config.phases[index]
+        total = config.characters_at(config.total_steps)
+        flops = training_flops_per_character(config.model_in_phase(index), params, phase.sequence_length)
+        peak = peak_flops()
+
+        def report(step: int, means: dict[str, float], seconds: float) -> None:
+            characters = config.characters_at(step)
+            rate = phase.batch_size * phase.sequence_length / seconds
+            values = {
+                "characters": characters,
+                "phase": index + 1,
+                "bpc": means["loss"] / math.log(2),
+                "grad_norm": means["grad_norm"],
+                "learning_rate": means["learning_rate"],
+                "characters_per_second": rate,
+            }
+            if peak:
+                values["mfu"] = flops * rate / peak
+            self.log.write("train", step, values)
+            utilisation = f"mfu {values['mfu']:.1%}  " if peak else ""
+            self.log.say(
+                f"step {step:,}/{config.total_steps:,}  phase {index + 1}  bpc {values['bpc']:.4f}  "
+                f"grad {means['grad_norm']:.3f}  lr {means['learning_rate']:.2e}  {rate:,.0f} char/s  {utilisation}"
+                f"eta {datetime.timedelta(seconds=round((total - characters) / rate))}"
+            )
+
+        return report
+
+    def _report_validation(self, index: int, step: int, bpc: float) -> None:
+        self.log.write(
+            "validation", step, {"characters": self.config.characters_at(step), "phase": index + 1, "bpc": bpc}
+        )
+        self.log.say(f"step {step:,}/{self.config.total_steps:,}  phase {index + 1}  validation bpc {bpc:.4f}")
+
+    def _trace(self, step: int, monitor: StepMonitor) -> None:
+        """Starts or ends the trace that `profile` asks for, before the step after `step`."""
+        if self.profile and jax.process_index() == 0:
+            first = self.start + _PROFILED_STEPS
+            if step == first:
+                with monitor.paused():
+                    jax.profiler.start_trace(self.workdir / "profile")
+            elif step == first + _PROFILED_STEPS:
+                with monitor.paused():
+                    jax.profiler.stop_trace()
+                self.log.say(f"wrote the trace of {_PROFILED_STEPS} steps to {self.workdir / 'profile'}")

@@ -1,0 +1,88 @@
+"""Where the numbers go: a line on the terminal, metrics.jsonl, TensorBoard, and the curve at the end."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+CURVE_FILE = "curve.png"
+
+try:
+    from tensorboardX import SummaryWriter
+except ImportError:  # an optional extra
+    SummaryWriter = None
+
+
+class MetricsLog:
+    """Writes what is measured, in the first process only; a context manager.
+
+    metrics.jsonl has one JSON object a line: `split` ("train" or "validation"), `step`, `characters` (trained on so
+    far), `bpc`, and for "train" the rest of the line on the terminal.
+    """
+
+    def __init__(self, workdir: Path, *, step: int, total_steps: int) -> None:
+        """Continues the log of `workdir` after `step`: what an interrupted run had logged beyond it is dropped."""
+        self._writes = jax.process_index() == 0
+        # The bar is for people only: what is piped to a file has the lines alone.
+        show = self._writes and sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, initial=step, disable=not show, dynamic_ncols=True, unit="step")
+        if self._writes:
+            path = workdir / METRICS_FILE
+            kept = [record for record in read_metrics(path) if record["step"] <= step]
+            path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            self._file = path.open("a", buffering=1)
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1) if SummaryWriter else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+        if self._writes:
+            self._file.close()
+            if self._board:
+                self._board.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        self._bar.update(step - self._bar.n)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the progress bar."""
+        if self._writes:
+            self._bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def write(self, split: str, step: int, values: dict[str, Any]) -> None:
+        """Records numbers of a split after `step` steps."""
+        if self._writes:
+            self._file.write(json.dumps({"split": split, "step": step, **values}) + "\n")
+            if self._board:
+                for name, value in values.items():
+                    self._board.add_scalar(f"{split}/{name}", value, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, without a last line that a killed run left unfinished; [] where there is none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def plot_curve(workdir: Path) -> None:
+    """Draws curve.png: bits per character against characters, of training and validation."""
+    records = read_metrics(workdir / METRICS_FILE)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="characters trained on", ylabel="bits per character")
+    for split, style in (("train", "-"), ("validation", "o-")):
+        points = [(record["characters"], record["bpc"]) for record in records if record["split"] == split]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=f"{split}, {points[-1][1]:.3f} at the end", markersize=4)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(workdir / CURVE_FILE, dpi=120)

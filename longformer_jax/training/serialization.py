@@ -1,0 +1,82 @@
+"""Frozen dataclasses from and to plain mappings and ConfigDicts, with errors that name the field by its path."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+from longformer_jax.errors import InputError
+
+
+def check(condition: bool, field: str, value: object, expected: str) -> None:
+    """Raises InputError unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{field} is {value!r}; expected {expected}")
+
+
+def build(cls: type, values: object, path: str) -> Any:
+    """An instance of dataclass `cls` from a mapping; `path` is where it stands, "" at the root."""
+    prefix = f"{path}." if path else ""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{path} is {values!r}; expected a mapping")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        check(key in fields, f"{prefix}{key}", values[key], f"no such key, but one of {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{prefix}{name} is missing; expected a value")
+    kinds = typing.get_type_hints(cls)
+    arguments = {key: _convert(value, kinds[key], f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return cls(**arguments)
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
+
+
+def _convert(value: object, kind: Any, path: str) -> Any:
+    """`value` as an instance of the annotation `kind`; lists become tuples, integers floats where asked for."""
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = _without_none(kind)
+    if dataclasses.is_dataclass(kind):
+        return build(typing.cast(type, kind), value, path)
+    if typing.get_origin(kind) is tuple:
+        check(isinstance(value, list | tuple), path, value, "a list")
+        item = typing.get_args(kind)[0]
+        return tuple(_convert(element, item, f"{path}[{i}]") for i, element in enumerate(typing.cast(list, value)))
+    if kind is float and type(value) is int:
+        return float(value)
+    check(
+        type(value) is kind,
+        path,
+        value,
+        {int: "an integer", float: "a number", bool: "true or false"}.get(kind, "text"),
+    )
+    return value
+
+
+def to_config_dict(value: Any) -> Any:
+    """The ConfigDict of a dataclass; an optional field that is None keeps its type, so that a flag can set it."""
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        return [to_config_dict(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    kinds = typing.get_type_hints(type(value))
+    config = ConfigDict()
+    for field in dataclasses.fields(value):
+        item = to_config_dict(getattr(value, field.name))
+        kind = kinds[field.name]
+        if isinstance(kind, types.UnionType):
+            item = FieldReference(item, field_type=_without_none(kind))
+        config[field.name] = item
+    return config
+
+
+def _without_none(kind: types.UnionType) -> Any:
+    """X of the annotation X | None."""
+    (inner,) = set(typing.get_args(kind)) - {types.NoneType}
+    return inner

@@ -1,0 +1,100 @@
+"""The mesh, and where parameters and batches lie on it."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from longformer_jax.errors import InputError
+from longformer_jax.training.config import ExperimentConfig, MeshConfig
+
+BATCH_AXES = ("data", "fsdp")
+
+# The first pattern found in a tensor's path decides; what it leaves open is replicated. The kernels of all layers,
+# [L, in, ...], hold nearly all parameters. The optimizer's moments have the paths of their parameters.
+PARAMETER_RULES: tuple[tuple[str, P], ...] = (
+    (r"layers/.*kernel", P(None, "fsdp")),
+    (r"", P()),
+)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A mesh (data, fsdp) over all devices of all processes; raises InputError where their number does not fit."""
+    devices = jax.device_count()
+    data, fsdp = config.data, config.fsdp
+    if data == -1:
+        data = devices // fsdp
+    elif fsdp == -1:
+        fsdp = devices // data
+    if data * fsdp != devices:
+        raise InputError(
+            f"mesh is data={config.data} by fsdp={config.fsdp}; expected their product to be {devices}, the number of "
+            "devices that JAX sees"
+        )
+    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
+    """The NamedSharding of each tensor of a state, by `PARAMETER_RULES`.
+
+    Raises:
+      InputError: the mesh does not divide a dimension that a rule splits.
+    """
+
+    def sharding(path: tuple[Any, ...], tensor: jax.ShapeDtypeStruct) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = next(spec for pattern, spec in PARAMETER_RULES if re.search(pattern, name))
+        for size, axis in zip(tensor.shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise InputError(
+                    f"mesh.{axis} is {mesh.shape[axis]}; expected a divisor of {size}, as {name} is {tensor.shape}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, P())
+
+
+def microbatch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of a batch `[A, B / A, T + 1]`: each of the A microbatches over all devices."""
+    return NamedSharding(mesh, P(None, BATCH_AXES))
+
+
+def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh) -> int:
+    """A, the fewest microbatches of a phase's batch that give each device at most `sequences_per_device` at once.
+
+    Raises:
+      InputError: the batch cannot be split evenly over the devices.
+    """
+    batch_size, most = config.phases[phase].batch_size, config.phases[phase].sequences_per_device
+    if batch_size % mesh.size:
+        raise InputError(
+            f"phases[{phase}].batch_size is {batch_size}; expected a multiple of {mesh.size}, the number of devices"
+        )
+    per_device = batch_size // mesh.size
+    return next(
+        count
+        for count in range(1, per_device + 1)
+        if per_device % count == 0 and per_device // count <= (most or per_device)
+    )
+
+
+def put_batch(rows: np.ndarray, accumulate: int, mesh: Mesh) -> jax.Array:
+    """Puts the rows of a batch that this process holds on the mesh.
+
+    Args:
+      rows: uint8 `[B / P, T + 1]`, the rows of this process, one of P.
+      accumulate: A, the number of microbatches.
+
+    Returns:
+      uint8 `[A, B / A, T + 1]` over all processes, the same for any P: microbatch a has the rows a, a + A, a + 2A, …
+    """
+    microbatches = rows.reshape(-1, accumulate, rows.shape[-1]).swapaxes(0, 1)
+    return jax.make_array_from_process_local_data(microbatch_sharding(mesh), microbatches)

@@ -1,0 +1,74 @@
+"""Trains a character language model.
+
+  python train.py --config=configs/char_lm/quickstart.py --workdir=runs/quickstart
+
+Values of the configuration can be overridden: --config.seed=1 --config.phases[0].windows=32,32,64,64. The same command
+continues an interrupted run. On several machines, start it in each with --distributed and a workdir that they share.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from longformer_jax.errors import InputError
+from longformer_jax.training import DivergenceError, ExperimentConfig, train
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE.py or FILE.py:variant, see configs/char_lm.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, curve.")
+_PROFILE = flags.DEFINE_bool("profile", False, "Writes a trace of a few steps to WORKDIR/profile.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Joins the other processes of a cluster (Slurm, Kubernetes, MPI or TPU) that run this command.",
+)
+
+
+def _fail(status: int, error: Exception | str) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Parses as absl would, but says in one line what is wrong."""
+    try:
+        return flags.FLAGS(list(arguments))
+    except (flags.Error, InputError) as error:
+        _fail(2, error)
+    # How ml_collections says that an overridden field is not in the file.
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        overrides = ", ".join(argument for argument in arguments if argument.startswith("--config."))
+        _fail(2, f"{overrides or '--config'} cannot be applied ({error}); expected a field of the configuration")
+
+
+def _read_config() -> ExperimentConfig:
+    if _CONFIG.value is None:
+        raise InputError("--config is missing; expected --config=FILE.py or --config=FILE.py:variant")
+    try:
+        return ExperimentConfig.from_config_dict(_CONFIG.value)
+    except OSError as error:  # ml_collections keeps it until the first use
+        raise InputError(f"--config cannot be read: {' '.join(str(error.__cause__).split())}") from None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the experiment; exits with 2 on bad input, and with 1 when the loss is no longer finite."""
+    try:
+        if len(arguments) > 1:
+            raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
+        config = _read_config()
+        if _WORKDIR.value is None:
+            raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
+        if _DISTRIBUTED.value:
+            jax.distributed.initialize()
+        train(config, _WORKDIR.value, profile=_PROFILE.value)
+    except InputError as error:
+        _fail(2, error)
+    except DivergenceError as error:
+        _fail(1, error)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)
