@@ -70,7 +70,7 @@ def train_batches(
             f"one window of sequence_length {sequence_length:,} and its last target"
         )
     # A view [N - T, T + 1]: nothing is copied before a batch is drawn.
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(data), sequence_length + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(data, sequence_length + 1)
     if len(windows) >= _MAX_WINDOWS:
         raise InputError(f"data has {len(windows):,} windows; expected fewer than {_MAX_WINDOWS:,}")
 

@@ -121,13 +121,13 @@ def _load_text_file(path: str | os.PathLike[str] | None, fractions: Sequence[flo
     if path.stat().st_size == 0:
         raise InputError(f"path is {str(path)!r}, which is empty; expected a file with text")
     # A NaN fails the comparisons too.
-    if len(fractions) != 3 or not (all(f >= 0 for f in fractions) and math.isclose(sum(fractions), 1, abs_tol=1e-6)):
+    if len(fractions) != 3 or not (all(f >= 0 for f in fractions) and math.isclose(sum(fractions), 1)):
         raise InputError(f"split is {tuple(fractions)}; expected three fractions >= 0 with sum 1")
     if fractions[0] == 0:
         raise InputError(f"split is {tuple(fractions)}; expected a fraction for train greater than 0")
 
     data = np.memmap(path, dtype=np.uint8, mode="r")
-    ends = np.rint(np.cumsum(fractions) / sum(fractions) * len(data)).astype(int)
+    ends = np.rint(np.cumsum(fractions) * len(data)).astype(int)
     sizes = np.diff(ends, prepend=0).tolist()
     for name, fraction, size in zip(SPLITS, fractions, sizes, strict=True):
         if fraction > 0 and size == 0:

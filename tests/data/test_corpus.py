@@ -145,10 +145,13 @@ def test_check_vocab_looks_into_every_split():
         check_vocab(corpus, 200)
 
 
-def test_check_vocab_of_signed_ids():
-    check_vocab(np.array([0, 5], np.int32), 6)
+def test_check_vocab_at_the_limits_of_the_dtype():
+    check_vocab(np.array([255], np.uint8), 256)
+    with pytest.raises(InputError, match="at position 0 of data is 255"):
+        check_vocab(np.array([255], np.uint8), 255)
+    check_vocab(np.array([0, 127], np.int8), 128)
     with pytest.raises(InputError, match="at position 1 of data is -1"):
-        check_vocab(np.array([0, -1], np.int32), 10**6)
+        check_vocab(np.array([0, -1], np.int8), 256)
 
 
 def test_the_embedded_text_needs_no_tfds_and_readers_end_with_the_process():
