@@ -352,6 +352,7 @@ def _backward_group(mask: _GroupMask, rows, key, value, grads):
     return (lax.fori_loop(walk.steps - 1, walk.steps + walk.slots - 1, drain, grads[0]), *grads[1:])
 
 
+_MASKED = -1e30  # below any score; exp(_MASKED - score) is zero
 _KEY_LIMITS = ("key_mask", "key_segment")
 _QUERY_LIMITS = ("query_segment",)
 
@@ -370,17 +371,18 @@ def _load(ring: dict[str, jax.Array], new: dict[str, jax.Array], row) -> dict[st
 def _attend(q, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array]:
     """q [N, m, Dk], k and v [N, n, D]; visible and keep [1 or N, m, n] -> out [N, m, Dv], lse [N, m, 1]."""
     scores = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32) * spec.scale
-    scores = jnp.where(visible, scores, -jnp.inf)
-    # The floor keeps exp(-inf - max) at zero, not NaN, where a row sees nothing.
-    maximum = jnp.maximum(scores.max(-1), jnp.finfo(jnp.float32).min)
+    # Finite, so that max, subtract and exp stay cheap; a row that sees nothing is blanked at the end.
+    scores = jnp.where(visible, scores, _MASKED)
+    maximum = scores.max(-1)
     p = jnp.exp(scores - maximum[..., None])
     total = p.sum(-1)
     if keep is not None:
         p = jnp.where(keep, p, 0.0)
     out = jnp.einsum("nqk,nkd->nqd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    norm = jnp.where(total > 0, total, 1.0) * (1 - spec.dropout_rate)
-    lse = jnp.where(total > 0, maximum + jnp.log(total), -jnp.inf)
-    return out / norm[..., None], lse[..., None]
+    live = maximum > _MASKED
+    norm = jnp.where(live, 1 / (total * (1 - spec.dropout_rate)), 0.0)
+    lse = jnp.where(live, maximum + jnp.log(total), -jnp.inf)
+    return out * norm[..., None], lse[..., None]
 
 
 def _attend_backward(q, dout, lse, delta, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array, jax.Array]:
