@@ -17,6 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from longformer_jax.attention.band import Band, HeadGroup
 from longformer_jax.attention.dropout import keep_mask
@@ -86,7 +87,8 @@ def _forward(spec: _Spec, query, key, value, side: _Side):
     for group in spec.band.head_groups:
         outputs = _forward_group(_GroupMask(spec, group, side, B, H), query, key, value, outputs)
     out, lse = outputs
-    lse = lse[..., 0]
+    # Named so that a rematerialised layer can keep them: the backward then recomputes the projections only.
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse[..., 0], "attention")
     return (out, lse), (query, key, value, side, out, lse)
 
 

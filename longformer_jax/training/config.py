@@ -174,7 +174,7 @@ class ExperimentConfig:
             try:
                 self.model_in_phase(index)
             except InputError as error:
-                raise InputError(f"phases[{index}]: {error}") from None
+                raise InputError(f"phases[{index}].{error}") from None
 
     def model_in_phase(self, index: int) -> CharLMConfig:
         """The model as phase `index` runs it: the same parameters behind the phase's windows."""
@@ -253,7 +253,10 @@ class ExperimentConfig:
         if "windows" in model:
             raise InputError(f"model.windows is {model['windows']!r}; expected no such key, as phases have the windows")
         windows = build(Phase, phases[0], "phases[0]").windows
-        return build(cls, {**values, "model": {**model, "windows": windows}}, "")
+        try:
+            return build(cls, {**values, "model": {**model, "windows": windows}}, "")
+        except InputError as error:
+            raise InputError(str(error).replace("model.windows", "phases[0].windows")) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The inverse of `from_dict`, in types that JSON has."""

@@ -30,7 +30,7 @@ def _phase_schedule(phase: Phase, optimizer: OptimizerConfig) -> optax.Schedule:
         "linear": lambda: optax.linear_schedule(rate, rate * fraction, remaining),
         "cosine": lambda: optax.cosine_decay_schedule(rate, remaining, alpha=fraction),
     }[optimizer.decay]()
-    return optax.join_schedules([optax.linear_schedule(rate / (warmup + 1), rate, warmup), after], [warmup])
+    return optax.join_schedules([lambda step: rate * (step + 1) / (warmup + 1), after], [warmup])
 
 
 def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:

@@ -1,0 +1,270 @@
+"""The paper's autoregressive character language model (section 4)."""
+
+import dataclasses
+import functools
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from longformer_jax.attention import banded_attention
+from longformer_jax.errors import InputError
+from longformer_jax.models.positions import relative_key, relative_query, rotate
+
+_POSITIONS = ("transformer_xl", "rotary")
+_DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class CharLMConfig:
+    """Shape and settings of a `CharLM`; raises InputError where they do not fit together.
+
+    Attributes:
+      vocab_size: number of token ids; 256 for bytes.
+      embed_dim, num_layers, num_heads, mlp_dim: sizes.
+      windows: for each layer, bottom first, how many steps back a character sees (itself comes on top). An int means
+        every layer.
+      dilations: for each layer, the distance between those steps, in the first `dilated_heads` heads; the other heads
+        have 1. An int means every layer.
+      dilated_heads: number of heads with the layer's dilation (the paper: 2).
+      positions: "transformer_xl" (relative, sinusoidal, with the biases u and v) or "rotary".
+      position_dim: width of Transformer-XL's sinusoid; None means embed_dim, as in the paper. Every head's scores are
+        products over head_dim + position_dim numbers, so a narrow one is much cheaper.
+      tie_embeddings: whether the output projection is the transposed embedding.
+      dropout_rate: after the embedding, the attention's projection and the feed-forward layer.
+      attention_dropout_rate: on attention probabilities.
+      dtype: of the computation, "float32" or "bfloat16". Parameters, softmax and logits are float32 in any case.
+      remat: whether the backward pass recomputes each layer from its input; only the attention's output is kept.
+      implementation: of `banded_attention`.
+    """
+
+    vocab_size: int = 256
+    embed_dim: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    mlp_dim: int = 2048
+    windows: int | tuple[int, ...] = 512
+    dilations: int | tuple[int, ...] = 1
+    dilated_heads: int = 2
+    positions: str = "transformer_xl"
+    position_dim: int | None = None
+    tie_embeddings: bool = True
+    dropout_rate: float = 0.2
+    attention_dropout_rate: float = 0.0
+    dtype: str = "bfloat16"
+    remat: bool = False
+    implementation: str | None = None
+
+    def __post_init__(self):
+        for name in ("windows", "dilations"):
+            value = getattr(self, name)
+            value = (value,) * self.num_layers if isinstance(value, int) else tuple(value)
+            object.__setattr__(self, name, value)
+            if len(value) != self.num_layers:
+                raise InputError(f"{name} has {len(value)} entries; expected one for each of the {self.num_layers} layers")
+            if any(not isinstance(entry, int) or entry < 1 for entry in value):
+                raise InputError(f"{name} is {value}; expected integers >= 1")
+        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.embed_dim % self.num_heads:
+            raise InputError(f"embed_dim is {self.embed_dim}; expected a multiple of num_heads, {self.num_heads}")
+        if not 0 <= self.dilated_heads <= self.num_heads:
+            raise InputError(f"dilated_heads is {self.dilated_heads}; expected 0 to num_heads, {self.num_heads}")
+        if self.positions not in _POSITIONS:
+            raise InputError(f"positions is {self.positions!r}; expected one of {', '.join(_POSITIONS)}")
+        if self.positions == "transformer_xl" and (self.sinusoid_dim < 2 or self.sinusoid_dim % 2):
+            raise InputError(f"position_dim is {self.sinusoid_dim}; expected an even number")
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise InputError(f"embed_dim / num_heads is {self.head_dim}; expected an even number for rotary positions")
+        for name in ("dropout_rate", "attention_dropout_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a number in [0, 1)")
+        if self.dtype not in _DTYPES:
+            raise InputError(f"dtype is {self.dtype!r}; expected one of {', '.join(_DTYPES)}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def sinusoid_dim(self) -> int:
+        return self.embed_dim if self.position_dim is None else self.position_dim
+
+    @property
+    def layer_groups(self) -> tuple["LayerGroup", ...]:
+        """Runs of neighbouring layers that share window and dilation: each is one scan."""
+        groups, start = [], 0
+        for (window, dilation), run in itertools.groupby(zip(self.windows, self.dilations, strict=True)):
+            stop = start + len(list(run))
+            groups.append(LayerGroup(start, stop, window, dilation if self.dilated_heads else 1))
+            start = stop
+        return tuple(groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerGroup:
+    """Layers [start, stop) with one window and one dilation."""
+
+    start: int
+    stop: int
+    window: int
+    dilation: int
+
+    @property
+    def reach(self) -> int:
+        """How many positions back the layer sees."""
+        return self.window * self.dilation
+
+
+class Block(nn.Module):
+    """One pre-LayerNorm layer: x + attention, then x + feed-forward."""
+
+    config: CharLMConfig
+    window: int
+    dilation: int
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, position: jax.Array, past: tuple[jax.Array, jax.Array] | None = None):
+        """Runs the layer on positions `position`, `position + 1`, ….
+
+        Args:
+          x: [B, T, E].
+          position: integer scalar, of the first row of x.
+          past: keys and values [B, P, H, D] of the P positions before x; those before position 0 are not seen.
+
+        Returns:
+          x [B, T, E] and the keys and values [B, P + T, H, D].
+        """
+        cfg = self.config
+        B, T, E = x.shape
+        H, D, dtype = cfg.num_heads, cfg.head_dim, jnp.dtype(cfg.dtype)
+        dense = functools.partial(nn.Dense, dtype=dtype, kernel_init=nn.initializers.lecun_normal())
+        residual_init = nn.initializers.variance_scaling(0.5 / cfg.num_layers, "fan_in", "truncated_normal")
+        dropout = nn.Dropout(cfg.dropout_rate, deterministic=self.deterministic)
+
+        # Dense layers run on [B * T, E]: XLA's CPU backward is several times slower over three dimensions.
+        x = x.reshape(B * T, E)
+        y = nn.LayerNorm(dtype=dtype, name="attention_norm")(x)
+        qkv = dense(3 * E, use_bias=False, name="qkv")(y).reshape(B, T, 3, H, D)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        query_positions = position + jnp.arange(T)
+        if cfg.positions == "rotary":
+            query, key = rotate(query, query_positions), rotate(key, query_positions)
+        if past is not None:
+            key, value = (jnp.concatenate(pair, axis=1) for pair in zip(past, (key, value), strict=True))
+        y = self._attend(query, key, value, query_positions, deterministic=self.deterministic)
+        y = dense(E, use_bias=False, kernel_init=residual_init, name="attention_out")(y.reshape(B * T, E))
+        x += dropout(y)
+
+        y = nn.LayerNorm(dtype=dtype, name="mlp_norm")(x)
+        y = nn.gelu(dense(cfg.mlp_dim, name="mlp_in")(y))
+        y = dense(E, kernel_init=residual_init, name="mlp_out")(y)
+        x += dropout(y)
+        return x.reshape(B, T, E), (key, value)
+
+    def _attend(self, query, key, value, query_positions, *, deterministic: bool):
+        cfg = self.config
+        B, T, H, D = query.shape
+        past = key.shape[1] - T
+        key_positions = query_positions[0] - past + jnp.arange(past + T)
+        if cfg.positions == "transformer_xl":
+            R = cfg.sinusoid_dim
+            relative = self.param("relative", nn.initializers.lecun_normal(), (R, H * D)).reshape(R, H, D)
+            content_bias, position_bias = (
+                self.param(name, nn.initializers.zeros, (H, D)).astype(query.dtype) for name in ("u", "v")
+            )
+            by_sinusoid = jnp.einsum("bthd,rhd->bthr", query + position_bias, relative.astype(query.dtype))
+            query = jnp.concatenate([query + content_bias, relative_query(by_sinusoid, query_positions)], axis=-1)
+            sinusoid = relative_key(key_positions, R).astype(key.dtype)[None, :, None]
+            key = jnp.concatenate([key, jnp.broadcast_to(sinusoid, (B, past + T, H, R))], axis=-1)
+        dropout_rate = 0.0 if deterministic else cfg.attention_dropout_rate
+        return banded_attention(
+            query,
+            key,
+            value,
+            window=self.window,
+            dilation=(self.dilation,) * cfg.dilated_heads + (1,) * (H - cfg.dilated_heads),
+            causal=True,
+            key_mask=jnp.broadcast_to(key_positions >= 0, (B, past + T)) if past else None,
+            key_offset=past,
+            scale=D**-0.5,
+            dropout_rate=dropout_rate,
+            dropout_seed=jax.random.bits(self.make_rng("dropout")) if dropout_rate else None,
+            implementation=cfg.implementation,
+        )
+
+
+class CharLM(nn.Module):
+    """Predicts the next character at every position.
+
+    The parameters of all layers are stacked on a leading axis under "layers", whatever the windows, so that windows and
+    dilations can change between training phases while the parameters stay.
+    """
+
+    config: CharLMConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, *, deterministic: bool = True, cache: dict | None = None):
+        """Computes logits.
+
+        Args:
+          tokens: integers [B, T], in [0, vocab_size).
+          deterministic: whether dropout is off; otherwise an rng named "dropout" is needed.
+          cache: what `init_cache` gave, or an earlier call: the tokens continue that stream.
+
+        Returns:
+          logits float32 [B, T, vocab_size]; with a cache, (logits, cache).
+        """
+        cfg = self.config
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise InputError(f"tokens is {tokens.dtype} {list(tokens.shape)}; expected integers [batch, length]")
+        T = tokens.shape[1]
+        embed = nn.Embed(
+            cfg.vocab_size, cfg.embed_dim, dtype=cfg.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
+        )
+        layers = self.param("layers", _init_layers, cfg)
+        position = jnp.int32(0) if cache is None else cache["position"]
+
+        x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(embed(tokens.astype(jnp.int32)))
+        new_layers = []
+        for index, group in enumerate(cfg.layer_groups):
+            block = Block(cfg, group.window, group.dilation, deterministic, parent=None)
+            params = jax.tree.map(lambda p, group=group: p[group.start : group.stop], layers)
+            keys = None
+            if not deterministic and self.has_rng("dropout"):
+                keys = jax.random.split(self.make_rng("dropout"), group.stop - group.start)
+            past = None if cache is None else cache["layers"][index]
+
+            def layer(x, inputs, block=block, reach=group.reach):
+                params, key, past = inputs
+                rngs = {} if key is None else {"dropout": key}
+                x, seen = block.apply({"params": params}, x, position, past, rngs=rngs)
+                return x, None if past is None else tuple(s[:, s.shape[1] - reach :] for s in seen)
+
+            if cfg.remat:
+                layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("attention"))
+            x, seen = lax.scan(layer, x, (params, keys, past))
+            new_layers.append(seen)
+
+        x = nn.LayerNorm(dtype=cfg.dtype, name="final_norm")(x)
+        if cfg.tie_embeddings:
+            kernel = embed.embedding.T
+        else:
+            kernel = self.param("head", nn.initializers.lecun_normal(), (cfg.embed_dim, cfg.vocab_size))
+        # [B * T, E]: see Block.
+        flat = x.reshape(-1, cfg.embed_dim)
+        logits = jnp.dot(flat, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = logits.reshape(*tokens.shape, cfg.vocab_size)
+        return logits if cache is None else (logits, {"position": position + T, "layers": tuple(new_layers)})
+
+
+def _init_layers(rng: jax.Array, config: CharLMConfig):
+    def init(key):
+        x = jnp.zeros((1, 1, config.embed_dim), config.dtype)
+        return Block(config, window=1, dilation=1, parent=None).init(key, x, jnp.int32(0))["params"]
+
+    return jax.vmap(init)(jax.random.split(rng, config.num_layers))
