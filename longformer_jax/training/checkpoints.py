@@ -96,6 +96,16 @@ class Checkpoints:
             (directory / _CHECKSUMS).write_text(json.dumps(_checksums(directory), indent=1) + "\n")
 
 
+def find_checkpoint(workdir: str | Path, step: int | None = None) -> int:
+    """The step of the latest checkpoint of a workdir, or `step` where there is one of it; else raises InputError."""
+    root = Path(workdir).absolute() / DIRECTORY
+    steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal())
+    if not steps or step not in (None, *steps):
+        wanted = "a checkpoint" if step is None else f"checkpoint {step}"
+        raise InputError(f"workdir is {str(workdir)!r}, with checkpoints {steps}; expected {wanted} in it")
+    return steps[-1] if step is None else step
+
+
 def restore_params(workdir: str | Path, step: int | None = None) -> Any:
     """The parameters of a checkpoint, float32 arrays on the default device, for evaluation.
 
@@ -107,12 +117,7 @@ def restore_params(workdir: str | Path, step: int | None = None) -> Any:
       InputError: there is no such checkpoint, a file of it is missing or changed, or it has another architecture.
     """
     params = abstract_params(ExperimentConfig.load(workdir).model)
-    root = Path(workdir).absolute() / DIRECTORY
-    steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal())
-    if not steps or step not in (None, *steps):
-        wanted = "a checkpoint" if step is None else f"checkpoint {step}"
-        raise InputError(f"workdir is {str(workdir)!r}, with checkpoints {steps}; expected {wanted} in it")
-    directory = root / str(steps[-1] if step is None else step)
+    directory = Path(workdir).absolute() / DIRECTORY / str(find_checkpoint(workdir, step))
     _verify(directory, "params/")
     _check_tensors(directory, params)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

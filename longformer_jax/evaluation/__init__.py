@@ -1,0 +1,6 @@
+"""Evaluation of trained models: bits per character by two protocols, and samples."""
+
+from longformer_jax.evaluation.protocols import BitsPerCharacter, score_overlapping, score_stream
+from longformer_jax.evaluation.workdir import evaluate, sample_text
+
+__all__ = ["BitsPerCharacter", "evaluate", "sample_text", "score_overlapping", "score_stream"]

@@ -1,0 +1,149 @@
+"""Two ways to score a text, character by character.
+
+Both are generators of `Scored` pieces, in the order of the text, so that a caller can keep a running figure, or look at
+single characters. A character's score is -ln p(character | the characters before it that the protocol lets it see).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from longformer_jax.errors import InputError
+from longformer_jax.models import CharLM, CharLMConfig, extend, init_cache
+
+PAPER_LENGTH = 32_256
+PAPER_STEP = 512
+
+
+class Scored(NamedTuple):
+    """Scores of neighbouring characters: nats float32 [n], of text[start : start + n]."""
+
+    start: int
+    nats: jax.Array
+
+
+@dataclasses.dataclass
+class BitsPerCharacter:
+    """A running mean."""
+
+    nats: float = 0.0
+    characters: int = 0
+
+    def add(self, nats: np.ndarray) -> None:
+        """Adds the scores of some characters."""
+        self.nats += float(np.sum(nats, dtype=np.float64))
+        self.characters += nats.size
+
+    @property
+    def value(self) -> float:
+        """Bits per character so far."""
+        return self.nats / max(self.characters, 1) / math.log(2)
+
+
+def overlapping_count(size: int, sequence_length: int = PAPER_LENGTH, step: int = PAPER_STEP) -> int:
+    """How many characters `score_overlapping` scores in a text of `size`.
+
+    Raises:
+      InputError: step is no part of the sequence, or the text is shorter than a sequence and its last target.
+    """
+    if not 1 <= step <= sequence_length:
+        raise InputError(f"step is {step}; expected 1 to sequence_length, {sequence_length}")
+    if size <= sequence_length:
+        raise InputError(
+            f"sequence_length is {sequence_length}; expected less than the {size} characters of the text"
+        )
+    return ((size - 1 - sequence_length) // step + 1) * step
+
+
+def score_overlapping(
+    config: CharLMConfig,
+    params: Any,
+    text: np.ndarray,
+    *,
+    sequence_length: int = PAPER_LENGTH,
+    step: int = PAPER_STEP,
+    batch_size: int = 8,
+) -> Iterator[Scored]:
+    """The paper's protocol (section 4.2.3): overlapping sequences, of which the last `step` characters are scored.
+
+    Sequences begin at 0, step, 2 step, …, as many as fit; the characters before the first scored one are context only.
+
+    Args:
+      config: the model, with the windows to evaluate it with.
+      params: its parameters.
+      text: uint8 [N].
+      sequence_length: characters that a sequence reads.
+      step: how far one sequence begins after the last.
+      batch_size: sequences at once, rounded up to a multiple of the local devices, over which they are spread.
+
+    Raises:
+      InputError: as `overlapping_count`.
+    """
+    count = overlapping_count(len(text), sequence_length, step) // step
+    devices = jax.local_devices()
+    mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
+    split = NamedSharding(mesh, P("batch"))
+    batch_size = math.ceil(min(batch_size, count) / len(devices)) * len(devices)
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    for first in range(0, count, batch_size):
+        # The last batch is filled up with its last sequence, whose scores are then left out.
+        index = np.minimum(np.arange(first, first + batch_size), count - 1)
+        windows = text[index[:, None] * step + np.arange(sequence_length + 1)]
+        nats = _overlapping_nats(config, step, params, jax.device_put(windows, split))
+        for i in range(min(batch_size, count - first)):
+            yield Scored((first + i) * step + sequence_length - step + 1, nats[i])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _overlapping_nats(config: CharLMConfig, step: int, params, windows: jax.Array) -> jax.Array:
+    logits = CharLM(config).apply({"params": params}, windows[:, :-1])
+    return _nats(logits[:, -step:], windows[:, -step:])
+
+
+def score_stream(
+    config: CharLMConfig, params: Any, text: np.ndarray, *, chunk: int = 1024
+) -> Iterator[Scored]:
+    """Reads the text once, chunk by chunk, with a cache of each layer's window: every character but the first is scored
+    once, with all the context the model can hold, in time linear in the text.
+
+    Args:
+      config: the model, with the windows to evaluate it with.
+      params: its parameters.
+      text: uint8 [N], N >= 2.
+      chunk: characters at once; the scores do not depend on it.
+
+    Raises:
+      InputError: there is nothing to score, or chunk is below 1.
+    """
+    if len(text) < 2:
+        raise InputError(f"text has {len(text)} characters; expected at least 2, one to read and one to predict")
+    if chunk < 1:
+        raise InputError(f"chunk is {chunk}; expected at least 1")
+    chunk = min(chunk, len(text) - 1)
+    cache = init_cache(config, 1)
+    for start in range(0, len(text) - 1, chunk):
+        piece = np.asarray(text[start : start + chunk + 1])
+        padded = np.zeros(chunk + 1, np.uint8)  # the last piece: one compilation fits all
+        padded[: len(piece)] = piece
+        nats, cache = _stream_nats(config, params, cache, padded[None])
+        yield Scored(start + 1, nats[0, : len(piece) - 1])
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _stream_nats(config: CharLMConfig, params, cache, piece: jax.Array):
+    logits, cache = extend(config, params, cache, piece[:, :-1])
+    return _nats(logits, piece[:, 1:]), cache
+
+
+def _nats(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """-ln p of targets [B, T] under logits [B, T, V]."""
+    chosen = jnp.take_along_axis(logits, targets.astype(jnp.int32)[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen

@@ -1,0 +1,141 @@
+"""Evaluation of what train.py left in a workdir."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from longformer_jax.data import check_vocab
+from longformer_jax.errors import InputError
+from longformer_jax.evaluation import protocols
+from longformer_jax.models import CharLMConfig, generate
+from longformer_jax.training import ExperimentConfig
+from longformer_jax.training.checkpoints import find_checkpoint, restore_params
+
+PROTOCOLS = ("paper", "stream")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+      protocol, split: what was asked for.
+      step: of the checkpoint.
+      bits_per_character: the mean over the scored characters.
+      characters: how many were scored.
+      seconds: wall time, compilation included.
+    """
+
+    protocol: str
+    split: str
+    step: int
+    bits_per_character: float
+    characters: int
+    seconds: float
+
+    @property
+    def characters_per_second(self) -> float:
+        """Scored characters for each second of wall time."""
+        return self.characters / self.seconds
+
+
+def load_model(workdir: str | Path, step: int | None = None) -> tuple[ExperimentConfig, CharLMConfig, dict, int]:
+    """The experiment, the model with the windows of the phase that was trained last, its parameters and its step.
+
+    Raises:
+      InputError: the workdir holds no run or no such checkpoint, or it is damaged.
+    """
+    config = ExperimentConfig.load(workdir)
+    step = find_checkpoint(workdir, step)
+    model = config.model_in_phase(config.phase_at(max(step - 1, 0)))
+    return config, dataclasses.replace(model, remat=False), restore_params(workdir, step), step
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    split: str = "test",
+    protocol: str = "paper",
+    step: int | None = None,
+    sequence_length: int = protocols.PAPER_LENGTH,
+    stride: int = protocols.PAPER_STEP,
+    batch_size: int = 8,
+    limit: int | None = None,
+) -> Result:
+    """Scores a split of the corpus that a run was trained on, with a progress bar that shows the running figure.
+
+    Args:
+      workdir: of the run.
+      split: "train", "validation" or "test".
+      protocol: "paper" (overlapping sequences) or "stream" (one pass with a cache); see `protocols`.
+      step: which checkpoint; None is the latest.
+      sequence_length, stride, batch_size: of the protocol "paper".
+      limit: stop after so many scored characters; None scores them all.
+
+    Raises:
+      InputError: an argument, the workdir or the text does not fit; before anything compiles.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol is {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; expected at least 1 character")
+    config = ExperimentConfig.load(workdir)
+    corpus = config.data.load()
+    text = corpus.split(split)
+    check_vocab(text, config.model.vocab_size)
+    if protocol == "paper":
+        total = protocols.overlapping_count(len(text), sequence_length, stride)
+    else:
+        total = len(text) - 1
+    _, model, params, found = load_model(workdir, step)
+    if protocol == "paper":
+        pieces = protocols.score_overlapping(
+            model, params, text, sequence_length=sequence_length, step=stride, batch_size=batch_size
+        )
+    else:
+        pieces = protocols.score_stream(model, params, text)
+    total = min(total, limit or total)
+    score = protocols.BitsPerCharacter()
+    began = time.perf_counter()
+    with tqdm(total=total, unit="char", unit_scale=True, disable=None, desc=f"{split} ({protocol})") as bar:
+        for piece in pieces:
+            nats = np.asarray(piece.nats)[: total - score.characters]
+            score.add(nats)
+            bar.set_postfix_str(f"{score.value:.4f} bits per character", refresh=False)
+            bar.update(nats.size)
+            if score.characters >= total:
+                break
+    seconds = time.perf_counter() - began
+    return Result(protocol, split, found, score.value, score.characters, seconds)
+
+
+def sample_text(
+    workdir: str | Path,
+    length: int,
+    *,
+    prompt: str = "\n",
+    step: int | None = None,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> str:
+    """Writes `length` characters after a prompt; the options are those of `longformer_jax.generate`.
+
+    Raises:
+      InputError: the prompt is empty or has bytes outside the vocabulary, or an option is out of range.
+    """
+    tokens = np.frombuffer(prompt.encode(), np.uint8)
+    if not len(tokens):
+        raise InputError("prompt is empty; expected at least one character")
+    config = ExperimentConfig.load(workdir)
+    check_vocab(tokens, config.model.vocab_size)
+    _, model, params, _ = load_model(workdir, step)
+    written = generate(
+        model, params, tokens[None], length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+    return bytes(np.asarray(jax.device_get(written))[0].astype(np.uint8)).decode(errors="replace")
