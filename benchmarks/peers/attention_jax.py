@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from longformer_jax import banded_attention
+from longformer_jax import banded_attention, merge_attention
 from side import Prepare, main
 
 HEADS, HEAD_DIM, WINDOW, GLOBAL_KEYS = 12, 64, 256, 16
@@ -20,16 +20,14 @@ band = partial(banded_attention, window=WINDOW, implementation="xla")
 
 
 def with_global_keys(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """One softmax over the band and evenly spread keys that every query sees."""
+    """One softmax over the band and 16 evenly spread keys that every query sees."""
     length = key.shape[1]
     positions = jnp.arange(GLOBAL_KEYS) * (length // GLOBAL_KEYS)
     local = jnp.ones((1, length), bool).at[:, positions].set(False)
     band_out, band_lse = band(query, key, value, key_mask=local, return_lse=True)
     scores = jnp.einsum("bthd,bghd->bthg", query, key[:, positions]) / HEAD_DIM**0.5
-    global_lse = jax.nn.logsumexp(scores, axis=-1)
-    global_out = jnp.einsum("bthg,bghd->bthd", jax.nn.softmax(scores), value[:, positions])
-    share = jax.nn.sigmoid(band_lse - global_lse)[..., None]
-    return share * band_out + (1 - share) * global_out
+    spread_out = jnp.einsum("bthg,bghd->bthd", jax.nn.softmax(scores), value[:, positions])
+    return merge_attention(band_out, band_lse, spread_out, jax.nn.logsumexp(scores, axis=-1))[0]
 
 
 def maker(attention: Attention) -> Callable[[str, int], Prepare]:
