@@ -135,7 +135,7 @@ class ExperimentConfig:
     """Everything that decides what is trained, and how it is reported.
 
     Attributes:
-      model: the architecture; its windows are those of the first phase (`model_in_phase` gives the others).
+      model: the architecture. Its windows are set to those of the first phase; `model_in_phase` gives the others.
       phases: the stages, in order.
       data, optimizer, mesh: see there.
       seed: of parameters, dropout and the order of the text.
@@ -175,6 +175,7 @@ class ExperimentConfig:
                 self.model_in_phase(index)
             except InputError as error:
                 raise InputError(f"phases[{index}].{error}") from None
+        object.__setattr__(self, "model", self.model_in_phase(0))
 
     def model_in_phase(self, index: int) -> CharLMConfig:
         """The model as phase `index` runs it: the same parameters behind the phase's windows."""
@@ -252,11 +253,7 @@ class ExperimentConfig:
             raise InputError(f"model is {model!r}; expected a mapping")
         if "windows" in model:
             raise InputError(f"model.windows is {model['windows']!r}; expected no such key, as phases have the windows")
-        windows = build(Phase, phases[0], "phases[0]").windows
-        try:
-            return build(cls, {**values, "model": {**model, "windows": windows}}, "")
-        except InputError as error:
-            raise InputError(str(error).replace("model.windows", "phases[0].windows")) from None
+        return build(cls, values, "")
 
     def to_dict(self) -> dict[str, Any]:
         """The inverse of `from_dict`, in types that JSON has."""

@@ -38,18 +38,17 @@ def training_flops_per_character(config: CharLMConfig, params: Any, sequence_len
 
     Args:
       config: the model.
-      params: its parameters, arrays or their shapes; `[L, …]` under "layers".
+      params: its parameters, arrays or their shapes.
       sequence_length: T; the first characters of a sequence see fewer keys.
     """
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    embedding = config.vocab_size * config.embed_dim
-    matrices = sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key == "kernel")
-    output = embedding if config.tie_embeddings else 0  # an untied output projection is a kernel
+    layers = sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key in ("kernel", "relative"))
+    output = config.vocab_size * config.embed_dim
     positions = np.arange(sequence_length)
     pairs = 0.0  # visible (query, key) pairs of a character, summed over layers and heads
     for window, dilation in zip(config.windows, config.dilations, strict=True):
         for heads, step in ((config.dilated_heads, dilation), (config.num_heads - config.dilated_heads, 1)):
             pairs += heads * np.mean(np.minimum(positions // step, window) + 1)
     terms = 3 if config.positions == "transformer_xl" else 2
-    forward = 2 * (matrices + output) + 2 * terms * (config.embed_dim // config.num_heads) * pairs
+    forward = 2 * (layers + output) + 2 * terms * config.head_dim * pairs
     return 3 * float(forward)

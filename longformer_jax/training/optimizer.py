@@ -7,8 +7,8 @@ import optax
 
 from longformer_jax.training.config import ExperimentConfig, OptimizerConfig, Phase
 
-# Biases, LayerNorm scales and the position biases u and v are not decayed.
-_DECAYED = ("kernel", "embedding")
+# Matrices; biases, LayerNorm scales and the position biases u and v are not decayed.
+_DECAYED = ("kernel", "embedding", "relative", "head")
 
 
 def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:

@@ -39,9 +39,10 @@ def build(cls: type, values: object, path: str) -> Any:
 def _convert(value: object, kind: Any, path: str) -> Any:
     """`value` as an instance of the annotation `kind`; lists become tuples, integers floats where asked for."""
     if isinstance(kind, types.UnionType):
-        if value is None:
+        if value is None and types.NoneType in typing.get_args(kind):
             return None
-        kind = _without_none(kind)
+        of_lists = [option for option in typing.get_args(kind) if typing.get_origin(option) is tuple]
+        kind = of_lists[0] if of_lists and isinstance(value, list | tuple) else typing.get_args(kind)[0]
     if dataclasses.is_dataclass(kind):
         return build(typing.cast(type, kind), value, path)
     if typing.get_origin(kind) is tuple:
@@ -69,14 +70,6 @@ def to_config_dict(value: Any) -> Any:
     config = ConfigDict()
     for field in dataclasses.fields(value):
         item = to_config_dict(getattr(value, field.name))
-        kind = kinds[field.name]
-        if isinstance(kind, types.UnionType):
-            item = FieldReference(item, field_type=_without_none(kind))
-        config[field.name] = item
+        options = typing.get_args(kinds[field.name])
+        config[field.name] = FieldReference(item, field_type=options[0]) if types.NoneType in options else item
     return config
-
-
-def _without_none(kind: types.UnionType) -> Any:
-    """X of the annotation X | None."""
-    (inner,) = set(typing.get_args(kind)) - {types.NoneType}
-    return inner

@@ -13,10 +13,10 @@ from longformer_jax.training.config import ExperimentConfig, MeshConfig
 
 BATCH_AXES = ("data", "fsdp")
 
-# The first pattern found in a tensor's path decides; what it leaves open is replicated. The kernels of all layers,
-# [L, in, ...], hold nearly all parameters. The optimizer's moments have the paths of their parameters.
+# The first pattern found in a tensor's path decides; what it leaves open is replicated. The matrices of all layers,
+# [L, in, out], hold nearly all parameters. The optimizer's moments have the paths of their parameters.
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (
-    (r"layers/.*kernel", P(None, "fsdp")),
+    (r"layers/.*(kernel|relative)", P(None, "fsdp")),
     (r"", P()),
 )
 

@@ -1,0 +1,214 @@
+"""Configurations: what is accepted, what each wrong field is called, and when a run may be continued."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from longformer_jax.errors import InputError
+from longformer_jax.training import DataConfig, ExperimentConfig, MeshConfig, OptimizerConfig
+from tests.training.tiny import CONFIG
+
+
+def test_round_trip_through_config_dict_and_json(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        data=DataConfig(source="text_file", path="a file", split=(0.5, 0.25, 0.25)),
+        optimizer=OptimizerConfig(decay="cosine"),
+        mesh=MeshConfig(fsdp=2),
+        seed=7,
+    )
+    assert ExperimentConfig.from_config_dict(config.to_config_dict()) == config
+    config.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert ExperimentConfig.load(tmp_path) == config
+
+
+def test_overriding_a_config_dict() -> None:
+    values = CONFIG.to_config_dict()
+    values.phases[1].windows = (3, 5)
+    values.phases[1].sequences_per_device = 2
+    values.data.path = "a file"
+    values.optimizer.weight_decay = 0
+    config = ExperimentConfig.from_config_dict(values)
+    assert config.phases[1].windows == config.model_in_phase(1).windows == (3, 5)
+    assert config.model.windows == config.model_in_phase(0).windows == (4, 8)
+    assert config.phases[1].sequences_per_device == 2
+    assert config.data.path == "a file"
+    assert config.optimizer.weight_decay == 0.0
+
+
+def test_defaults_fill_what_is_left_out() -> None:
+    phase = {"sequence_length": 8, "windows": [2, 2], "learning_rate": 1, "batch_size": 1, "steps": 1}
+    model = {"num_layers": 2, "dilations": [1, 1]}
+    config = ExperimentConfig.from_dict({"model": model, "phases": [phase]})
+    assert config == ExperimentConfig(model=config.model, phases=config.phases)
+    assert config.phases[0].learning_rate == 1.0
+
+
+def change(path: str, value: Any) -> dict[str, Any]:
+    """The tiny configuration as JSON, with the field at `path` replaced; "phases.0.steps" is phases[0].steps."""
+    values = json.loads(json.dumps(CONFIG.to_dict()))
+    *parents, last = path.split(".")
+    target = values
+    for key in parents:
+        target = target[int(key) if key.isdecimal() else key]
+    target[int(last) if last.isdecimal() else last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sed", 1, r"sed is 1; expected no such key, but one of model, phases, .*seed"),
+        ("model.widht", 1, r"model\.widht is 1; expected no such key, but one of vocab_size"),
+        ("phases.1.lr", 1, r"phases\[1\]\.lr is 1; expected no such key"),
+        ("seed", "x", r"seed is 'x'; expected an integer"),
+        ("seed", True, r"seed is True; expected an integer"),
+        ("seed", 1.0, r"seed is 1\.0; expected an integer"),
+        ("seed", -1, r"seed is -1; expected at least 0"),
+        ("log_interval", 0, r"log_interval is 0; expected at least 1"),
+        ("eval_interval", -1, r"eval_interval is -1; expected at least 0"),
+        ("eval_sequences", 0, r"eval_sequences is 0; expected at least 1"),
+        ("checkpoint_interval", 0, r"checkpoint_interval is 0; expected at least 1"),
+        ("keep_checkpoints", 0, r"keep_checkpoints is 0; expected at least 1"),
+        ("model", None, r"model is None; expected a mapping"),
+        ("model.windows", [4, 8], r"model\.windows is \[4, 8\]; expected no such key, as phases have the windows"),
+        ("model.embed_dim", "wide", r"model\.embed_dim is 'wide'; expected an integer"),
+        ("model.remat", 1, r"model\.remat is 1; expected true or false"),
+        ("model.positions", 1, r"model\.positions is 1; expected text"),
+        ("phases", [], r"phases is \[\]; expected a list of at least one phase"),
+        ("phases", {"steps": 1}, r"phases is {'steps': 1}; expected a list of at least one phase"),
+        ("phases.1", 3, r"phases\[1\] is 3; expected a mapping"),
+        ("phases.1.windows", [4, 8, 16], r"phases\[1\]\.windows "),
+        ("phases.0.windows", [4], r"phases\[0\]\.windows "),
+        ("phases.1.windows", 4, r"phases\[1\]\.windows is 4; expected a list"),
+        ("phases.1.windows", [4, "x"], r"phases\[1\]\.windows\[1\] is 'x'; expected an integer"),
+        ("phases.0.steps", 0, r"phases\[0\]\.steps is 0; expected at least 1"),
+        ("phases.0.batch_size", 0, r"phases\[0\]\.batch_size is 0; expected at least 1"),
+        ("phases.0.sequence_length", 0, r"phases\[0\]\.sequence_length is 0; expected at least 1"),
+        ("phases.0.sequences_per_device", 0, r"phases\[0\]\.sequences_per_device is 0; expected at least 1"),
+        ("phases.0.learning_rate", 0, r"phases\[0\]\.learning_rate is 0\.0; expected a positive number"),
+        ("phases.0.learning_rate", float("nan"), r"phases\[0\]\.learning_rate is nan; expected a positive number"),
+        ("optimizer.decay", "step", r"optimizer\.decay is 'step'; expected one of constant, linear, cosine"),
+        ("optimizer.b1", 1, r"optimizer\.b1 is 1\.0; expected a number of at least 0 and below 1"),
+        ("optimizer.b2", -0.1, r"optimizer\.b2 is -0\.1; expected a number of at least 0 and below 1"),
+        ("optimizer.warmup_fraction", 1.5, r"optimizer\.warmup_fraction is 1\.5; expected a number of at least 0 and"),
+        ("optimizer.eps", 0, r"optimizer\.eps is 0\.0; expected a positive number"),
+        ("optimizer.clip_norm", 0, r"optimizer\.clip_norm is 0\.0; expected a positive number"),
+        ("optimizer.weight_decay", -1, r"optimizer\.weight_decay is -1\.0; expected at least 0"),
+        ("optimizer.max_warmup_steps", -1, r"optimizer\.max_warmup_steps is -1; expected at least 0"),
+        ("optimizer.final_fraction", 2, r"optimizer\.final_fraction is 2\.0; expected a number from 0 to 1"),
+        ("mesh.data", 0, r"mesh\.data is 0; expected at least 1, or -1 for the devices that remain"),
+        ("mesh.fsdp", -2, r"mesh\.fsdp is -2; expected at least 1, or -1 for the devices that remain"),
+        ("mesh.fsdp", -1, r"mesh\.data is -1; expected a number, as fsdp is -1 too"),
+        ("data.path", 3, r"data\.path is 3; expected text"),
+        ("data.split", 1, r"data\.split is 1; expected a list"),
+    ],
+)
+def test_bad_input(path: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        ExperimentConfig.from_dict(change(path, value))
+
+
+def test_missing_field() -> None:
+    values = CONFIG.to_dict()
+    del values["phases"][1]["steps"]
+    with pytest.raises(InputError, match=r"^phases\[1\]\.steps is missing; expected a value$"):
+        ExperimentConfig.from_dict(values)
+
+
+def test_config_dict_of_other_things() -> None:
+    with pytest.raises(InputError, match="^config holds a value that is no number, text, list or mapping"):
+        ExperimentConfig.from_config_dict(ConfigDict({"model": {"dtype": object()}}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "which has no config.json"), ('{"seed":', "is not valid JSON"), ("[1]", "expected a mapping")],
+)
+def test_unreadable_config_json(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        ExperimentConfig.load(tmp_path)
+
+
+def test_phases_and_characters_by_step() -> None:
+    assert [CONFIG.phase_at(step) for step in (0, 11, 12, 19, 20)] == [0, 0, 1, 1, 1]
+    assert CONFIG.total_steps == 20
+    first, second = 8 * 32, 8 * 48
+    expected = [0, first, 12 * first, 12 * first + second, 12 * first + 8 * second]
+    assert [CONFIG.characters_at(step) for step in (0, 1, 12, 13, 20)] == expected
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_text_shorter_than_a_sequence(tmp_path: Path, split: str) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(bytes(100))
+    fractions = (0.4, 0.6, 0.0) if split == "train" else (0.6, 0.4, 0.0)
+    config = dataclasses.replace(CONFIG, data=DataConfig(path=str(text), split=fractions))
+    message = rf"^phases\[1\]\.sequence_length is 48; expected less than the 40 characters of the {split} split"
+    with pytest.raises(InputError, match=message):
+        config.load_corpus()
+
+
+def test_validation_text_is_not_needed_without_validation(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(bytes(100))
+    data = DataConfig(path=str(text), split=(1.0, 0.0, 0.0))
+    assert len(dataclasses.replace(CONFIG, data=data, eval_interval=0).load_corpus().split("train")) == 100
+
+
+def test_token_outside_the_vocabulary() -> None:
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, vocab_size=64))
+    with pytest.raises(InputError, match="vocab_size is 64"):
+        config.load_corpus()
+
+
+def changed(edit: Callable[[dict[str, Any]], None]) -> ExperimentConfig:
+    values = copy.deepcopy(CONFIG.to_dict())
+    edit(values)
+    return ExperimentConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda c: c.update(
+            log_interval=1, eval_interval=0, eval_sequences=1, checkpoint_interval=1, keep_checkpoints=9
+        ),
+        lambda c: c["mesh"].update(data=1, fsdp=2),
+        lambda c: c["data"].update(data_dir="elsewhere"),
+        lambda c: c["phases"][0].update(sequences_per_device=None),
+        lambda c: c["phases"][1].update(steps=9),
+        lambda c: c["model"].update(remat=True, implementation="reference"),
+    ],
+)
+def test_harmless_changes_resume(edit: Callable[[dict[str, Any]], None]) -> None:
+    changed(edit).check_resumes(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("edit", "names"),
+    [
+        (lambda c: c.update(seed=1), [r"seed \(0, now 1\)"]),
+        (lambda c: c["model"].update(embed_dim=32), [r"model\.embed_dim \(16, now 32\)"]),
+        (lambda c: c["data"].update(path="x"), [r"data\.path \(None, now 'x'\)"]),
+        (lambda c: c["optimizer"].update(b2=0.5, decay="linear"), [r"optimizer\.b2 \(0\.999, now 0\.5\)", "decay"]),
+        (lambda c: c["phases"][0].update(steps=13), [r"phases\[0\]\.steps \(12, now 13\)"]),
+        (lambda c: c["phases"][1].update(steps=7), [r"phases\[1\]\.steps \(8, now 7\)"]),
+        (lambda c: c["phases"][1]["windows"].__setitem__(0, 9), [r"phases\[1\]\.windows\[0\] \(8, now 9\)"]),
+        (lambda c: c["phases"].pop(), [r"phases\[1\]\.steps \(8, now None\)"]),
+    ],
+)
+def test_other_changes_do_not_resume(edit: Callable[[dict[str, Any]], None], names: list[str]) -> None:
+    with pytest.raises(InputError, match="^the workdir holds a run of another configuration") as raised:
+        changed(edit).check_resumes(CONFIG)
+    for name in names:
+        raised.match(name)

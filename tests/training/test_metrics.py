@@ -1,0 +1,50 @@
+"""The log of a run that was killed and goes on, and the curve."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from longformer_jax.training.metrics import MetricsLog, plot_curve, read_metrics
+
+
+def test_log_goes_on_after_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with MetricsLog(tmp_path, step=0, total_steps=30) as log:
+        for step in (10, 20):
+            log.write("train", step, {"characters": 7 * step, "bpc": 2.0})
+        log.write("validation", 20, {"characters": 140, "bpc": 2.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"split": "train", "st')  # killed while writing
+    with MetricsLog(tmp_path, step=10, total_steps=30) as log:
+        log.say("a line")
+        log.advance(20)
+        log.write("train", 20, {"characters": 140, "bpc": 1.5})
+    assert capsys.readouterr().out == "a line\n"
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"split": "train", "step": 10, "characters": 70, "bpc": 2.0},
+        {"split": "train", "step": 20, "characters": 140, "bpc": 1.5},
+    ]
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    with MetricsLog(tmp_path, step=0, total_steps=1) as log:
+        log.write("train", 5, {"bpc": 2.25})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, scalars = file.read_bytes(), {}
+    while data:  # records: length, its checksum, the event, its checksum
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        scalars |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        data = data[16 + length :]
+    assert scalars == {("train/bpc", 5): 2.25}
+
+
+def test_curve_needs_no_display(tmp_path: Path) -> None:
+    train = {"split": "train", "step": 1, "characters": 10, "bpc": 3.0}
+    for records in ([train], [train, train | {"split": "validation"}]):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        plot_curve(tmp_path)
+        assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

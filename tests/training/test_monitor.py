@@ -1,0 +1,53 @@
+"""Means over intervals, the stop at what is not finite, and the time that is not counted."""
+
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from longformer_jax.training.monitor import DivergenceError, StepMonitor
+
+
+def metrics(loss: float, grad_norm: float = 1.0) -> dict:
+    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)}
+
+
+def test_reports_means_of_intervals_and_of_the_rest() -> None:
+    reports = []
+    monitor = StepMonitor(4, lambda step, means, seconds: reports.append((step, means["loss"])))
+    for step in range(3, 11):  # as after a resume, the first interval is shorter
+        monitor.push(step, metrics(step))
+    monitor.finish()
+    assert reports == [(4, 3.5), (8, 6.5), (10, 9.5)]
+    monitor.finish()
+    assert len(reports) == 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["loss", "grad_norm"])
+def test_stops_within_two_steps_of_what_is_not_finite(field: str, bad: float) -> None:
+    monitor = StepMonitor(100, lambda *report: None)
+    monitor.push(1, metrics(1.0))
+    monitor.push(2, metrics(1.0) | {field: jnp.float32(bad)})
+    monitor.push(3, metrics(1.0))
+    with pytest.raises(DivergenceError, match=rf"^{field} is {bad} at step 2; expected a finite number$"):
+        monitor.push(4, metrics(1.0))
+
+
+def test_pause_sees_the_last_step() -> None:
+    monitor = StepMonitor(100, lambda *report: None)
+    monitor.push(1, metrics(float("nan")))
+    with pytest.raises(DivergenceError, match="at step 1"), monitor.paused():
+        pytest.fail("the state of step 1 must not be used")
+
+
+def test_time_of_a_pause_is_not_counted() -> None:
+    seconds = []
+    monitor = StepMonitor(2, lambda step, means, per_step: seconds.append(per_step))
+    monitor.push(1, metrics(1.0))
+    time.sleep(0.2)
+    with monitor.paused():
+        time.sleep(2)
+    monitor.push(2, metrics(1.0))
+    monitor.finish()
+    assert 0.1 <= seconds[0] < 0.9

@@ -1,0 +1,90 @@
+"""The learning rate at the borders of phases, and AdamW against a direct transcription."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longformer_jax.training import OptimizerConfig
+from longformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tests.training.tiny import CONFIG
+
+
+def with_phases(steps: tuple[int, ...], rates: tuple[float, ...], **optimizer: object):
+    phases = tuple(
+        dataclasses.replace(CONFIG.phases[0], steps=count, learning_rate=rate)
+        for count, rate in zip(steps, rates, strict=True)
+    )
+    return dataclasses.replace(CONFIG, phases=phases, optimizer=OptimizerConfig(**optimizer))  # pyrefly: ignore
+
+
+def test_constant_after_a_warmup_in_each_phase() -> None:
+    schedule = learning_rate_schedule(with_phases((100, 50, 5), (1.0, 0.5, 0.25)))
+    rates = [float(schedule(step)) for step in range(155)]
+    # A tenth of each phase warms up: 10 steps, 5 steps, none.
+    np.testing.assert_allclose(rates[:10], [(s + 1) / 11 for s in range(10)], rtol=1e-6)
+    np.testing.assert_allclose(rates[10:100], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(rates[100:105], [0.5 * (s + 1) / 6 for s in range(5)], rtol=1e-6)
+    np.testing.assert_allclose(rates[105:150], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(rates[150:], 0.25, rtol=1e-6)
+
+
+def test_warmup_is_at_most_ten_thousand_steps() -> None:
+    schedule = learning_rate_schedule(with_phases((430_000, 50_000), (2.5e-4, 1.25e-4)))
+    assert float(schedule(9_999)) == pytest.approx(2.5e-4 * 10_000 / 10_001, rel=1e-6)
+    assert float(schedule(10_000)) == float(schedule(429_999)) == pytest.approx(2.5e-4, rel=1e-6)
+    assert float(schedule(430_000)) == pytest.approx(1.25e-4 / 5_001, rel=1e-5)
+    assert float(schedule(435_000)) == pytest.approx(1.25e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("decay", "middle"), [("linear", 1 - 0.9 * 45 / 90), ("cosine", 0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)]
+)
+def test_decay_to_a_fraction_at_the_end_of_each_phase(decay: str, middle: float) -> None:
+    schedule = learning_rate_schedule(with_phases((100, 100), (2.0, 1.0), decay=decay, final_fraction=0.1))
+    for start, rate in ((0, 2.0), (100, 1.0)):
+        assert float(schedule(start + 10)) == pytest.approx(rate, rel=1e-6)
+        assert float(schedule(start + 55)) == pytest.approx(rate * middle, rel=1e-5)
+    assert float(schedule(99)) == pytest.approx(2.0 * 0.1, rel=0.2)
+    assert float(schedule(200)) == pytest.approx(1.0 * 0.1, rel=1e-5)
+
+
+def test_adamw_with_clipping_and_decay_of_kernels_and_embeddings_only() -> None:
+    settings = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.1, "clip_norm": 0.5, "warmup_fraction": 0.0}
+    optimizer = make_optimizer(with_phases((10,), (0.1,), **settings))
+    rng = np.random.default_rng(0)
+    shapes = {
+        "embed": {"embedding": (5, 3)},
+        "layers": {"mlp": {"kernel": (2, 3, 4), "bias": (2, 4)}, "norm": {"scale": (2, 3)}, "u": (2, 3), "v": (2, 3)},
+    }
+    draw = lambda: jax.tree.map(  # noqa: E731
+        lambda shape: rng.normal(size=shape).astype(np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    params = draw()
+    moments = [jax.tree.map(np.zeros_like, params) for _ in range(2)]
+    state, ours = optimizer.init(params), jax.tree.map(jnp.asarray, params)
+    decayed = {
+        "embed": {"embedding": 1},
+        "layers": {"mlp": {"kernel": 1, "bias": 0}, "norm": {"scale": 0}, "u": 0, "v": 0},
+    }
+    for count, size in ((1, 1.0), (2, 1e-3)):  # the first gradient is clipped, the second is not
+        grads = jax.tree.map(lambda g: g * size, draw())  # noqa: B023
+        norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
+        assert (norm > 0.5) == (count == 1)
+        clipped = jax.tree.map(lambda g: g * min(1, 0.5 / norm), grads)  # noqa: B023
+        moments[0] = jax.tree.map(lambda m, g: 0.8 * m + 0.2 * g, moments[0], clipped)
+        moments[1] = jax.tree.map(lambda v, g: 0.9 * v + 0.1 * g**2, moments[1], clipped)
+        params = jax.tree.map(
+            lambda p, m, v, decay: (
+                p - 0.1 * (m / (1 - 0.8**count) / (np.sqrt(v / (1 - 0.9**count)) + 1e-3) + 0.1 * decay * p)  # noqa: B023
+            ),
+            params,
+            *moments,
+            decayed,
+        )
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, grads), state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, params)
