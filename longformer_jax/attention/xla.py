@@ -171,9 +171,14 @@ class _Walk:
 
 
 def _tile_size(shortest: int, width: int, backward: bool) -> int:
-    """Rows in a tile: small beside the band, large enough for the matrix units. Measured on CPU only."""
+    """Rows in a tile: small beside the band, as its edges are computed in vain, but large enough for the matrix units.
+
+    Measured on CPU (benchmarks/attention.py); elsewhere larger ones, as launching a step costs more there.
+    """
+    if shortest <= min(256, width + width // 2):
+        return shortest
     if jax.default_backend() == "cpu":
-        tile = 128 if backward else 64
+        tile = 32 if width < 64 else 64 if width < (512 if backward else 1024) else 128
     else:
         tile = 256 if width <= 2048 else 128
     return min(tile, shortest)
