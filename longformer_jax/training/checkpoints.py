@@ -36,7 +36,6 @@ class Checkpoints:
             context=context,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyrefly: ignore[bad-argument-type]
             cleanup_tmp_directories=True,
-            lightweight_initialize=True,
         )
 
     def __enter__(self) -> Self:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,39 +52,36 @@ def test_decay_to_a_fraction_at_the_end_of_each_phase(decay: str, middle: float)
     assert float(schedule(200)) == pytest.approx(1.0 * 0.1, rel=1e-5)
 
 
-def test_adamw_with_clipping_and_decay_of_kernels_and_embeddings_only() -> None:
+def test_adamw_with_clipping_and_decay_of_matrices_only() -> None:
     settings = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.1, "clip_norm": 0.5, "warmup_fraction": 0.0}
     optimizer = make_optimizer(with_phases((10,), (0.1,), **settings))
-    rng = np.random.default_rng(0)
-    shapes = {
-        "embed": {"embedding": (5, 3)},
-        "layers": {"mlp": {"kernel": (2, 3, 4), "bias": (2, 4)}, "norm": {"scale": (2, 3)}, "u": (2, 3), "v": (2, 3)},
-    }
-    draw = lambda: jax.tree.map(  # noqa: E731
-        lambda shape: rng.normal(size=shape).astype(np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple)
-    )
-    params = draw()
-    moments = [jax.tree.map(np.zeros_like, params) for _ in range(2)]
-    state, ours = optimizer.init(params), jax.tree.map(jnp.asarray, params)
     decayed = {
         "embed": {"embedding": 1},
-        "layers": {"mlp": {"kernel": 1, "bias": 0}, "norm": {"scale": 0}, "u": 0, "v": 0},
+        "head": 1,
+        "layers": {"mlp": {"kernel": 1, "bias": 0}, "norm": {"scale": 0}, "relative": 1, "u": 0, "v": 0},
     }
-    for count, size in ((1, 1.0), (2, 1e-3)):  # the first gradient is clipped, the second is not
-        grads = jax.tree.map(lambda g: g * size, draw())  # noqa: B023
+    rng = np.random.default_rng(0)
+
+    def draw(size: float) -> Any:
+        return jax.tree.map(lambda _: size * rng.normal(size=(2, 3)), decayed)
+
+    params = draw(1.0)
+    means, squares = draw(0.0), draw(0.0)
+    state, ours = optimizer.init(params), params
+    for count, size, clips in ((1, 1.0, True), (2, 1e-3, False)):
+        grads = draw(size)
+        updates, state = jax.jit(optimizer.update)(grads, state, ours)
+        ours = jax.tree.map(np.add, ours, updates)
+
         norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
-        assert (norm > 0.5) == (count == 1)
-        clipped = jax.tree.map(lambda g: g * min(1, 0.5 / norm), grads)  # noqa: B023
-        moments[0] = jax.tree.map(lambda m, g: 0.8 * m + 0.2 * g, moments[0], clipped)
-        moments[1] = jax.tree.map(lambda v, g: 0.9 * v + 0.1 * g**2, moments[1], clipped)
-        params = jax.tree.map(
-            lambda p, m, v, decay: (
-                p - 0.1 * (m / (1 - 0.8**count) / (np.sqrt(v / (1 - 0.9**count)) + 1e-3) + 0.1 * decay * p)  # noqa: B023
-            ),
-            params,
-            *moments,
-            decayed,
-        )
-        updates, state = optimizer.update(jax.tree.map(jnp.asarray, grads), state, ours)
-        ours = jax.tree.map(jnp.add, ours, updates)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, params)
+        assert (norm > 0.5) == clips
+        grads = jax.tree.map(np.multiply, grads, jax.tree.map(lambda _, norm=norm: min(1, 0.5 / norm), grads))
+        means = jax.tree.map(lambda m, g: 0.8 * m + 0.2 * g, means, grads)
+        squares = jax.tree.map(lambda v, g: 0.9 * v + 0.1 * g**2, squares, grads)
+
+        def step(p: Any, m: Any, v: Any, decay: int, count: int = count) -> Any:
+            adam = m / (1 - 0.8**count) / (np.sqrt(v / (1 - 0.9**count)) + 1e-3)
+            return p - 0.1 * (adam + 0.1 * decay * p)
+
+        params = jax.tree.map(step, params, means, squares, decayed)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, params)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from longformer_jax.errors import InputError
 from longformer_jax.training import MeshConfig
 from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch, state_shardings
+from longformer_jax.training.step import abstract_params
 from tests.training.tiny import CONFIG
 
 
@@ -28,25 +30,26 @@ def test_mesh_that_the_devices_do_not_fill(config: MeshConfig) -> None:
         make_mesh(config)
 
 
-def test_kernels_are_split_and_the_rest_is_replicated() -> None:
+def test_matrices_of_layers_are_split_and_the_rest_is_replicated() -> None:
     mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
-    shape = lambda *size: jax.ShapeDtypeStruct(size, np.float32)  # noqa: E731
-    params = {
-        "embed": {"embedding": shape(256, 16)},
-        "layers": {"attention": {"query": {"kernel": shape(2, 16, 4, 4), "bias": shape(2, 4, 4)}, "u": shape(2, 4, 4)}},
-    }
-    state = {"params": params, "opt_state": ({"mu": params},), "step": shape()}
-    specs = jax.tree.map(lambda sharding: sharding.spec, state_shardings(mesh, state))  # pyrefly: ignore
-    expected = {
-        "embed": {"embedding": P()},
-        "layers": {"attention": {"query": {"kernel": P(None, "fsdp"), "bias": P()}, "u": P()}},
-    }
-    assert specs == {"params": expected, "opt_state": ({"mu": expected},), "step": P()}
+    params = abstract_params(CONFIG.model)
+    state = {"params": params, "opt_state": ({"mu": params},), "step": jax.ShapeDtypeStruct((), np.int32)}
+    shardings: Any = state_shardings(mesh, state)  # pyrefly: ignore[bad-argument-type]
+    split, whole = P(None, "fsdp"), P()
+    kernel, norm = {"kernel": split}, {"bias": whole, "scale": whole}
+    biases = {"relative": split, "u": whole, "v": whole}
+    mlp = kernel | {"bias": whole}
+    layers = {"attention_norm": norm, "attention_out": kernel, "mlp_in": mlp, "mlp_norm": norm, "mlp_out": mlp}
+    expected = {"embed": {"embedding": whole}, "final_norm": norm, "layers": layers | biases | {"qkv": kernel}}
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    assert specs == {"params": expected, "opt_state": ({"mu": expected},), "step": whole}
 
-    params["layers"]["attention"]["query"]["kernel"] = shape(2, 18, 4, 4)
-    message = r"^mesh\.fsdp is 4; expected a divisor of 18, as params/layers/attention/query/kernel is \(2, 18, 4, 4\)$"
+
+def test_matrix_that_the_mesh_cannot_split() -> None:
+    mesh = jax.sharding.AbstractMesh((1, 3), ("data", "fsdp"))
+    message = r"^mesh\.fsdp is 3; expected a divisor of 16, as params/layers/attention_out/kernel is \(2, 16, 16\)$"
     with pytest.raises(InputError, match=message):
-        state_shardings(mesh, {"params": params})  # pyrefly: ignore
+        state_shardings(mesh, {"params": abstract_params(CONFIG.model)})  # pyrefly: ignore[bad-argument-type]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,7 @@ def test_accumulation_is_as_little_as_memory_allows(
 ) -> None:
     phase = dataclasses.replace(CONFIG.phases[0], batch_size=batch_size, sequences_per_device=most)
     mesh = jax.sharding.AbstractMesh((devices, 1), ("data", "fsdp"))
-    assert accumulation_steps(dataclasses.replace(CONFIG, phases=(phase,)), 0, mesh) == expected  # pyrefly: ignore
+    assert accumulation_steps(dataclasses.replace(CONFIG, phases=(phase,)), 0, mesh) == expected  # pyrefly: ignore[bad-argument-type]
 
 
 def test_batch_that_the_devices_cannot_share() -> None:
@@ -76,7 +79,7 @@ def test_batch_that_the_devices_cannot_share() -> None:
     with pytest.raises(
         InputError, match=r"^phases\[1\]\.batch_size is 8; expected a multiple of 3, the number of devices$"
     ):
-        accumulation_steps(CONFIG, 1, mesh)  # pyrefly: ignore
+        accumulation_steps(CONFIG, 1, mesh)  # pyrefly: ignore[bad-argument-type]
 
 
 def test_microbatches_take_every_nth_row() -> None:
@@ -93,6 +96,7 @@ import jax
 data, fsdp = map(int, sys.argv[1:])
 jax.config.update("jax_num_cpu_devices", data * fsdp)
 from longformer_jax.training import MeshConfig, train
+from longformer_jax.training.step import abstract_params
 from tests.training.tiny import CONFIG
 with tempfile.TemporaryDirectory() as workdir:
     # Not accumulated, so that microbatches and with them dropout are the same on any number of devices.

@@ -33,7 +33,7 @@ def put(state: State) -> State:
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, abstract_state(CONFIG, MESH)))
 
 
-def nats(config: ExperimentConfig, params: Any, rows: np.ndarray, **kwargs: Any) -> jax.Array:
+def nats(config: ExperimentConfig, params: Any, rows: Any, **kwargs: Any) -> jax.Array:
     logits: Any = CharLM(config.model).apply({"params": params}, jnp.asarray(rows[:, :-1], jnp.int32), **kwargs)
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(rows[:, 1:], jnp.int32)[..., None], -1)[..., 0]
 
@@ -56,15 +56,15 @@ def test_state_is_a_function_of_the_seed(initial: State) -> None:
 def test_step_descends_the_mean_cross_entropy(initial: State, accumulate: int) -> None:
     # The key of the step and, where there are several microbatches, of each; they take every second row.
     key = jax.random.fold_in(jax.random.key(CONFIG.seed), 0)
-    keys = [key] if accumulate == 1 else [jax.random.fold_in(key, i) for i in range(accumulate)]
-    microbatches = [ROWS[i::accumulate] for i in range(accumulate)]
+    keys = jnp.stack([key] if accumulate == 1 else [jax.random.fold_in(key, i) for i in range(accumulate)])
+    microbatches = np.stack([ROWS[i::accumulate] for i in range(accumulate)])
 
     def loss_fn(params: Any) -> jax.Array:
-        losses = [
-            nats(CONFIG, params, rows, deterministic=False, rngs={"dropout": key}).mean()
-            for rows, key in zip(microbatches, keys, strict=True)
-        ]
-        return jnp.stack(losses).mean()
+        def loss(microbatch: tuple[jax.Array, jax.Array]) -> jax.Array:
+            rows, key = microbatch
+            return nats(CONFIG, params, rows, deterministic=False, rngs={"dropout": key}).mean()
+
+        return jax.lax.map(loss, (microbatches, keys)).mean()
 
     @jax.jit
     def expected_step(state: State) -> tuple[State, dict[str, jax.Array]]:

@@ -1,0 +1,193 @@
+"""Checkpoints: what is kept, what is refused and in which words, other devices, parameters alone."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from longformer_jax.errors import InputError
+from longformer_jax.training import MeshConfig, restore_params
+from longformer_jax.training.checkpoints import Checkpoints
+from longformer_jax.training.sharding import make_mesh
+from longformer_jax.training.step import State, abstract_state
+from tests.training.tiny import CONFIG
+
+MESH = make_mesh(MeshConfig())
+ABSTRACT = abstract_state(CONFIG, MESH)
+
+
+def state_of(step: int) -> State:
+    """Random numbers, other ones for each step."""
+    rng = np.random.default_rng(step)
+    state = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), ABSTRACT)
+    return jax.device_put(state | {"step": np.int32(step)}, jax.tree.map(lambda leaf: leaf.sharding, ABSTRACT))
+
+
+def assert_same(left: Any, right: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir with checkpoints of steps 2 to 4, of which two are kept."""
+    workdir = tmp_path_factory.mktemp("saved")
+    CONFIG.save(workdir)
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        assert checkpoints.latest_step is None
+        for step in (2, 3, 4):
+            checkpoints.save(step, state_of(step))
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved: Path, tmp_path: Path) -> Path:
+    """A copy of `saved` to damage."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_latest_is_restored_and_old_ones_are_removed(saved: Path) -> None:
+    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["3", "4"]
+    with Checkpoints(saved, keep=2) as checkpoints:
+        assert checkpoints.latest_step == 4
+        restored = checkpoints.restore(ABSTRACT)
+    assert_same(restored, state_of(4))
+    assert jax.tree.map(lambda leaf: leaf.sharding, restored) == jax.tree.map(lambda leaf: leaf.sharding, ABSTRACT)
+
+
+def test_a_save_does_not_see_later_changes(tmp_path: Path) -> None:
+    """The state is donated to the next step as soon as `save` returns."""
+    destroy = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0, state), donate_argnums=0)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step in (1, 2):
+            state = state_of(step)
+            checkpoints.save(step, state)
+            destroy(state)
+        checkpoints.wait()
+        assert_same(checkpoints.restore(ABSTRACT), state_of(2))
+
+
+def test_parameters_alone(saved: Path) -> None:
+    assert_same(restore_params(saved), state_of(4)["params"])
+    assert_same(restore_params(str(saved), step=3), state_of(3)["params"])
+
+
+def test_parameters_alone_do_not_need_the_rest(workdir: Path) -> None:
+    shutil.rmtree(workdir / "checkpoints" / "4" / "train")
+    assert_same(restore_params(workdir), state_of(4)["params"])
+
+
+@pytest.mark.parametrize(("step", "wanted"), [(None, "a checkpoint"), (7, "checkpoint 7")])
+def test_no_checkpoint(tmp_path: Path, step: int | None, wanted: str) -> None:
+    CONFIG.save(tmp_path)
+    with pytest.raises(InputError, match=rf"^workdir is '.*', with checkpoints \[\]; expected {wanted} in it$"):
+        restore_params(tmp_path, step)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_no_such_checkpoint(saved: Path) -> None:
+    with pytest.raises(InputError, match=r"with checkpoints \[3, 4\]; expected checkpoint 2 in it$"):
+        restore_params(saved, step=2)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def data_files(directory: Path) -> Iterator[Path]:
+    return (path for path in directory.rglob("*") if path.is_file() and path.name != "commit_success.txt")
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+def test_any_damaged_file_is_noticed(workdir: Path, damage: Callable[[Path], None]) -> None:
+    checkpoint = workdir / "checkpoints" / "4"
+    files = [*data_files(checkpoint / "params"), *data_files(checkpoint / "train")]
+    assert len(files) >= 10
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        for file in files:
+            content = file.read_bytes()
+            damage(file)
+            name = file.relative_to(checkpoint).as_posix()
+            message = rf"^checkpoint '.*/4' is damaged: {name} is missing or changed; expected its files as they were"
+            with pytest.raises(InputError, match=message):
+                checkpoints.restore(ABSTRACT)
+            if name.startswith("params/"):
+                with pytest.raises(InputError, match=message):
+                    restore_params(workdir)
+            file.write_bytes(content)
+        assert_same(checkpoints.restore(ABSTRACT), state_of(4))
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_damaged_checksums(workdir: Path, damage: Callable[[Path], None]) -> None:
+    damage(workdir / "checkpoints" / "4" / "checksums.json")
+    with pytest.raises(InputError, match=r"is damaged: checksums\.json is missing or changed"):
+        restore_params(workdir)
+
+
+def test_another_architecture(saved: Path, workdir: Path) -> None:
+    other = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, mlp_dim=64, positions="rotary"))
+    message = (
+        r"^checkpoint '.*/4' is of another architecture: 6 tensors differ, "
+        r"layers/mlp_in/bias \(2, 32\) instead of \(2, 64\); "
+        r"layers/mlp_in/kernel \(2, 16, 32\) instead of \(2, 16, 64\); "
+        r"layers/mlp_out/kernel \(2, 32, 16\) instead of \(2, 64, 16\); "
+        r"layers/relative \(2, 16, 16\) instead of none; …; "
+        r"expected the tensors of the configured model$"
+    )
+    with Checkpoints(saved, keep=2) as checkpoints, pytest.raises(InputError, match=message):
+        checkpoints.restore(abstract_state(other, MESH))
+    other.save(workdir)
+    with pytest.raises(InputError, match=message):
+        restore_params(workdir)
+
+
+def test_a_failed_save_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(directory: Path, part: str = "") -> dict[str, str]:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("longformer_jax.training.checkpoints._checksums", fail)
+    with pytest.raises(OSError, match="no space left"), Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state_of(1))
+        checkpoints.wait()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.latest_step is None
+
+
+OTHER_DEVICES = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+import numpy as np
+from longformer_jax.training import MeshConfig
+from longformer_jax.training.checkpoints import Checkpoints, restore_params
+from longformer_jax.training.sharding import make_mesh
+from longformer_jax.training.step import abstract_state
+from tests.training.tiny import CONFIG
+workdir, out = sys.argv[1:]
+abstract = abstract_state(CONFIG, make_mesh(MeshConfig(data=2, fsdp=2)))
+with Checkpoints(workdir, keep=2) as checkpoints:
+    state = checkpoints.restore(abstract)
+kernel = state["params"]["layers"]["qkv"]["kernel"]
+assert kernel.addressable_shards[0].data.shape == (2, 8, 48), kernel.sharding
+jax.tree.map(np.testing.assert_array_equal, restore_params(workdir), state["params"])
+np.savez(out, *map(np.asarray, jax.tree.leaves(state)))
+"""
+
+
+def test_restores_on_other_devices(saved: Path, tmp_path: Path, run_python: Callable) -> None:
+    result = run_python("-c", OTHER_DEVICES, saved, tmp_path / "state.npz")
+    assert result.returncode == 0, result.stderr
+    with np.load(tmp_path / "state.npz") as restored:
+        assert_same([restored[name] for name in restored.files], jax.tree.leaves(state_of(4)))
