@@ -1,0 +1,146 @@
+"""Both protocols against plain forward passes, and against each other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longformer_jax.errors import InputError
+from longformer_jax.evaluation.protocols import (
+    BitsPerCharacter,
+    overlapping_count,
+    score_overlapping,
+    score_stream,
+)
+from longformer_jax.models import CharLM, CharLMConfig
+
+CONFIG = CharLMConfig(
+    vocab_size=64,
+    embed_dim=16,
+    num_layers=2,
+    num_heads=2,
+    mlp_dim=32,
+    windows=(5, 7),
+    dilations=(1, 2),
+    dilated_heads=1,
+    dropout_rate=0.0,
+    dtype="float32",
+)
+# Two layers reach 5 + 7 * 2 positions back: with that much context more makes no difference.
+REACH = 19
+
+
+@pytest.fixture(scope="module")
+def params():
+    zeros = CharLM(CONFIG).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    leaves, tree = jax.tree.flatten(zeros)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten(
+        [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    )
+
+
+@pytest.fixture(scope="module")
+def text():
+    return np.random.default_rng(2).integers(0, 64, 203, dtype=np.uint8)
+
+
+def forward_nats(params, text):
+    """-ln p of text[1:], one forward pass over all of it."""
+    logits = CharLM(CONFIG).apply({"params": params}, jnp.asarray(text[None, :-1]))[0]
+    log_p = np.asarray(logits, np.float64)
+    log_p -= np.log(np.exp(log_p - log_p.max(-1, keepdims=True)).sum(-1, keepdims=True)) + log_p.max(-1, keepdims=True)
+    return -log_p[np.arange(len(text) - 1), text[1:]]
+
+
+def by_position(pieces):
+    """{position: nats}, checking that no character is scored twice."""
+    scores = {}
+    for piece in pieces:
+        for offset, nats in enumerate(np.asarray(piece.nats)):
+            assert piece.start + offset not in scores
+            scores[piece.start + offset] = float(nats)
+    return scores
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 64, 1000])
+def test_stream_equals_the_full_forward(params, text, chunk):
+    scores = by_position(score_stream(CONFIG, params, text, chunk=chunk))
+    assert sorted(scores) == list(range(1, len(text)))
+    np.testing.assert_allclose([scores[i] for i in sorted(scores)], forward_nats(params, text), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("length", "step", "batch_size"), [(40, 8, 3), (40, 40, 8), (202, 5, 4), (30, 1, 64)])
+def test_overlapping_equals_a_forward_of_each_sequence(params, text, length, step, batch_size):
+    pieces = score_overlapping(CONFIG, params, text, sequence_length=length, step=step, batch_size=batch_size)
+    scores = by_position(pieces)
+    assert len(scores) == overlapping_count(len(text), length, step)
+    assert min(scores) == length - step + 1
+    for start in range(0, len(text) - length, step):
+        expected = forward_nats(params, text[start : start + length + 1])[-step:]
+        found = [scores[start + length - step + 1 + i] for i in range(step)]
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_protocols_agree_where_the_context_is_the_same(params, text):
+    overlapping = by_position(score_overlapping(CONFIG, params, text, sequence_length=REACH + 11, step=11))
+    stream = by_position(score_stream(CONFIG, params, text, chunk=32))
+    np.testing.assert_allclose(
+        list(overlapping.values()), [stream[i] for i in overlapping], rtol=2e-5, atol=2e-6
+    )
+
+
+def test_protocols_differ_where_the_context_does(params, text):
+    """The check above means something: with less context than the model's reach the scores move."""
+    short = by_position(score_overlapping(CONFIG, params, text, sequence_length=11, step=11))
+    stream = by_position(score_stream(CONFIG, params, text))
+    assert max(abs(short[i] - stream[i]) for i in short) > 1e-3
+
+
+def test_scores_are_a_distribution(params):
+    """Summed over every possible last character the probabilities are one."""
+    prefix = np.array([3, 1, 4, 1, 5], np.uint8)
+    last = [
+        list(by_position(score_stream(CONFIG, params, np.append(prefix, c).astype(np.uint8))).values())[-1]
+        for c in range(CONFIG.vocab_size)
+    ]
+    assert np.exp(-np.array(last)).sum() == pytest.approx(1, rel=1e-5)
+
+
+def test_bits_per_character():
+    score = BitsPerCharacter()
+    score.add(np.full(3, np.log(2), np.float32))
+    score.add(np.full(1, np.log(32), np.float32))
+    assert (score.value, score.characters) == (pytest.approx(2.0), 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sequence_length": 40, "step": 0}, r"step is 0; expected 1 to sequence_length, 40"),
+        ({"sequence_length": 40, "step": 41}, r"step is 41; expected 1 to sequence_length, 40"),
+        ({"sequence_length": 203, "step": 8}, r"sequence_length is 203; expected less than the 203 characters"),
+    ],
+)
+def test_overlapping_refuses(params, text, arguments, message):
+    with pytest.raises(InputError, match=message):
+        next(score_overlapping(CONFIG, params, text, **arguments))
+
+
+def test_stream_refuses(params, text):
+    with pytest.raises(InputError, match=r"text has 1 characters; expected at least 2"):
+        next(score_stream(CONFIG, params, text[:1]))
+    with pytest.raises(InputError, match=r"chunk is 0; expected at least 1"):
+        next(score_stream(CONFIG, params, text, chunk=0))
+
+
+def test_compute_dtype_does_not_change_the_protocol(params, text):
+    half = dataclasses.replace(CONFIG, dtype="bfloat16")
+    stream = by_position(score_stream(half, params, text, chunk=32))
+    overlapping = by_position(score_overlapping(half, params, text, sequence_length=202, step=150))
+    exact = forward_nats(params, text)
+    error = max(abs(stream[i] - exact[i - 1]) for i in overlapping)
+    plain = max(abs(overlapping[i] - exact[i - 1]) for i in overlapping)
+    assert 0 < error <= 2 * plain
