@@ -6,6 +6,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from longformer_jax import banded_attention, merge_attention
 from side import Prepare, main
 
 HEADS, HEAD_DIM, WINDOW, GLOBAL_KEYS = 12, 64, 256, 16
-Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 band = partial(banded_attention, window=WINDOW, implementation="xla")
 
@@ -30,7 +30,7 @@ def with_global_keys(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
     return merge_attention(band_out, band_lse, spread_out, jax.nn.logsumexp(scores, axis=-1))[0]
 
 
-def maker(attention: Attention) -> Callable[[str, int], Prepare]:
+def maker(attention: Callable[..., Any]) -> Callable[[str, int], Prepare]:
     def make(work: str, length: int) -> Prepare:
         shape = (1, length, HEADS, HEAD_DIM)
         *inputs, cotangent = (jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 4))

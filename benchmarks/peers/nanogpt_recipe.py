@@ -63,7 +63,7 @@ class Transformer(nn.Module):
 
     def losses(self, windows: Tensor) -> Tensor:
         """Nats of every character after the first, `[B, T]`, for windows `[B, T + 1]`."""
-        return functional.cross_entropy(self(windows[:, :-1]).transpose(1, 2), windows[:, 1:], reduction="none")
+        return functional.cross_entropy(self.forward(windows[:, :-1]).transpose(1, 2), windows[:, 1:], reduction="none")
 
 
 def learning_rate(step: int, steps: int) -> float:
