@@ -6,6 +6,7 @@ implementation needs to know about the band, beyond the shapes of its arrays, is
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Sequence
 
 from longformer_jax.errors import InputError
@@ -60,4 +61,9 @@ def make_band(
 
 
 def _is_int(value) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "shape", ()) == ()
+    """Whether it is an integer of any kind, known now; traced numbers are not."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
