@@ -7,7 +7,7 @@
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, sample_text
@@ -64,6 +64,7 @@ def _run() -> str:
 
 def main(arguments: list[str]) -> None:
     """Prints the figure or the sample; exits with 2 on bad input."""
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
     try:
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")

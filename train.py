@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from longformer_jax.errors import InputError
@@ -55,6 +55,7 @@ def _read_config() -> ExperimentConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the experiment; exits with 2 on bad input, and with 1 when the loss is no longer finite."""
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     try:
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")

@@ -1,0 +1,138 @@
+"""eval.py, and the functions behind it, on what a training run leaves behind."""
+
+import dataclasses
+import importlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longformer_jax.data import load_corpus
+from longformer_jax.errors import InputError
+from longformer_jax.evaluation import evaluate, sample_text
+from longformer_jax.models import CharLM
+from longformer_jax.training import DataConfig, restore_params, train
+from tests.training.tiny import CONFIG
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    text = bytes(load_corpus("tiny_shakespeare").split("train")[:4000])
+    (folder / "text").write_bytes(text)
+    data = DataConfig(path=str(folder / "text"), split=(0.8, 0.1, 0.1))
+    config = dataclasses.replace(CONFIG, data=data, checkpoint_interval=10, eval_interval=0)
+    train(config, folder / "run")
+    return folder / "run"
+
+
+def expected_bits(workdir, windows, step):
+    """The stream protocol's figure for the test split, from one forward pass over all of it."""
+    text = np.frombuffer((workdir.parent / "text").read_bytes()[3600:], np.uint8)
+    model = CharLM(dataclasses.replace(CONFIG.model, windows=windows))
+    logits = model.apply({"params": restore_params(workdir, step)}, jnp.asarray(text[None, :-1]))
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return -float(jnp.take_along_axis(log_p[0], text[1:, None].astype(int), axis=-1).mean()) / np.log(2)
+
+
+def test_stream(workdir):
+    result = evaluate(workdir, split="test", protocol="stream")
+    assert (result.characters, result.step, result.split) == (399, 20, "test")
+    assert result.bits_per_character == pytest.approx(expected_bits(workdir, (8, 16), 20), rel=1e-5)
+    assert result.characters_per_second == pytest.approx(399 / result.seconds)
+
+
+def test_a_checkpoint_is_evaluated_with_the_windows_of_its_phase(workdir):
+    result = evaluate(workdir, split="test", protocol="stream", step=10)
+    assert result.bits_per_character == pytest.approx(expected_bits(workdir, (4, 8), 10), rel=1e-5)
+    assert abs(expected_bits(workdir, (8, 16), 10) - result.bits_per_character) > 1e-4
+
+
+def test_paper_agrees_with_stream_where_the_context_is_the_same(workdir):
+    """40 positions of context are all the model can use: 8 + 16 * 2."""
+    paper = evaluate(workdir, split="test", protocol="paper", sequence_length=399, stride=359)
+    text = np.frombuffer((workdir.parent / "text").read_bytes()[3600:], np.uint8)
+    assert paper.characters == 359 and len(text) == 400
+    stream = evaluate(workdir, split="test", protocol="stream")
+    first_forty = evaluate(workdir, split="test", protocol="stream", limit=40)
+    rest = (stream.bits_per_character * 399 - first_forty.bits_per_character * 40) / 359
+    assert paper.bits_per_character == pytest.approx(rest, rel=1e-5)
+
+
+def test_limit(workdir):
+    assert evaluate(workdir, protocol="paper", sequence_length=64, stride=16, limit=40).characters == 40
+    assert evaluate(workdir, protocol="stream", limit=1).characters == 1
+
+
+def test_sample(workdir):
+    text = sample_text(workdir, 30, prompt="ROMEO", seed=1)
+    assert len(text) == 30
+    assert text == sample_text(workdir, 30, prompt="ROMEO", seed=1)
+    assert text != sample_text(workdir, 30, prompt="ROMEO", seed=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"protocol": "both"}, r"protocol is 'both'; expected one of paper, stream"),
+        ({"split": "dev"}, r"split is 'dev'; expected one of train, validation, test"),
+        ({"limit": 0}, r"limit is 0; expected at least 1"),
+        ({"step": 7, "protocol": "stream"}, r"expected checkpoint 7"),
+        ({}, r"sequence_length is 32256; expected less than the 400 characters"),
+    ],
+)
+def test_evaluate_refuses(workdir, arguments, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(workdir, **arguments)
+
+
+def test_sample_refuses(workdir, tmp_path):
+    with pytest.raises(InputError, match="prompt is empty"):
+        sample_text(workdir, 10, prompt="")
+    with pytest.raises(InputError, match="length is 0"):
+        sample_text(workdir, 0)
+    with pytest.raises(InputError, match="config.json"):
+        sample_text(tmp_path, 10)
+
+
+@pytest.fixture
+def run_eval(capsys):
+    """eval.py in this process: (exit status, output, errors)."""
+    module = importlib.import_module("eval")
+
+    def run(*arguments):
+        status = 0
+        module.flags.FLAGS.unparse_flags()
+        module.flags.FLAGS(["eval.py", *map(str, arguments)])
+        try:
+            module.main(["eval.py"])
+        except SystemExit as error:
+            status = error.code
+        captured = capsys.readouterr()
+        for name in ("split", "protocol", "limit", "sample", "step"):
+            module.flags.FLAGS[name].unparse()
+        return status, captured.out, captured.err
+
+    yield run
+    sys.modules.pop("eval", None)
+
+
+def test_eval_prints_one_line(workdir, run_eval):
+    status, output, _ = run_eval(f"--workdir={workdir}", "--split=test", "--protocol=stream")
+    bits = expected_bits(workdir, (8, 16), 20)
+    assert status == 0
+    assert output.startswith(f"test, protocol stream, step 20: {bits:.4f} bits per character over 399 characters, ")
+    assert output.rstrip().endswith("characters/s")
+
+
+def test_eval_says_what_is_wrong(workdir, run_eval):
+    status, output, errors = run_eval(f"--workdir={workdir}", "--split=dev")
+    assert (status, output) == (2, "")
+    assert errors == "error: split is 'dev'; expected one of train, validation, test\n"
+
+
+def test_eval_writes_text(workdir, run_eval):
+    status, output, _ = run_eval(f"--workdir={workdir}", "--sample=25")
+    assert status == 0 and output == sample_text(workdir, 25) + "\n"
