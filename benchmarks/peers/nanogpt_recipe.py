@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LAYERS, HEADS, WIDTH, CONTEXT, BATCH = 4, 4, 128, 64, 12
+LAYERS, HEADS, WIDTH, CONTEXT, BATCH, STEPS = 4, 4, 128, 64, 12, 2000
 WARM_UP, RATE, LAST_RATE, WEIGHT_DECAY, CLIP = 100, 1e-3, 1e-4, 0.1, 1.0
 EVAL_EVERY, EVAL_BATCHES = 250, 20
 TEXT = Path(__file__).resolve().parents[2] / "longformer_jax" / "data" / "tiny_shakespeare.txt"
@@ -66,10 +66,10 @@ class Transformer(nn.Module):
         return functional.cross_entropy(self.forward(windows[:, :-1]).transpose(1, 2), windows[:, 1:], reduction="none")
 
 
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate(step: int) -> float:
     if step < WARM_UP:
         return RATE * (step + 1) / (WARM_UP + 1)
-    progress = (step - WARM_UP) / (steps - WARM_UP)
+    progress = (step - WARM_UP) / (STEPS - WARM_UP)
     return LAST_RATE + 0.5 * (1 + math.cos(math.pi * progress)) * (RATE - LAST_RATE)
 
 
@@ -97,7 +97,6 @@ def whole_loss(model: Transformer, split: Tensor, stride: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1337)
     options = parser.parse_args()
     torch.set_num_threads(2)
@@ -115,9 +114,9 @@ def main() -> None:
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.99))
     history = []
-    for step in range(options.steps + 1):  # the published loop takes one step more than it says
+    for step in range(STEPS + 1):  # the published loop takes one step more than it says
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options.steps)
+            group["lr"] = learning_rate(step)
         if step % EVAL_EVERY == 0:
             paused = time.perf_counter()
             history.append([step, sampled_loss(model, train), sampled_loss(model, validation)])
@@ -131,7 +130,7 @@ def main() -> None:
 
     blocks, full_context = whole_loss(model, validation, CONTEXT), whole_loss(model, validation, CONTEXT // 4)
     report = {
-        "steps": options.steps,
+        "steps": STEPS,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": seconds,
         "seconds_without_evaluations": seconds - evaluating,
