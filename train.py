@@ -27,7 +27,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
-def _fail(status: int, error: Exception | str) -> NoReturn:
+def _fail(status: int, error: BaseException | str) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(status)
 
@@ -36,8 +36,11 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     """Parses as absl would, but says in one line what is wrong."""
     try:
         return flags.FLAGS(list(arguments))
-    except (flags.Error, InputError) as error:
-        _fail(2, error)
+    except flags.Error as error:
+        first: BaseException = error
+        while first.__context__:  # a file of configs/ may have raised InputError itself
+            first = first.__context__
+        _fail(2, first if isinstance(first, InputError) else error)
     # How ml_collections says that an overridden field is not in the file.
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         overrides = ", ".join(argument for argument in arguments if argument.startswith("--config."))

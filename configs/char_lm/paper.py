@@ -89,7 +89,6 @@ def smoke(config: ExperimentConfig) -> ExperimentConfig:
         embed_dim=config.model.embed_dim // scale,
         mlp_dim=config.model.mlp_dim // scale,
         num_heads=4,
-        windows=tuple(window // scale for window in config.model.windows),
         dropout_rate=0.0,
         dtype="float32",
     )

@@ -46,9 +46,10 @@ def training_flops_per_character(config: CharLMConfig, params: Any, sequence_len
     output = config.vocab_size * config.embed_dim
     positions = np.arange(sequence_length)
     pairs = 0.0  # visible (query, key) pairs of a character, summed over layers and heads
-    for window, dilation in zip(config.windows, config.dilations, strict=True):
-        for heads, step in ((config.dilated_heads, dilation), (config.num_heads - config.dilated_heads, 1)):
-            pairs += heads * np.mean(np.minimum(positions // step, window) + 1)
+    for group in config.layer_groups:
+        for heads, step in ((config.dilated_heads, group.dilation), (config.num_heads - config.dilated_heads, 1)):
+            visible = np.mean(np.minimum(positions // step, group.window) + 1)
+            pairs += (group.stop - group.start) * heads * visible
     terms = 3 if config.positions == "transformer_xl" else 2
     forward = 2 * (layers + output) + 2 * terms * config.head_dim * pairs
     return 3 * float(forward)

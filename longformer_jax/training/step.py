@@ -3,6 +3,7 @@
 A state is `{"params", "opt_state", "step"}`: parameters float32, optax's state, and the number of finished steps.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from longformer_jax.training.sharding import BATCH_AXES, microbatch_sharding, re
 State = dict[str, Any]
 
 
+@functools.cache
 def abstract_params(config: CharLMConfig) -> Any:
     """The shapes and dtypes of a model's parameters, without computing any."""
     return jax.eval_shape(lambda: _init_params(config, 0))
@@ -34,6 +36,7 @@ def _init_state(config: ExperimentConfig) -> State:
     return {"params": params, "opt_state": make_optimizer(config).init(params), "step": jnp.zeros((), jnp.int32)}
 
 
+@functools.cache
 def abstract_state(config: ExperimentConfig, mesh: Mesh) -> State:
     """The shapes, dtypes and shardings of a state; raises InputError where the mesh does not fit the tensors."""
     shapes = jax.eval_shape(lambda: _init_state(config))

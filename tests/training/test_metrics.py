@@ -27,16 +27,14 @@ def test_log_goes_on_after_the_checkpoint(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
-    from tensorboardX.proto.event_pb2 import Event
-
+    events = pytest.importorskip("tensorboardX.proto.event_pb2")
     with MetricsLog(tmp_path, step=0, total_steps=1) as log:
         log.write("train", 5, {"bpc": 2.25})
     (file,) = (tmp_path / "tensorboard").iterdir()
     data, scalars = file.read_bytes(), {}
     while data:  # records: length, its checksum, the event, its checksum
         length = int.from_bytes(data[:8], "little")
-        event = Event.FromString(data[12 : 12 + length])
+        event = events.Event.FromString(data[12 : 12 + length])
         scalars |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
         data = data[16 + length :]
     assert scalars == {("train/bpc", 5): 2.25}

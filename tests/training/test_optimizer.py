@@ -2,28 +2,34 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from longformer_jax.training import OptimizerConfig
+from longformer_jax.training import ExperimentConfig, OptimizerConfig
 from longformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tests.training.tiny import CONFIG
 
 
-def with_phases(steps: tuple[int, ...], rates: tuple[float, ...], **optimizer: object):
+def with_phases(steps: tuple[int, ...], rates: tuple[float, ...], **optimizer: Any) -> ExperimentConfig:
     phases = tuple(
         dataclasses.replace(CONFIG.phases[0], steps=count, learning_rate=rate)
         for count, rate in zip(steps, rates, strict=True)
     )
-    return dataclasses.replace(CONFIG, phases=phases, optimizer=OptimizerConfig(**optimizer))  # pyrefly: ignore
+    return dataclasses.replace(CONFIG, phases=phases, optimizer=OptimizerConfig(**optimizer))
+
+
+def rate_after(config: ExperimentConfig) -> Callable[[int], float]:
+    schedule: Any = learning_rate_schedule(config)
+    return lambda step: float(schedule(step))
 
 
 def test_constant_after_a_warmup_in_each_phase() -> None:
-    schedule = learning_rate_schedule(with_phases((100, 50, 5), (1.0, 0.5, 0.25)))
-    rates = [float(schedule(step)) for step in range(155)]
+    rate_at = rate_after(with_phases((100, 50, 5), (1.0, 0.5, 0.25)))
+    rates = [rate_at(step) for step in range(155)]
     # A tenth of each phase warms up: 10 steps, 5 steps, none.
     np.testing.assert_allclose(rates[:10], [(s + 1) / 11 for s in range(10)], rtol=1e-6)
     np.testing.assert_allclose(rates[10:100], 1.0, rtol=1e-6)
@@ -33,23 +39,23 @@ def test_constant_after_a_warmup_in_each_phase() -> None:
 
 
 def test_warmup_is_at_most_ten_thousand_steps() -> None:
-    schedule = learning_rate_schedule(with_phases((430_000, 50_000), (2.5e-4, 1.25e-4)))
-    assert float(schedule(9_999)) == pytest.approx(2.5e-4 * 10_000 / 10_001, rel=1e-6)
-    assert float(schedule(10_000)) == float(schedule(429_999)) == pytest.approx(2.5e-4, rel=1e-6)
-    assert float(schedule(430_000)) == pytest.approx(1.25e-4 / 5_001, rel=1e-5)
-    assert float(schedule(435_000)) == pytest.approx(1.25e-4, rel=1e-6)
+    rate_at = rate_after(with_phases((430_000, 50_000), (2.5e-4, 1.25e-4)))
+    assert rate_at(9_999) == pytest.approx(2.5e-4 * 10_000 / 10_001, rel=1e-6)
+    assert rate_at(10_000) == rate_at(429_999) == pytest.approx(2.5e-4, rel=1e-6)
+    assert rate_at(430_000) == pytest.approx(1.25e-4 / 5_001, rel=1e-5)
+    assert rate_at(435_000) == pytest.approx(1.25e-4, rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("decay", "middle"), [("linear", 1 - 0.9 * 45 / 90), ("cosine", 0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)]
 )
 def test_decay_to_a_fraction_at_the_end_of_each_phase(decay: str, middle: float) -> None:
-    schedule = learning_rate_schedule(with_phases((100, 100), (2.0, 1.0), decay=decay, final_fraction=0.1))
+    rate_at = rate_after(with_phases((100, 100), (2.0, 1.0), decay=decay, final_fraction=0.1))
     for start, rate in ((0, 2.0), (100, 1.0)):
-        assert float(schedule(start + 10)) == pytest.approx(rate, rel=1e-6)
-        assert float(schedule(start + 55)) == pytest.approx(rate * middle, rel=1e-5)
-    assert float(schedule(99)) == pytest.approx(2.0 * 0.1, rel=0.2)
-    assert float(schedule(200)) == pytest.approx(1.0 * 0.1, rel=1e-5)
+        assert rate_at(start + 10) == pytest.approx(rate, rel=1e-6)
+        assert rate_at(start + 55) == pytest.approx(rate * middle, rel=1e-5)
+    assert rate_at(99) == pytest.approx(2.0 * 0.1, rel=0.2)
+    assert rate_at(200) == pytest.approx(1.0 * 0.1, rel=1e-5)
 
 
 def test_adamw_with_clipping_and_decay_of_matrices_only() -> None:

@@ -1,0 +1,182 @@
+"""Whole runs: the golden curve, going on after a stop, divergence, and what a run leaves behind."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from longformer_jax.data import train_batches
+from longformer_jax.errors import InputError
+from longformer_jax.training import DataConfig, DivergenceError, ExperimentConfig, MeshConfig, restore_params, train
+from longformer_jax.training.metrics import read_metrics
+from longformer_jax.training.step import compile_train_step
+from tests.training.tiny import CONFIG
+
+GOLDEN = Path(__file__).parent / "golden_curve.json"
+
+
+def digest(state: Any) -> str:
+    """SHA-256 over the names and bytes of all tensors."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        sha.update(jax.tree_util.keystr(path).encode())
+        sha.update(np.asarray(leaf).tobytes())
+    return sha.hexdigest()
+
+
+def records(workdir: Path, *names: str) -> list[tuple]:
+    return [tuple(record.get(name) for name in names) for record in read_metrics(workdir / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The workdir of an uninterrupted run, and the digest of its last state."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, digest(train(CONFIG, workdir))
+
+
+def test_workdir(finished: tuple[Path, str]) -> None:
+    workdir, _ = finished
+    expected = {"config.json", "checkpoints", "metrics.jsonl", "curve.png"}
+    assert {path.name for path in workdir.iterdir()} - {"tensorboard"} == expected
+    assert ExperimentConfig.load(workdir) == CONFIG
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["15", "20"]
+    # Phase 1 has 12 steps of 8 x 32 characters, phase 2 has 8 of 8 x 48.
+    assert records(workdir, "split", "step", "phase", "characters") == [
+        ("train", 4, 1, 1024),
+        ("train", 8, 1, 2048),
+        ("validation", 10, 1, 2560),
+        ("train", 12, 1, 3072),
+        ("train", 16, 2, 4608),
+        ("train", 20, 2, 6144),
+        ("validation", 20, 2, 6144),
+    ]
+
+
+def test_golden_curve(finished: tuple[Path, str]) -> None:
+    """After an intended change of the recipe or the model, delete the file and run this twice."""
+    curve = [[step, bpc, norm] for step, bpc, norm in records(finished[0], "step", "bpc", "grad_norm")]
+    if not GOLDEN.exists():
+        GOLDEN.write_text(json.dumps(curve, indent=1) + "\n")
+        pytest.fail(f"{GOLDEN} was missing and has been written")
+    for ours, golden in zip(curve, json.loads(GOLDEN.read_text()), strict=True):
+        assert ours == pytest.approx(golden, rel=2e-4)
+    assert curve[-1][1] < curve[0][1] - 0.5
+
+
+@pytest.mark.parametrize("stop", [5, 12, 17])
+def test_going_on_gives_the_same_bits(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Stopped in the first phase, between the two and in the second."""
+    monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == stop)
+    stopped = train(CONFIG, tmp_path)
+    assert int(stopped["step"]) == stop
+    assert not (tmp_path / "checkpoints" / "20").exists()
+    monkeypatch.undo()
+    unbroken, expected = finished
+    assert digest(train(CONFIG, tmp_path)) == expected
+    # The log has every step once, too, but for intervals cut in two.
+    ours, theirs = (set(records(workdir, "split", "step", "bpc")) for workdir in (tmp_path, unbroken))
+    assert {record for record in theirs if record[0] == "validation" or stop % 4 == 0} <= ours
+    steps = records(tmp_path, "split", "step")
+    assert len(steps) == len(set(steps))
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    workdir, expected = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    assert digest(train(CONFIG, workdir)) == expected
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert "continuing after step 20" in capsys.readouterr().out
+
+
+def test_parameters_of_a_run(finished: tuple[Path, str]) -> None:
+    assert restore_params(finished[0])["embed"]["embedding"].shape == (256, 16)
+
+
+def test_another_experiment_in_the_same_workdir(finished: tuple[Path, str]) -> None:
+    with pytest.raises(InputError, match=r"^the workdir holds a run of another .*: seed \(0, now 1\) changed"):
+        train(dataclasses.replace(CONFIG, seed=1), finished[0])
+
+
+def test_bad_input_before_anything_is_written(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    for config, message in (
+        (dataclasses.replace(CONFIG, mesh=MeshConfig(data=3)), "^mesh is data=3"),
+        (dataclasses.replace(CONFIG, data=DataConfig(path=str(tmp_path / "none"))), "missing; expected a file"),
+        (dataclasses.replace(CONFIG, data=DataConfig(source="enwik9")), "^source is 'enwik9'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(config, workdir)
+        assert not workdir.exists()
+    workdir.write_text("")
+    with pytest.raises(InputError, match=r"^workdir is '.*/run', which is a file; expected a directory$"):
+        train(CONFIG, workdir)
+
+
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 11 diverges: its checkpoint, due at step 15, is not written, and that of step 10 stays."""
+
+    def compile_and_poison(*arguments: Any) -> Any:
+        train_step = compile_train_step(*arguments)
+
+        def poisoned(state: Any, batch: jax.Array) -> Any:
+            state, metrics = train_step(state, batch)
+            with jax.transfer_guard("allow"):
+                return state, metrics | {"loss": metrics["loss"] / (state["step"] != 11)}
+
+        return poisoned
+
+    monkeypatch.setattr("longformer_jax.training.loop.compile_train_step", compile_and_poison)
+    message = r"^loss is inf at step 11; .*; checkpoint 10 in .* is the last good one; a lower learning_rate may help$"
+    with pytest.raises(DivergenceError, match=message):
+        train(CONFIG, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "5"]
+    assert max(record[0] for record in records(tmp_path, "step")) == 10
+
+
+def test_a_learning_rate_that_diverges(tmp_path: Path) -> None:
+    phase = dataclasses.replace(CONFIG.phases[0], learning_rate=1e38)
+    config = dataclasses.replace(CONFIG, phases=(phase,), checkpoint_interval=1, eval_interval=0)
+    with pytest.raises(DivergenceError, match=r"is the last good one"):
+        train(config, tmp_path)
+    params = restore_params(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_data_of_a_step_do_not_depend_on_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def recorded(*arguments: Any, **kwargs: Any) -> Any:
+        seen.append((kwargs["sequence_length"], kwargs["start_step"], kwargs["seed"]))
+        return train_batches(*arguments, **kwargs)
+
+    monkeypatch.setattr("longformer_jax.training.loop.train_batches", recorded)
+    train(CONFIG, tmp_path)
+    assert seen == [(32, 0, 0), (48, 12, 0)]
+
+
+def test_lines_and_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(dataclasses.replace(CONFIG, eval_interval=0), tmp_path, profile=True)
+    output = capsys.readouterr()
+    assert output.err == ""  # no progress bar where there is no terminal
+    lines = output.out.splitlines()
+    assert lines[0].startswith("0.0M parameters on tiny_shakespeare, 1 x cpu (data=1, fsdp=1), from the beginning")
+    assert any(line.startswith("step 4/20  phase 1  bpc ") and " char/s  eta 0:00:0" in line for line in lines)
+    assert not any("validation" in line for line in lines)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_utilisation_where_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longformer_jax.training.loop.peak_flops", lambda: 1e12)
+    monkeypatch.setattr("longformer_jax.training.loop.training_flops_per_character", lambda *arguments: 1e6)
+    train(dataclasses.replace(CONFIG, eval_interval=0), tmp_path)
+    for rate, mfu in records(tmp_path, "characters_per_second", "mfu"):
+        assert math.isclose(mfu, rate * 1e-6)

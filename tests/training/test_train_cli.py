@@ -1,0 +1,171 @@
+"""train.py as a user meets it: from the command line, with signals, and on two processes."""
+
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from longformer_jax.training import ExperimentConfig, restore_params
+from longformer_jax.training.metrics import read_metrics
+
+CONFIG_FLAG = "--config=tests/training/tiny.py"
+ENDLESS = "--config.phases[1].steps=1000000"
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def read_until(process: Popen[str], beginning: str) -> str:
+    """The first line of the output that begins so."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return line
+    assert process.stderr is not None
+    raise AssertionError(f"the output ended without {beginning!r}: {process.stderr.read()}")
+
+
+def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
+    text, workdir = tmp_path / "text", tmp_path / "run"
+    text.write_bytes(bytes(range(97, 107)) * 500)
+    overrides = [f"--config.data.path={text}", "--config.phases[1].windows=3,5", "--config.optimizer.decay=cosine"]
+    result = run_python("train.py", CONFIG_FLAG, f"--workdir={workdir}", *overrides)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("step 20/20  phase 2  validation bpc ")
+    assert "%" not in result.stderr  # no progress bar without a terminal
+    config = ExperimentConfig.load(workdir)
+    assert config.data.path == str(text)
+    assert config.model_in_phase(1).windows == (3, 5)
+    assert config.optimizer.decay == "cosine"
+    assert restore_params(workdir).keys() == {"embed", "layers", "final_norm"}
+    assert (workdir / "curve.png").stat().st_size > 1000
+    # The same command has nothing left to do; another one is refused.
+    again = run_python("train.py", CONFIG_FLAG, f"--workdir={workdir}", *overrides)
+    assert (again.returncode, len(again.stdout.splitlines())) == (0, 1)
+    other = run_python("train.py", CONFIG_FLAG, f"--workdir={workdir}", *overrides, "--config.seed=1")
+    assert other.returncode == 2
+    assert other.stderr.splitlines()[-1].startswith(
+        "error: the workdir holds a run of another configuration: seed (0, "
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing; expected --config=FILE.py or --config=FILE.py:variant"),
+        (["--config=none.py"], "--config cannot be read: Failed loading config file"),
+        ([CONFIG_FLAG], "--workdir is missing; expected --workdir=DIRECTORY"),
+        ([CONFIG_FLAG, "run"], "argument 'run' is not a flag; expected flags that begin with --"),
+        ([CONFIG_FLAG, "--steps=1"], "Unknown command line flag 'steps'"),
+        ([CONFIG_FLAG, "--config.sed=1"], "--config.sed=1 cannot be applied ("),
+        ([CONFIG_FLAG, "--config.phases[2].steps=1"], "--config.phases[2].steps=1 cannot be applied ("),
+        ([CONFIG_FLAG, "--config.seed=x"], "flag --config.seed=x: invalid literal for int"),
+        ([CONFIG_FLAG, "--config.phases[1].windows=1,2,3", "--workdir=w"], "phases[1].windows has 3 entries; expected"),
+        ([CONFIG_FLAG, "--config.data.path=none", "--workdir=w"], "path is 'none', which is missing; expected a file"),
+        (["--config=configs/char_lm/enwik8_small.py:big"], "config variant is 'big'; expected '', 'fast' or 'smoke'"),
+    ],
+)
+def test_bad_input_takes_one_line(run_python: Callable, arguments: list[str], message: str) -> None:
+    result = run_python("train.py", *arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_divergence_exits_with_one(run_python: Callable, tmp_path: Path) -> None:
+    rate = "--config.phases[0].learning_rate=1e38"
+    result = run_python("train.py", CONFIG_FLAG, f"--workdir={tmp_path}", rate, "--config.checkpoint_interval=1")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "is the last good one" in result.stderr.splitlines()[-1]
+
+
+def test_sigterm_saves_and_exits_with_zero(start_python: Callable, tmp_path: Path) -> None:
+    never = ["--config.checkpoint_interval=1000000", "--config.eval_interval=0"]
+    command = ["train.py", CONFIG_FLAG, f"--workdir={tmp_path}", ENDLESS, *never]
+    for step in (16, 40):
+        with start_python(*command) as process:
+            read_until(process, f"step {step}/")
+            process.send_signal(signal.SIGTERM)
+            output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        (saved,) = checkpoints(tmp_path)[-1:]
+        assert saved >= step
+        assert f"stopped and saved after step {saved:,}; the same command continues" in output
+        assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == saved
+        assert (tmp_path / "curve.png").exists()
+
+
+def test_kill_loses_at_most_what_was_not_written(start_python: Callable, tmp_path: Path) -> None:
+    interval = 20
+    command = ["train.py", CONFIG_FLAG, f"--workdir={tmp_path}", ENDLESS, f"--config.checkpoint_interval={interval}"]
+    lost_from = 0
+    for _ in range(2):
+        with start_python(*command) as process:
+            start = read_until(process, "0.0M parameters")
+            assert start.rstrip().endswith(f"after step {lost_from}" if lost_from else "from the beginning")
+            read_until(process, f"step {lost_from + 5 * interval}/")
+            process.kill()
+            process.communicate()
+        reached = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
+        (*_, lost_from) = checkpoints(tmp_path)
+        # The save of the last interval may have been under way; the one before it had to be complete by then.
+        assert lost_from % interval == 0
+        assert reached - 2 * interval <= lost_from <= reached + 2
+        assert restore_params(tmp_path)["embed"]["embedding"].shape == (256, 16)
+
+
+TWO_PROCESSES = """
+import dataclasses, sys
+import jax
+port, index, workdir, steps = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+from longformer_jax.training import MeshConfig, train
+from tests.training.tiny import CONFIG
+phase = dataclasses.replace(CONFIG.phases[0], sequences_per_device=None, steps=int(steps))
+state = train(dataclasses.replace(CONFIG, phases=(phase,), mesh=MeshConfig(data=2, fsdp=2)), workdir)
+print("last step", int(state["step"]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_and_match_one(
+    start_python: Callable, run_python: Callable, tmp_path: Path
+) -> None:
+    def start_both(workdir: Path, steps: int) -> list[Popen[str]]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        return [start_python("-c", TWO_PROCESSES, port, index, workdir, steps) for index in (0, 1)]
+
+    # To the end: the losses are those of one process.
+    both = start_both(tmp_path / "two", 12)
+    for process in both:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    one = ["--config.phases[1].steps=1", "--config.phases[0].sequences_per_device=8", f"--workdir={tmp_path / 'one'}"]
+    result = run_python("train.py", CONFIG_FLAG, *one)
+    assert result.returncode == 0, result.stderr
+    losses = [
+        [(record["split"], record["step"], pytest.approx(record["bpc"], rel=2e-5)) for record in records[:3]]
+        for records in (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    ]
+    assert [entry[:2] for entry in losses[0]] == [entry[:2] for entry in losses[1]]
+    assert [entry[2] for entry in losses[0]] == [entry[2].expected for entry in losses[1]]
+
+    # SIGTERM to the second process only.
+    both = start_both(tmp_path / "stopped", 1_000_000)
+    read_until(both[0], "step 40/")
+    both[1].send_signal(signal.SIGTERM)
+    last = []
+    for process in both:
+        output, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        last.append(output.splitlines()[-1])
+    assert last[0] == last[1] == f"last step {checkpoints(tmp_path / 'stopped')[-1]}"
