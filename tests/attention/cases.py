@@ -1,0 +1,174 @@
+"""The cases every implementation is held to, and how they are run. A new implementation is picked up by itself."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from longformer_jax.attention import api, banded_attention
+from longformer_jax.attention.dropout import keep_mask
+
+IMPLEMENTATIONS = list(api.IMPLEMENTATIONS)
+SEED = 7  # of dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A call of `banded_attention`; the arrays follow from the fields.
+
+    Blockwise paths take short or nearly full cases as one block, and walk over others in tiles of 32 to 128 rows:
+    cases of 300 rows and more are walks, with several sizes of tiles.
+    """
+
+    name: str = "drawn"
+    B: int = 1
+    T: int = 40
+    S: int | None = None  # T where None
+    H: int = 2
+    Dk: int = 8
+    Dv: int = 8
+    window: int | tuple[int, int] = 5
+    dilation: int | tuple[int, ...] = 1
+    causal: bool = False
+    key_offset: int = 0
+    scale: float | None = None
+    dropout_rate: float = 0.0
+    masked: bool = False  # a random key_mask, which hides a long run of keys too, and all keys of the last of a batch
+    segments: str | None = None  # "shared": one array of packed documents; "pair": random ids of queries and of keys
+    dead_rows: bool = False  # whether some rows are known to see nothing
+
+    @property
+    def num_keys(self) -> int:
+        return self.T if self.S is None else self.S
+
+    @property
+    def band(self) -> dict:
+        return {name: getattr(self, name) for name in ("window", "dilation", "causal", "key_offset")}
+
+    @property
+    def limits(self) -> dict:
+        """key_mask and segment_ids, where they apply."""
+        rng = np.random.default_rng(1)
+        limits, B, S = {}, self.B, self.num_keys
+        if self.masked:
+            mask = rng.random((B, S)) < 0.7
+            mask[:, S // 4 : S // 4 + S // 3] = False
+            if B > 1:
+                mask[-1] = False
+            limits["key_mask"] = mask
+        if self.segments == "shared":
+            limits["segment_ids"] = np.sort(rng.integers(0, 4, (B, self.T)), axis=1)
+        elif self.segments == "pair":
+            limits["segment_ids"] = rng.integers(0, 3, (B, self.T)), rng.integers(0, 3, (B, S))
+        return limits
+
+    @property
+    def options(self) -> dict:
+        dropout = {"dropout_rate": self.dropout_rate, "dropout_seed": SEED} if self.dropout_rate else {}
+        return {**self.band, **self.limits, **dropout, "scale": self.scale}
+
+    @property
+    def keep(self) -> np.ndarray:
+        """The dropout mask, [B, H, T, S]."""
+        grid = np.ogrid[: self.B, : self.H, : self.T, : self.num_keys]
+        return np.asarray(keep_mask(self.dropout_rate, jnp.int32(SEED), *grid))
+
+    def attend(self, implementation: str) -> Callable:
+        """A function of query, key and value that returns out and lse."""
+        return functools.partial(banded_attention, **self.options, return_lse=True, implementation=implementation)
+
+    def inputs(self, dtype: str = "float32") -> tuple[jax.Array, jax.Array, jax.Array]:
+        rng = np.random.default_rng(2)
+        shapes = [(self.T, self.Dk), (self.num_keys, self.Dk), (self.num_keys, self.Dv)]
+        query, key, value = (jnp.array(rng.normal(size=(self.B, n, self.H, D)), dtype) for n, D in shapes)
+        return query, key, value
+
+    def cotangents(self, dtype: str = "float32") -> tuple[jax.Array, jax.Array]:
+        rng = np.random.default_rng(3)
+        rows = (self.B, self.T, self.H)
+        return jnp.array(rng.normal(size=(*rows, self.Dv)), dtype), jnp.array(rng.normal(size=rows), jnp.float32)
+
+
+CASES = [
+    Case("bidirectional"),
+    Case("bidirectional_walk", T=300, window=50),
+    Case("causal", causal=True),
+    Case("causal_walk", T=300, window=100, causal=True),
+    Case("asymmetric", T=300, window=(3, 90)),
+    Case("right_only", T=300, window=(0, 70)),
+    Case("causal_pair", T=200, window=(70, 0), causal=True),
+    Case("window_0", T=200, window=0),
+    Case("window_1_many_tiles", T=700, window=1),
+    Case("window_of_many_tiles", T=600, window=290),
+    Case("window_beyond_everything", window=1000),
+    Case("window_beyond_everything_walk", T=600, window=1000),
+    Case("one_row", T=1),
+    Case("one_row_no_neighbours", T=1, window=0, H=1, Dk=1, Dv=1),
+    Case("whole_tiles", T=384, window=64),
+    Case("whole_tiles_and_a_row", T=385, window=30),
+    Case("decode", T=1, S=300, window=100, causal=True, key_offset=299),
+    Case("few_queries", T=5, S=300, window=40, key_offset=150),
+    Case("few_keys", T=300, S=5, window=40, key_offset=-100, dead_rows=True),
+    Case("prefill_chunk", T=300, S=420, window=100, causal=True, key_offset=120),
+    Case("fewer_keys", T=420, S=300, window=60, dead_rows=True),
+    Case("keys_behind", T=300, window=60, key_offset=130, dead_rows=True),
+    Case("keys_ahead", T=300, S=200, window=60, key_offset=-130, dead_rows=True),
+    Case("keys_out_of_reach", T=300, window=60, key_offset=10_000, dead_rows=True),
+    Case("keys_out_of_reach_dilated", T=300, window=6, dilation=(1, 3), key_offset=-10_001, dead_rows=True),
+    Case("dilation", T=40, dilation=3),
+    Case("dilation_walk", T=402, window=50, dilation=2),
+    Case("dilation_not_a_divisor", T=301, S=299, window=30, dilation=4, key_offset=7),
+    Case("dilation_per_head", T=300, window=40, dilation=(1, 1, 3, 2), H=4),
+    Case("dilation_per_head_not_a_divisor", T=301, S=310, window=(20, 60), dilation=(2, 1, 2), H=3, key_offset=-5),
+    Case("dilation_beyond_everything", T=40, dilation=50),
+    Case("masked", masked=True, dead_rows=True),
+    Case("masked_walk", B=2, T=300, window=20, masked=True, dead_rows=True),
+    Case("masked_dilated", B=2, T=300, window=9, dilation=(3, 1), masked=True, dead_rows=True),
+    Case("segments", B=2, T=300, window=80, segments="shared"),
+    Case("segments_pair", B=2, T=200, S=330, window=3, segments="pair", key_offset=50, dead_rows=True),
+    Case("segments_dilated", B=2, T=299, window=30, dilation=(2, 3), segments="pair"),
+    Case("value_narrower", T=200, Dk=16, Dv=3),
+    Case("value_wider", T=200, Dk=3, Dv=16),
+    Case("scale", T=200, scale=1.5),
+    Case("scale_negative", T=200, scale=-0.3),
+    Case("dropout", B=2, dropout_rate=0.3),
+    Case("dropout_walk", B=2, T=300, window=60, dropout_rate=0.3),
+    Case("dropout_dilated", B=2, T=301, S=290, window=30, dilation=(3, 1), key_offset=4, dropout_rate=0.5),
+    Case(
+        "everything",
+        B=2, T=310, S=333, H=3, Dk=6, Dv=10, window=(60, 10), dilation=(2, 2, 1), key_offset=11,
+        scale=0.7, dropout_rate=0.2, masked=True, segments="pair", dead_rows=True,
+    ),
+]  # fmt: skip
+CASE = {case.name: case for case in CASES}
+
+ARRAYS = ("out", "lse", "dquery", "dkey", "dvalue")
+
+
+def with_gradients(attend: Callable, inputs: tuple, cotangents: tuple) -> dict[str, np.ndarray]:
+    """What attend(query, key, value) -> (out, lse) gives, and its gradients by cotangents of out and lse."""
+
+    @jax.jit
+    def run(inputs: tuple, cotangents: tuple) -> tuple:
+        outputs, pullback = jax.vjp(attend, *inputs)
+        return *outputs, *pullback(cotangents)
+
+    return dict(zip(ARRAYS, map(np.asarray, run(inputs, cotangents)), strict=True))
+
+
+@functools.cache
+def reference_with_gradients(case: Case) -> dict[str, np.ndarray]:
+    """In float32."""
+    return with_gradients(case.attend("reference"), case.inputs(), case.cotangents())
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, name: str) -> None:
+    """Equal to float32's rounding: to 16 units in the last place of the largest entry, and -inf in the same places."""
+    finite = np.isfinite(expected)
+    assert np.array_equal(np.isneginf(found), ~finite), f"{name} is -inf in other places"
+    error = np.abs(np.where(finite, found, 0.0) - np.where(finite, expected, 0.0)).max()
+    bound = 16 * np.finfo(np.float32).eps * max(1.0, np.abs(expected[finite]).max(initial=0.0))
+    assert error <= bound, f"{name} is off by {error:.2e}, allowed are {bound:.2e}"

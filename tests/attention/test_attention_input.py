@@ -1,0 +1,94 @@
+"""What banded_attention refuses: one sentence that names the argument, its value and what was expected."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longformer_jax import InputError, banded_attention
+
+B, T, S, H, Dk, Dv = 2, 6, 7, 3, 4, 5
+
+
+def shape(*size: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(size, dtype)
+
+
+GOOD: dict = {"query": shape(B, T, H, Dk), "key": shape(B, S, H, Dk), "value": shape(B, S, H, Dv), "window": 2}
+
+DTYPES = "float32, float16, bfloat16"
+ARRAYS = [
+    ({"query": shape(T, H, Dk)}, r"^query is \[6, 3, 4\]; expected an array \[batch, length, heads, head_dim\]$"),
+    ({"key": [1.0, 2.0]}, r"^key is list; expected an array \[batch, length, heads, head_dim\]$"),
+    ({"value": None}, r"^value is NoneType; expected an array \[batch, length, heads, head_dim\]$"),
+    ({"query": shape(B, 0, H, Dk)}, r"^query has the shape \[2, 0, 3, 4\]; expected every dimension to be at least 1$"),
+    ({"value": shape(B, S, H, 0)}, r"^value has the shape \[2, 7, 3, 0\]; expected every dimension to be at least 1$"),
+    ({"query": shape(B, T, H, Dk, dtype="int32")}, rf"^query has the dtype int32; expected one of {DTYPES}$"),
+    ({"key": shape(B, S, H, Dk, dtype="float64")}, rf"^key has the dtype float64; expected one of {DTYPES}$"),
+    ({"key": shape(B, S, H, Dk, dtype="bfloat16")}, r"^key has the dtype bfloat16; expected query's, float32$"),
+    ({"value": shape(B, S, H, Dv, dtype="float16")}, r"^value has the dtype float16; expected query's, float32$"),
+    ({"key": shape(B, S, H, Dv)}, r"^key has the shape \[2, 7, 3, 5\]; expected \[2, keys, 3, 4\] to go with query$"),
+    ({"key": shape(1, S, H, Dk)}, r"^key has the shape \[1, 7, 3, 4\]; expected \[2, keys, 3, 4\] to go with query$"),
+    ({"key": shape(B, S, 1, Dk)}, r"^key has the shape \[2, 7, 1, 4\]; expected \[2, keys, 3, 4\] to go with query$"),
+    ({"value": shape(B, T, H, Dv)}, r"^value has the shape \[2, 6, 3, 5\]; expected \[2, 7, 3, any\] to go with key$"),
+]  # fmt: skip
+
+MASK = r"expected booleans \[batch, keys\] = \[2, 7\]$"
+IDS = r"expected integers \[2, 6\] for the queries and \[2, 7\] for the keys \(one array will do where .*\)$"
+LIMITS = [
+    ({"key_mask": np.ones((B, T), bool)}, rf"^key_mask is bool \[2, 6\]; {MASK}"),
+    ({"key_mask": np.ones((B, S), np.int32)}, rf"^key_mask is int32 \[2, 7\]; {MASK}"),
+    ({"key_mask": np.ones((B, S, 1), bool)}, rf"^key_mask is bool \[2, 7, 1\]; {MASK}"),
+    ({"segment_ids": np.ones((B, T), np.int32)}, rf"^segment_ids is int32 \[2, 6\], int32 \[2, 6\]; {IDS}"),
+    ({"segment_ids": (np.ones((B, S), np.int32),) * 2}, rf"^segment_ids is int32 \[2, 7\], int32 \[2, 7\]; {IDS}"),
+    ({"segment_ids": (np.ones((B, T), np.int32),) * 3}, rf"^segment_ids is (int32 \[2, 6\](, )?){{3}}; {IDS}"),
+    (
+        {"segment_ids": (np.ones((B, T), np.int32), np.ones((B, S), np.float32))},
+        rf"^segment_ids is int32 \[2, 6\], float32 \[2, 7\]; {IDS}",
+    ),
+]
+
+RATE = r"expected a number in \[0, 1\)$"
+DROPOUT = [
+    ({"dropout_rate": 1.0, "dropout_seed": 0}, rf"^dropout_rate is 1\.0; {RATE}"),
+    ({"dropout_rate": -0.1, "dropout_seed": 0}, rf"^dropout_rate is -0\.1; {RATE}"),
+    ({"dropout_rate": float("nan"), "dropout_seed": 0}, rf"^dropout_rate is nan; {RATE}"),
+    ({"dropout_rate": 0.1}, r"^dropout_seed is None while dropout_rate is 0\.1; expected an integer scalar$"),
+    ({"dropout_rate": 0.1, "dropout_seed": 1.5}, r"^dropout_seed is float32 \[\]; expected an integer scalar$"),
+    ({"dropout_rate": 0.1, "dropout_seed": np.arange(2)}, r"^dropout_seed is int32 \[2\]; expected an integer scalar$"),
+]
+
+# test_band.py has the rest.
+BAND = [
+    ({"window": -1}, r"^window is -1; expected"),
+    ({"window": (2, 1), "causal": True}, r"^window is \(2, 1\), which looks 1 steps ahead"),
+    ({"dilation": (1, 2)}, r"^dilation has 2 entries; expected one for each of the 3 heads$"),
+    ({"key_offset": 1.5}, r"^key_offset is 1\.5; expected"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), ARRAYS + LIMITS + DROPOUT + BAND, ids=str)
+def test_refusals(arguments: dict, sentence: str) -> None:
+    """The arrays are shapes without numbers: nothing can have been computed."""
+    with pytest.raises(InputError, match=sentence):
+        banded_attention(**GOOD | arguments)
+
+
+@pytest.mark.parametrize("name", ["pallas", "XLA", ""])
+def test_unknown_implementations_do_not_fall_back(name: str) -> None:
+    sentence = rf"^implementation is '{name}', which this version does not have; expected None or one of 'reference', "
+    with pytest.raises(NotImplementedError, match=sentence):
+        banded_attention(**GOOD, implementation=name)
+
+
+def test_the_good_call_is_good() -> None:
+    arrays = GOOD["query"], GOOD["key"], GOOD["value"]
+    assert jax.eval_shape(lambda *arrays: banded_attention(*arrays, window=2), *arrays).shape == (B, T, H, Dv)
+
+
+def test_arrays_of_numpy_will_do(implementation: str) -> None:
+    arrays: dict = {name: np.ones(x.shape, np.float32) for name, x in GOOD.items() if name != "window"}
+    arrays["key_mask"] = np.ones((B, S), bool)
+    out = banded_attention(**arrays, window=2, implementation=implementation)
+    assert isinstance(out, jax.Array)
+    np.testing.assert_allclose(out, jnp.ones((B, T, H, Dv)), rtol=1e-6)

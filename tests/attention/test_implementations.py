@@ -1,0 +1,170 @@
+"""Every implementation against the dense reference, forward and backward."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longformer_jax import banded_attention
+from tests.attention.cases import (
+    ARRAYS,
+    CASE,
+    CASES,
+    IMPLEMENTATIONS,
+    Case,
+    assert_close,
+    reference_with_gradients,
+    with_gradients,
+)
+from tests.attention.oracle import dense_attention, visibility
+
+OTHERS = [name for name in IMPLEMENTATIONS if name != "reference"]
+
+
+def check_against_reference(case: Case, implementation: str) -> None:
+    found = with_gradients(case.attend(implementation), case.inputs(), case.cotangents())
+    for name, expected in reference_with_gradients(case).items():
+        assert_close(found[name], expected, name)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_equals_reference(case: Case, other: str) -> None:
+    check_against_reference(case, other)
+
+
+# Lengths around the edges of tiles, and any.
+LENGTHS = st.sampled_from([1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257]) | st.integers(1, 400)
+WINDOWS = st.integers(0, 12) | st.integers(0, 500)
+STEPS = st.integers(1, 6)
+
+
+@st.composite
+def drawn_cases(draw: st.DrawFn) -> Case:
+    causal = draw(st.booleans())
+    pairs = st.tuples(WINDOWS, st.just(0) if causal else WINDOWS)
+    return Case(
+        B=draw(st.integers(1, 2)),
+        T=draw(LENGTHS),
+        S=draw(st.none() | LENGTHS),
+        Dk=draw(st.integers(1, 9)),
+        Dv=draw(st.integers(1, 9)),
+        window=draw(WINDOWS | pairs),
+        dilation=draw(STEPS | st.tuples(STEPS, STEPS)),
+        causal=causal,
+        key_offset=draw(st.just(0) | st.integers(-300, 300)),
+        dropout_rate=draw(st.sampled_from([0.0, 0.25])),
+        masked=draw(st.booleans()),
+        segments=draw(st.sampled_from([None, "pair"])),
+    )
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(case=drawn_cases())
+def test_equals_reference_on_drawn_cases(case: Case, other: str) -> None:
+    check_against_reference(case, other)
+
+
+def test_the_default_is_one_of_the_implementations() -> None:
+    inputs = CASE["causal"].inputs()
+    default, *named = (banded_attention(*inputs, window=5, implementation=name) for name in (None, *IMPLEMENTATIONS))
+    assert any(np.array_equal(default, out) for out in named)
+
+
+# ---- Low precision ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def plain_attention(case: Case, dtype: str) -> dict[str, np.ndarray]:
+    """What anyone would write down: dense, every step in `dtype`, gradients by autodiff."""
+    visible = visibility(case.B, case.T, case.num_keys, case.H, **case.band, **case.limits)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = jnp.einsum("bthd,bshd->bhts", query, key) * case.Dk**-0.5
+        scores = jnp.where(visible, scores, -jnp.inf)
+        out = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1), value)
+        return out, jax.nn.logsumexp(scores, axis=-1).transpose(0, 2, 1).astype(jnp.float32)
+
+    return with_gradients(attend, case.inputs(dtype), case.cotangents(dtype))
+
+
+@functools.cache
+def float32_oracle(case: Case, dtype: str) -> dict[str, np.ndarray]:
+    """The reference in float32, of inputs and cotangents as `dtype` rounds them."""
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float32), (case.inputs(dtype), case.cotangents(dtype)))
+    return with_gradients(case.attend("reference"), *rounded)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["bidirectional", "causal_walk", "dilation_per_head", "segments"])
+def test_low_precision_errs_little_more_than_plain_attention(name: str, dtype: str, implementation: str) -> None:
+    case = CASE[name]
+    found = with_gradients(case.attend(implementation), case.inputs(dtype), case.cotangents(dtype))
+    plain, oracle = plain_attention(case, dtype), float32_oracle(case, dtype)
+    assert_close(found["lse"], oracle["lse"], "lse")  # products of rounded inputs are exact in float32
+    for array in ("out", "dquery", "dkey", "dvalue"):
+        error, plain_error = (np.abs(x[array].astype(np.float32) - oracle[array]).max() for x in (found, plain))
+        assert error <= 2 * plain_error, array
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes_and_shapes(dtype: str, implementation: str) -> None:
+    case = Case(B=3, T=70, S=80, H=2, Dk=6, Dv=5)
+    run = functools.partial(with_gradients, case.attend(implementation))
+    found = run(case.inputs(dtype), case.cotangents(dtype))
+    query, key, value = (3, 70, 2, 6), (3, 80, 2, 6), (3, 80, 2, 5)
+    shapes = {"out": (3, 70, 2, 5), "lse": (3, 70, 2), "dquery": query, "dkey": key, "dvalue": value}
+    assert {name: x.shape for name, x in found.items()} == shapes
+    assert {name: str(x.dtype) for name, x in found.items()} == dict.fromkeys(ARRAYS, dtype) | {"lse": "float32"}
+    out = banded_attention(*case.inputs(dtype), **case.options, implementation=implementation)
+    assert isinstance(out, jax.Array)
+    assert (out.shape, out.dtype) == ((3, 70, 2, 5), dtype)
+
+
+# ---- Rows that see nothing, and numbers that hurt --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["masked", "masked_walk", "keys_behind", "keys_out_of_reach", "segments_pair"])
+def test_rows_that_see_nothing(name: str, implementation: str) -> None:
+    case = CASE[name]
+    run = functools.partial(with_gradients, case.attend(implementation), case.inputs())
+    dout, dlse = case.cotangents()
+    found = run((dout, dlse))
+    dead = np.isneginf(found["lse"])
+    assert dead.any()
+    assert not found["out"][dead].any()
+    assert not found["dquery"][dead].any()
+    # Whatever comes back to these rows, as from exp(lse) or log(lse), has no way on.
+    for cotangent in (0.0, jnp.inf, jnp.nan):
+        again = run((dout, jnp.where(dead, cotangent, dlse)))
+        for array in ("dquery", "dkey", "dvalue"):
+            assert np.array_equal(again[array], found[array]), (array, cotangent)
+
+
+def test_scores_far_beyond_the_range_of_exp(implementation: str) -> None:
+    case = Case(T=150, window=40, scale=1000.0)
+    visible = visibility(case.B, case.T, case.num_keys, case.H, **case.band)
+    found = with_gradients(case.attend(implementation), case.inputs(), case.cotangents())
+    out, lse = dense_attention(*case.inputs(), visible, scale=case.scale)
+    assert lse.max() > 5000
+    # A score is rounded to eps * |score|, which is the relative error of its probability.
+    rounding = 4 * np.finfo(np.float32).eps * lse.max()
+    np.testing.assert_allclose(found["out"], out, atol=rounding)
+    np.testing.assert_allclose(found["lse"], lse, atol=rounding)
+    assert all(np.isfinite(x).all() for x in found.values())
+
+
+def test_nan_is_not_hidden(implementation: str) -> None:
+    case = Case(T=150, window=40)
+    query, key, value = case.inputs()
+    out, lse = case.attend(implementation)(query.at[:, 77].set(jnp.nan), key, value)
+    rows = np.arange(150) == 77
+    assert np.isnan(out[:, rows]).all() and np.isnan(lse[:, rows]).all()
+    expected = reference_with_gradients(case)
+    assert_close(np.asarray(out)[:, ~rows], expected["out"][:, ~rows], "out")
+    assert_close(np.asarray(lse)[:, ~rows], expected["lse"][:, ~rows], "lse")

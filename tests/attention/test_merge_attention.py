@@ -1,0 +1,91 @@
+"""Two attentions over parts of the keys, merged, against one softmax over all of them."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longformer_jax import banded_attention, merge_attention
+from tests.attention.cases import Case, assert_close, with_gradients
+
+CASE = Case(B=2, T=60, window=9, key_offset=15)
+# Which keys the first attention sees; the second sees the rest. With the offset the last rows see nothing at all.
+PARTS = {
+    "mixed": np.random.default_rng(8).random((2, 60)) < 0.5,
+    "halves": np.broadcast_to(np.arange(60) < 30, (2, 60)),
+    "first alone": np.ones((2, 60), bool),
+    "second alone": np.zeros((2, 60), bool),
+}
+
+
+def attention(**options) -> Callable:
+    return functools.partial(banded_attention, **{**CASE.band, **options}, return_lse=True, implementation="reference")
+
+
+def assert_equal_attentions(found: Callable, expected: Callable) -> dict[str, np.ndarray]:
+    one, other = (with_gradients(attend, CASE.inputs(), CASE.cotangents()) for attend in (found, expected))
+    for name in one:
+        assert_close(one[name], other[name], name)
+    return one
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_equals_one_softmax(part: str) -> None:
+    one, other = attention(key_mask=PARTS[part]), attention(key_mask=~PARTS[part])
+    found = assert_equal_attentions(lambda *inputs: merge_attention(*one(*inputs), *other(*inputs)), attention())
+    dead = np.isneginf(found["lse"])
+    assert dead.any() and not found["out"][dead].any()
+
+
+def test_both_see_nothing() -> None:
+    away = attention(key_offset=1000)
+    found = assert_equal_attentions(lambda *inputs: merge_attention(*away(*inputs), *away(*inputs)), away)
+    assert np.isneginf(found["lse"]).all()
+    assert not any(found[name].any() for name in ("out", "dquery", "dkey", "dvalue"))
+
+
+def test_a_chain_of_merges() -> None:
+    thirds = [np.broadcast_to(np.arange(60) % 3 == n, (2, 60)) for n in range(3)]
+
+    def merged(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return functools.reduce(
+            lambda one, other: merge_attention(*one, *other), [attention(key_mask=mask)(*inputs) for mask in thirds]
+        )
+
+    assert_equal_attentions(merged, attention())
+
+
+def test_scores_far_beyond_the_range_of_exp() -> None:
+    out, other = jnp.ones((1, 3, 1, 2)), jnp.full((1, 3, 1, 2), 5.0)
+    lse = jnp.array([1e4, -1e4, 1e4])[None, :, None]
+    merged, merged_lse = merge_attention(out, lse, other, jnp.array([-1e4, 1e4, 1e4])[None, :, None])
+    np.testing.assert_allclose(merged[0, :, 0, 0], [1, 5, 3])
+    np.testing.assert_allclose(merged_lse[0, :, 0], [1e4, 1e4, 1e4 + np.log(2)])
+
+
+def test_gradients_of_rows_that_saw_nothing() -> None:
+    """Zeros, not NaN, for the four arrays themselves."""
+    out = jnp.array(np.random.default_rng(9).normal(size=(1, 3, 1, 4)), jnp.float32)
+    lse = jnp.array([-jnp.inf, 0.5, -jnp.inf])[None, :, None]
+    other_lse = jnp.array([0.5, -jnp.inf, -jnp.inf])[None, :, None]
+    _, pullback = jax.vjp(merge_attention, out, lse, -out, other_lse)
+    dout, dlse, dother, dother_lse = pullback((jnp.ones_like(out), jnp.ones_like(lse)))
+    np.testing.assert_array_equal(dout[0, :, 0, 0], [0, 1, 0])
+    np.testing.assert_array_equal(dother[0, :, 0, 0], [1, 0, 0])
+    np.testing.assert_array_equal(dlse[0, :, 0], [0, 1, 0])
+    np.testing.assert_array_equal(dother_lse[0, :, 0], [1, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision(dtype: str) -> None:
+    attentions = [attention(key_mask=mask)(*CASE.inputs(dtype)) for mask in (PARTS["mixed"], ~PARTS["mixed"])]
+    out, lse = merge_attention(*attentions[0], *attentions[1])
+    assert (out.dtype, lse.dtype) == (dtype, jnp.float32)
+    # One rounding of the result after one of each part.
+    whole, whole_lse = attention()(*(x.astype(jnp.float32) for x in CASE.inputs(dtype)))
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(out.astype(jnp.float32), whole, atol=2 * eps * float(jnp.abs(whole).max()))
+    assert_close(np.asarray(lse), np.asarray(whole_lse), "lse")

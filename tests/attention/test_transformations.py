@@ -1,0 +1,109 @@
+"""Every implementation under jit, vmap, grad, checkpoint and scan, with all that limits a query's view."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longformer_jax import banded_attention
+from tests.attention.cases import Case, assert_close, with_gradients
+
+CASE = Case(
+    B=2, T=150, window=40, dilation=(1, 2), masked=True, segments="shared", dropout_rate=0.2, dead_rows=True
+)  # fmt: skip
+
+
+@pytest.fixture
+def attend(implementation: str) -> Callable:
+    return CASE.attend(implementation)
+
+
+def assert_all_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    for name in expected:
+        assert_close(found[name], expected[name], name)
+
+
+def test_eager_equals_jit(attend: Callable) -> None:
+    jitted = with_gradients(attend, CASE.inputs(), CASE.cotangents())
+    outputs, pullback = jax.vjp(attend, *CASE.inputs())
+    eager = dict(zip(jitted, map(np.asarray, (*outputs, *pullback(CASE.cotangents()))), strict=True))
+    assert_all_close(eager, jitted)
+
+
+def test_checkpoint(attend: Callable) -> None:
+    plain = with_gradients(attend, CASE.inputs(), CASE.cotangents())
+    assert_all_close(with_gradients(jax.checkpoint(attend), CASE.inputs(), CASE.cotangents()), plain)
+
+
+@pytest.mark.parametrize("only", ["out", "lse"])
+def test_gradient_through_one_output(only: str, attend: Callable) -> None:
+    """The other output's cotangent is a zero that was never written down."""
+    dout, dlse = CASE.cotangents()
+    place, cotangents = {"out": (0, (dout, 0 * dlse)), "lse": (1, (0 * dout, dlse))}[only]
+
+    def loss(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        output = attend(query, key, value)[place]
+        return jnp.where(jnp.isfinite(output), output * cotangents[place], 0.0).sum()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*CASE.inputs())
+    expected = with_gradients(attend, CASE.inputs(), cotangents)
+    for name, gradient in zip(("dquery", "dkey", "dvalue"), gradients, strict=True):
+        assert_close(np.asarray(gradient), expected[name], name)
+
+
+def test_vmap_over_every_array(implementation: str) -> None:
+    """Seeds, masks and segments are mapped too."""
+    N, rng = 3, np.random.default_rng(5)
+    B, T, H, D = CASE.B, CASE.T, CASE.H, CASE.Dk
+    query, key, value, dout = (jnp.array(rng.normal(size=(N, B, T, H, D)), jnp.float32) for _ in range(4))
+    dlse = jnp.array(rng.normal(size=(N, B, T, H)), jnp.float32)
+    masks = jnp.array(rng.random((N, B, T)) < 0.5)
+    segments = jnp.array(rng.integers(0, 2, (N, B, T)))
+    seeds = jnp.arange(N)
+
+    def run(query, key, value, dout, dlse, mask, ids, seed):
+        limits = {"key_mask": mask, "segment_ids": ids, "dropout_rate": 0.2, "dropout_seed": seed}
+        options: dict = {**CASE.band, **limits, "return_lse": True, "implementation": implementation}
+        outputs, pullback = jax.vjp(functools.partial(banded_attention, **options), query, key, value)
+        return *outputs, *pullback((dout, dlse))
+
+    arguments = query, key, value, dout, dlse, masks, segments, seeds
+    mapped = jax.jit(jax.vmap(run))(*arguments)
+    single = jax.jit(run)
+    for n in range(N):
+        for place, expected in enumerate(single(*(x[n] for x in arguments))):
+            assert_close(np.asarray(mapped[place][n]), np.asarray(expected), f"output {place} of {n}")
+
+
+def test_vmap_over_queries_alone(attend: Callable) -> None:
+    query, key, value = CASE.inputs()
+    queries = jnp.stack([query, -query])
+    out, lse = jax.vmap(attend, in_axes=(0, None, None))(queries, key, value)
+    for n in range(2):
+        expected = attend(queries[n], key, value)
+        assert_close(np.asarray(out[n]), np.asarray(expected[0]), "out")
+        assert_close(np.asarray(lse[n]), np.asarray(expected[1]), "lse")
+
+
+def test_scan_over_layers(attend: Callable) -> None:
+    """As a model does it: layers scanned, each one rematerialised, gradients of inputs and of parameters."""
+    x, cotangent = CASE.inputs()[0], CASE.cotangents()[0]
+    weights = jnp.array(np.random.default_rng(6).normal(size=(3, 1, 1, CASE.H, CASE.Dk)), jnp.float32)
+
+    def layer(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, None]:
+        return x + attend(x, x * weight, x)[0], None
+
+    def scanned(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return (jax.lax.scan(jax.checkpoint(layer), x, weights)[0] * cotangent).sum()
+
+    def unrolled(x: jax.Array, weights: jax.Array) -> jax.Array:
+        for weight in weights:
+            x, _ = layer(x, weight)
+        return (x * cotangent).sum()
+
+    found, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(x, weights) for f in (scanned, unrolled))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert_close(np.asarray(a), np.asarray(b), "loss or gradient")
