@@ -11,6 +11,7 @@ from absl import app, flags, logging
 
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, sample_text
+from longformer_jax.host_memory import reuse_freed_memory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the latest without.")
@@ -65,6 +66,7 @@ def _run() -> str:
 def main(arguments: list[str]) -> None:
     """Prints the figure or the sample; exits with 2 on bad input."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
+    reuse_freed_memory()
     try:
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")

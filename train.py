@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from longformer_jax.errors import InputError
+from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.training import DivergenceError, ExperimentConfig, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE.py or FILE.py:variant, see configs/char_lm.")
@@ -59,6 +60,7 @@ def _read_config() -> ExperimentConfig:
 def main(arguments: Sequence[str]) -> None:
     """Runs the experiment; exits with 2 on bad input, and with 1 when the loss is no longer finite."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+    reuse_freed_memory()
     try:
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
