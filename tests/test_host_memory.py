@@ -35,6 +35,7 @@ def page_faults(mode: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_scratch_memory_is_reused():
-    # A step's scratch is 3000 x 3000 floats, 8,800 pages.
-    assert page_faults("as it is") > 10 * 4000
-    assert page_faults("keep") < 10 * 1000
+    # A step's scratch is 3000 x 3000 floats, 8,800 pages; it is touched once instead of ten times.
+    default = page_faults("as it is")
+    assert default > 10 * 4000
+    assert page_faults("keep") < default / 3

@@ -34,13 +34,13 @@ def get_config(variant: str = "") -> ConfigDict:
             dtype="float32",
         ),
         phases=(
-            Phase(sequence_length=128, windows=windows, learning_rate=4e-3, batch_size=8, steps=1100),
+            Phase(sequence_length=128, windows=windows, learning_rate=4e-3, batch_size=8, steps=1250),
             Phase(
                 sequence_length=256,
                 windows=tuple(2 * window for window in windows),
                 learning_rate=1.5e-3,
                 batch_size=4,
-                steps=450,
+                steps=550,
             ),
         ),
         optimizer=OptimizerConfig(b2=0.99, weight_decay=0.1, clip_norm=1.0, decay="linear", final_fraction=0.1),
