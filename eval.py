@@ -1,8 +1,8 @@
 """Evaluates what train.py left in a workdir: bits per character, or a sample.
 
-  python eval.py --workdir=runs/quickstart --split=test --protocol=stream
-  python eval.py --workdir=runs/enwik8_small --split=test --protocol=paper
-  python eval.py --workdir=runs/quickstart --sample=500 --temperature=0.8
+python eval.py --workdir=runs/quickstart --split=test --protocol=stream
+python eval.py --workdir=runs/enwik8_small --split=test --protocol=paper
+python eval.py --workdir=runs/quickstart --sample=500 --temperature=0.8
 """
 
 import sys

@@ -8,11 +8,12 @@ _LARGEST = 2**31 - 1
 
 
 def reuse_freed_memory() -> bool:
-    """Makes malloc keep what is freed; to be called before JAX sees its devices, as threads get arenas of their own then.
+    """Makes malloc keep what is freed; to be called before JAX sees its devices, when threads get their own arenas.
 
-    On a CPU, XLA takes the scratch memory of every execution from malloc. By default glibc hands such large blocks back to
-    the kernel at once, which clears each of their pages again for the next step. Keeping them made the quickstart's steps
-    1.3 to 1.4 times as fast. train.py and eval.py call this; a library should not do so to the program that uses it.
+    On a CPU, XLA takes the scratch memory of every execution from malloc. By default glibc hands such large blocks back
+    to the kernel at once, which clears each of their pages again for the next step. Keeping them made the quickstart's
+    steps 1.3 to 1.4 times as fast. train.py and eval.py call this; a library should not do so to the program that uses
+    it.
 
     Returns:
       Whether malloc took the settings; False with a C library other than glibc.

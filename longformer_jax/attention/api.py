@@ -34,8 +34,8 @@ def banded_attention(
     """Exact softmax attention in which each query sees a band of keys (Longformer, section 3.1).
 
     Query i sees key `i + key_offset + m * dilation` for -left <= m <= right. Softmax and accumulation are in float32
-    whatever the input type. A query that sees no key gives zeros, and a log-sum-exp of -inf, never NaN, in values and in
-    gradients. Differentiable in query, key and value, through both outputs.
+    whatever the input type. A query that sees no key gives zeros, and a log-sum-exp of -inf, never NaN, in values and
+    in gradients. Differentiable in query, key and value, through both outputs.
 
     Args:
       query: [B, T, H, Dk], float32, float16 or bfloat16.
@@ -75,15 +75,16 @@ def banded_attention(
                 f"key_mask is {key_mask.dtype} {list(key_mask.shape)}; expected booleans [batch, keys] = [{B}, {S}]"
             )
     if segment_ids is not None:
-        segment_ids = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
-        segment_ids = tuple(jnp.asarray(ids) for ids in segment_ids)
-        shapes = [list(ids.shape) for ids in segment_ids]
-        if shapes != [[B, T], [B, S]] or not all(jnp.issubdtype(ids.dtype, jnp.integer) for ids in segment_ids):
-            found = ", ".join(f"{ids.dtype} {list(ids.shape)}" for ids in segment_ids)
+        both = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
+        both = tuple(jnp.asarray(ids) for ids in both)
+        shapes = [list(ids.shape) for ids in both]
+        if shapes != [[B, T], [B, S]] or not all(jnp.issubdtype(ids.dtype, jnp.integer) for ids in both):
+            found = ", ".join(f"{ids.dtype} {list(ids.shape)}" for ids in both)
             raise InputError(
                 f"segment_ids is {found}; expected integers [{B}, {T}] for the queries and [{B}, {S}] for the keys "
                 "(one array will do where both lengths are equal)"
             )
+        segment_ids = both[0], both[1]
     if not 0 <= dropout_rate < 1:
         raise InputError(f"dropout_rate is {dropout_rate}; expected a number in [0, 1)")
     if dropout_rate and dropout_seed is None:

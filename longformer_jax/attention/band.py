@@ -1,7 +1,7 @@
 """The geometry of a banded attention: which key each query sees.
 
-Query i sees key `i + key_offset + m * dilation` for every integer m in [-left, right] (paper section 3.1). Everything an
-implementation needs to know about the band, beyond the shapes of its arrays, is in `Band`.
+Query i sees key `i + key_offset + m * dilation` for every integer m in [-left, right] (paper section 3.1). Everything
+an implementation needs to know about the band, beyond the shapes of its arrays, is in `Band`.
 """
 
 import dataclasses
@@ -44,26 +44,31 @@ def make_band(
     window: int | tuple[int, int], dilation: int | Sequence[int], causal: bool, key_offset: int, num_heads: int
 ) -> Band:
     """Checks the arguments of `banded_attention` that describe the band; raises InputError."""
-    sides = (window, 0 if causal else window) if _is_int(window) else window
-    if not (isinstance(sides, tuple | list) and len(sides) == 2 and all(_is_int(s) and s >= 0 for s in sides)):
+    sides = _integers(window if isinstance(window, tuple | list) else (window, 0 if causal else window), minimum=0)
+    if sides is None or len(sides) != 2:
         raise InputError(f"window is {window!r}; expected an integer >= 0 or a pair (left, right) of them")
     left, right = sides
     if causal and right:
         raise InputError(f"window is {window!r}, which looks {right} steps ahead; causal=True expects (left, 0)")
-    dilations = (dilation,) * num_heads if _is_int(dilation) else dilation
-    if not (isinstance(dilations, tuple | list) and all(_is_int(d) and d >= 1 for d in dilations)):
+    dilations = _integers(dilation if isinstance(dilation, tuple | list) else (dilation,) * num_heads, minimum=1)
+    if dilations is None:
         raise InputError(f"dilation is {dilation!r}; expected an integer >= 1, or one for each head")
     if len(dilations) != num_heads:
         raise InputError(f"dilation has {len(dilations)} entries; expected one for each of the {num_heads} heads")
-    if not _is_int(key_offset):
+    offset = _integers((key_offset,))
+    if offset is None:
         raise InputError(f"key_offset is {key_offset!r}; expected an integer known when the call is traced")
-    return Band(int(left), int(right), tuple(int(d) for d in dilations), int(key_offset))
+    return Band(left, right, dilations, offset[0])
 
 
-def _is_int(value) -> bool:
-    """Whether it is an integer of any kind, known now; traced numbers are not."""
+def _integers(values: Sequence[object], minimum: int | None = None) -> tuple[int, ...] | None:
+    """The values as Python ints; None where one is below the minimum, no integer, or a traced one."""
     try:
-        operator.index(value)
+        integers = tuple(operator.index(value) for value in values if not isinstance(value, bool))  # type: ignore
     except TypeError:
-        return False
-    return not isinstance(value, bool)
+        return None
+    return (
+        None
+        if len(integers) < len(values) or (minimum is not None and min(integers, default=0) < minimum)
+        else integers
+    )

@@ -110,16 +110,16 @@ def _backward(spec: _Spec, residuals, cotangents):
 _attention.defvjp(_forward, _backward)
 
 
-# ---- The walk ----------------------------------------------------------------------------------------------------------
+# ---- The walk --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Walk:
     """A walk over `length` rows in tiles beside a ring of tiles of the other side, `ring_length` rows.
 
-    Row i sees rows i + lower ... i + upper of the other side. Tiles may stick out of either array: such a tile is loaded
-    from the nearest place inside, and only the rows that belong to it count. The last tile of the walk ends with the
-    array, so that what an overlapping first tile stores wrongly is overwritten by the next.
+    Row i sees rows i + lower ... i + upper of the other side. Tiles may stick out of either array: such a tile is
+    loaded from the nearest place inside, and only the rows that belong to it count. The last tile of the walk ends
+    with the array, so that what an overlapping first tile stores wrongly is overwritten by the next.
     """
 
     length: int
@@ -184,7 +184,7 @@ def _tile_size(shortest: int, width: int, backward: bool) -> int:
     return min(tile, shortest)
 
 
-# ---- One head group ----------------------------------------------------------------------------------------------------
+# ---- One head group --------------------------------------------------------------------------------------------------
 
 
 def _rows(x: jax.Array, group: HeadGroup, start, size: int) -> jax.Array:
@@ -316,7 +316,8 @@ def _backward_group(mask: _GroupMask, rows, key, value, grads):
         limits = {n: x for n, x in queries.items() if n in _QUERY_LIMITS} | mask.limits(_KEY_LIMITS, start, j.shape[0])
         k, v = (_rows(x, group, start, j.shape[0]) for x in (key, value))
         visible = mask.visible(i, j, valid, limits)
-        return _attend_backward(*(queries[n] for n in names), k, v, visible, mask.keep(i, j), mask.spec)
+        q, dout, lse, delta = (queries[name] for name in names)
+        return _attend_backward(q, dout, lse, delta, k, v, visible, mask.keep(i, j), mask.spec)
 
     tile = _tile_size(min(T, S), upper - lower, backward=True)
     if tile == min(T, S):
@@ -372,7 +373,7 @@ def _load(ring: dict[str, jax.Array], new: dict[str, jax.Array], row) -> dict[st
     return {name: lax.dynamic_update_slice_in_dim(x, new[name], row, 1) for name, x in ring.items()}
 
 
-# ---- One block of scores -----------------------------------------------------------------------------------------------
+# ---- One block of scores ---------------------------------------------------------------------------------------------
 
 
 def _attend(q, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array]:

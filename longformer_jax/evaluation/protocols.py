@@ -57,9 +57,7 @@ def overlapping_count(size: int, sequence_length: int = PAPER_LENGTH, step: int 
     if not 1 <= step <= sequence_length:
         raise InputError(f"step is {step}; expected 1 to sequence_length, {sequence_length}")
     if size <= sequence_length:
-        raise InputError(
-            f"sequence_length is {sequence_length}; expected less than the {size} characters of the text"
-        )
+        raise InputError(f"sequence_length is {sequence_length}; expected less than the {size} characters of the text")
     return ((size - 1 - sequence_length) // step + 1) * step
 
 
@@ -104,13 +102,11 @@ def score_overlapping(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _overlapping_nats(config: CharLMConfig, step: int, params, windows: jax.Array) -> jax.Array:
-    logits = CharLM(config).apply({"params": params}, windows[:, :-1])
+    logits: Any = CharLM(config).apply({"params": params}, windows[:, :-1])
     return _nats(logits[:, -step:], windows[:, -step:])
 
 
-def score_stream(
-    config: CharLMConfig, params: Any, text: np.ndarray, *, chunk: int = 1024
-) -> Iterator[Scored]:
+def score_stream(config: CharLMConfig, params: Any, text: np.ndarray, *, chunk: int = 1024) -> Iterator[Scored]:
     """Reads the text once, chunk by chunk, with a cache of each layer's window: every character but the first is scored
     once, with all the context the model can hold, in time linear in the text.
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -87,10 +88,9 @@ def evaluate(
     corpus = config.data.load()
     text = corpus.split(split)
     check_vocab(text, config.model.vocab_size)
+    total = len(text) - 1
     if protocol == "paper":
         total = protocols.overlapping_count(len(text), sequence_length, stride)
-    else:
-        total = len(text) - 1
     _, model, params, found = load_model(workdir, step)
     if protocol == "paper":
         pieces = protocols.score_overlapping(
@@ -136,6 +136,6 @@ def sample_text(
     check_vocab(tokens, config.model.vocab_size)
     _, model, params, _ = load_model(workdir, step)
     written = generate(
-        model, params, tokens[None], length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p
+        model, params, jnp.asarray(tokens[None]), length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p
     )
     return bytes(np.asarray(jax.device_get(written))[0].astype(np.uint8)).decode(errors="replace")

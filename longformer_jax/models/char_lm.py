@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -58,30 +59,33 @@ class CharLMConfig:
     implementation: str | None = None
 
     def __post_init__(self):
+        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
+            if not _is_positive(value := getattr(self, name)):
+                raise InputError(f"{name} is {value!r}; expected an integer >= 1")
         for name in ("windows", "dilations"):
             value = getattr(self, name)
-            value = (value,) * self.num_layers if isinstance(value, int) else tuple(value)
-            object.__setattr__(self, name, value)
-            if len(value) != self.num_layers:
-                raise InputError(f"{name} has {len(value)} entries; expected one for each of the {self.num_layers} layers")
-            if any(not isinstance(entry, int) or entry < 1 for entry in value):
-                raise InputError(f"{name} is {value}; expected integers >= 1")
-        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+            entries = tuple(value) if isinstance(value, tuple | list) else (value,) * self.num_layers
+            if not all(map(_is_positive, entries)):
+                raise InputError(f"{name} is {value!r}; expected integers >= 1")
+            if len(entries) != self.num_layers:
+                raise InputError(
+                    f"{name} has {len(entries)} entries; expected one for each of the {self.num_layers} layers"
+                )
+            object.__setattr__(self, name, entries)
         if self.embed_dim % self.num_heads:
             raise InputError(f"embed_dim is {self.embed_dim}; expected a multiple of num_heads, {self.num_heads}")
-        if not 0 <= self.dilated_heads <= self.num_heads:
-            raise InputError(f"dilated_heads is {self.dilated_heads}; expected 0 to num_heads, {self.num_heads}")
+        if self.dilated_heads not in range(self.num_heads + 1):
+            raise InputError(f"dilated_heads is {self.dilated_heads!r}; expected 0 to num_heads, {self.num_heads}")
         if self.positions not in _POSITIONS:
             raise InputError(f"positions is {self.positions!r}; expected one of {', '.join(_POSITIONS)}")
-        if self.positions == "transformer_xl" and (self.sinusoid_dim < 2 or self.sinusoid_dim % 2):
-            raise InputError(f"position_dim is {self.sinusoid_dim}; expected an even number")
+        if self.positions == "transformer_xl" and (not _is_positive(self.sinusoid_dim) or self.sinusoid_dim % 2):
+            raise InputError(f"position_dim is {self.sinusoid_dim!r}; expected an even integer >= 2")
         if self.positions == "rotary" and self.head_dim % 2:
             raise InputError(f"embed_dim / num_heads is {self.head_dim}; expected an even number for rotary positions")
         for name in ("dropout_rate", "attention_dropout_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected a number in [0, 1)")
+            rate = getattr(self, name)
+            if not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise InputError(f"{name} is {rate!r}; expected a number in [0, 1)")
         if self.dtype not in _DTYPES:
             raise InputError(f"dtype is {self.dtype!r}; expected one of {', '.join(_DTYPES)}")
 
@@ -96,12 +100,17 @@ class CharLMConfig:
     @property
     def layer_groups(self) -> tuple["LayerGroup", ...]:
         """Runs of neighbouring layers that share window and dilation: each is one scan."""
+        assert isinstance(self.windows, tuple) and isinstance(self.dilations, tuple)  # as __post_init__ has made them
         groups, start = [], 0
         for (window, dilation), run in itertools.groupby(zip(self.windows, self.dilations, strict=True)):
             stop = start + len(list(run))
             groups.append(LayerGroup(start, stop, window, dilation if self.dilated_heads else 1))
             start = stop
         return tuple(groups)
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) is int and value >= 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +165,7 @@ class Block(nn.Module):
             query, key = rotate(query, query_positions), rotate(key, query_positions)
         if past is not None:
             key, value = (jnp.concatenate(pair, axis=1) for pair in zip(past, (key, value), strict=True))
-        y = self._attend(query, key, value, query_positions, deterministic=self.deterministic)
+        y = self._attend(query, key, value, query_positions)
         y = dense(E, use_bias=False, kernel_init=residual_init, name="attention_out")(y.reshape(B * T, E))
         x += dropout(y)
 
@@ -166,7 +175,7 @@ class Block(nn.Module):
         x += dropout(y)
         return x.reshape(B, T, E), (key, value)
 
-    def _attend(self, query, key, value, query_positions, *, deterministic: bool):
+    def _attend(self, query, key, value, query_positions) -> Any:
         cfg = self.config
         B, T, H, D = query.shape
         past = key.shape[1] - T
@@ -181,7 +190,7 @@ class Block(nn.Module):
             query = jnp.concatenate([query + content_bias, relative_query(by_sinusoid, query_positions)], axis=-1)
             sinusoid = relative_key(key_positions, R).astype(key.dtype)[None, :, None]
             key = jnp.concatenate([key, jnp.broadcast_to(sinusoid, (B, past + T, H, R))], axis=-1)
-        dropout_rate = 0.0 if deterministic else cfg.attention_dropout_rate
+        dropout_rate = 0.0 if self.deterministic else cfg.attention_dropout_rate
         return banded_attention(
             query,
             key,
@@ -242,7 +251,8 @@ class CharLM(nn.Module):
             def layer(x, inputs, block=block, reach=group.reach):
                 params, key, past = inputs
                 rngs = {} if key is None else {"dropout": key}
-                x, seen = block.apply({"params": params}, x, position, past, rngs=rngs)
+                outputs: Any = block.apply({"params": params}, x, position, past, rngs=rngs)
+                x, seen = outputs
                 return x, None if past is None else tuple(s[:, s.shape[1] - reach :] for s in seen)
 
             if cfg.remat:

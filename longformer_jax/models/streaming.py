@@ -5,6 +5,8 @@ stream has come, and its logits are those of one forward pass over the whole str
 """
 
 import functools
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,8 @@ def init_cache(config: CharLMConfig, batch_size: int) -> Cache:
 
 def extend(config: CharLMConfig, params, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
     """Reads a chunk of any length: tokens [B, C] -> (logits float32 [B, C, V], cache)."""
-    return CharLM(config).apply({"params": params}, tokens, cache=cache)
+    logits_and_cache: Any = CharLM(config).apply({"params": params}, tokens, cache=cache)
+    return logits_and_cache
 
 
 def decode_step(config: CharLMConfig, params, cache: Cache, token: jax.Array) -> tuple[jax.Array, Cache]:
@@ -46,9 +49,11 @@ def prefill(
     """
     if tokens.ndim != 2 or tokens.shape[1] < 1:
         raise InputError(f"prompt is {list(tokens.shape)}; expected at least one token, [batch, length >= 1]")
+    if chunk < 1:
+        raise InputError(f"chunk is {chunk}; expected at least 1")
     cache = init_cache(config, tokens.shape[0]) if cache is None else cache
-    logits = None
-    for start in range(0, tokens.shape[1], chunk):
+    logits, cache = _extend(config, params, cache, tokens[:, :chunk])
+    for start in range(chunk, tokens.shape[1], chunk):
         logits, cache = _extend(config, params, cache, tokens[:, start : start + chunk])
     return logits[:, -1], cache
 
@@ -85,12 +90,15 @@ def generate(
     """
     if length < 1:
         raise InputError(f"length is {length}; expected at least 1")
-    if temperature < 0:
-        raise InputError(f"temperature is {temperature}; expected 0 or more")
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"temperature is {temperature}; expected a number >= 0")
     if top_k is not None and not 1 <= top_k <= config.vocab_size:
         raise InputError(f"top_k is {top_k}; expected 1 to vocab_size, {config.vocab_size}")
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(f"top_p is {top_p}; expected a number in (0, 1]")
+    low, high = (int(prompt.min()), int(prompt.max())) if prompt.size else (0, 0)
+    if low < 0 or high >= config.vocab_size:
+        raise InputError(f"prompt has ids from {low} to {high}; expected 0 to vocab_size - 1, {config.vocab_size - 1}")
     logits, cache = prefill(config, params, prompt)
     return _write(config, length, temperature, top_k, top_p, params, cache, logits, jax.random.key(seed))
 
@@ -112,13 +120,12 @@ def sample(
     """Draws tokens int32 [B] from logits [B, V]; the options are those of `generate`."""
     if temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
-    logits = logits / temperature
-    if top_k is not None:
-        logits = jnp.where(logits < lax.top_k(logits, top_k)[0][:, -1:], -jnp.inf, logits)
+    # Ranked first, so that exactly k characters are left also where the k-th is as likely as the next.
+    ranked, tokens = lax.top_k(logits / temperature, top_k or logits.shape[-1])
     if top_p is not None:
-        ranked = jnp.sort(logits, axis=-1, descending=True)
         probability = jax.nn.softmax(ranked, axis=-1)
         # Kept: every character before whose rank less than top_p is held; always the first.
         kept = jnp.cumsum(probability, axis=-1) - probability < top_p
-        logits = jnp.where(logits < jnp.where(kept, ranked, jnp.inf).min(-1, keepdims=True), -jnp.inf, logits)
-    return jax.random.categorical(key, logits).astype(jnp.int32)
+        ranked = jnp.where(kept, ranked, -jnp.inf)
+    rank = jax.random.categorical(key, ranked)
+    return jnp.take_along_axis(tokens, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)

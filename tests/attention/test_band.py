@@ -39,7 +39,7 @@ def test_one_dilation_for_all_heads() -> None:
 
 def test_a_band_is_plain_integers() -> None:
     """Hashable and comparable, whatever the numbers came as."""
-    numbers = {"window": (np.int64(1), jnp.int32(2)), "dilation": [np.int8(1), 2], "key_offset": np.int16(5)}
+    numbers: dict = {"window": (np.int64(1), jnp.int32(2)), "dilation": [np.int8(1), 2], "key_offset": np.int16(5)}
     band = make_band(**GOOD | numbers)
     assert {type(x) for x in (band.left, band.right, *band.dilation, band.key_offset)} == {int}
     assert hash(band) == hash(Band(1, 2, (1, 2), 5))

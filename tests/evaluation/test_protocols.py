@@ -37,9 +37,7 @@ def params():
     zeros = CharLM(CONFIG).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     leaves, tree = jax.tree.flatten(zeros)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten(
-        [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    )
+    return tree.unflatten([x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)])
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +85,7 @@ def test_overlapping_equals_a_forward_of_each_sequence(params, text, length, ste
 def test_protocols_agree_where_the_context_is_the_same(params, text):
     overlapping = by_position(score_overlapping(CONFIG, params, text, sequence_length=REACH + 11, step=11))
     stream = by_position(score_stream(CONFIG, params, text, chunk=32))
-    np.testing.assert_allclose(
-        list(overlapping.values()), [stream[i] for i in overlapping], rtol=2e-5, atol=2e-6
-    )
+    np.testing.assert_allclose(list(overlapping.values()), [stream[i] for i in overlapping], rtol=2e-5, atol=2e-6)
 
 
 def test_protocols_differ_where_the_context_does(params, text):
