@@ -57,6 +57,13 @@ def _read_config() -> ExperimentConfig:
         raise InputError(f"--config cannot be read: {' '.join(str(error.__cause__).split())}") from None
 
 
+def _join_cluster() -> None:
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise InputError(f"--distributed finds no cluster ({error}); expected a process that one has started") from None
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs the experiment; exits with 2 on bad input, and with 1 when the loss is no longer finite."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
@@ -68,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
         if _WORKDIR.value is None:
             raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
         if _DISTRIBUTED.value:
-            jax.distributed.initialize()
+            _join_cluster()
         train(config, _WORKDIR.value, profile=_PROFILE.value)
     except InputError as error:
         _fail(2, error)

@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SETTINGS = {
     "default": {},
-    "keep": {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)},
+    "keep": {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"},
 }
 JAX_SIDES = ("ours", "ours_dilated", "ours_global", "jax")
 TORCH_SIDES = ("huggingface", "flex", "local", "sdpa")
@@ -44,7 +44,7 @@ def runs(side: str, case: Case) -> bool:
 
 
 class Side:
-    """A serving process: `ask(line)` gives its answer."""
+    """A serving process: it starts in the background, `versions()` waits for it, `ask(line)` gives an answer."""
 
     def __init__(self, command: list[str], setting: str) -> None:
         self.process = subprocess.Popen(
@@ -54,7 +54,9 @@ class Side:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.versions = self._answer()
+
+    def versions(self) -> dict[str, str]:
+        return self._answer()
 
     def _answer(self) -> dict:
         assert self.process.stdout
@@ -79,21 +81,25 @@ class Side:
 def measure_times(commands: dict[str, list[str]], cases: list[Case], rounds: int) -> tuple[Measured, dict[str, str]]:
     """Median milliseconds, and the versions of what ran."""
     samples: dict[tuple[Case, str, str], list[float]] = {}
-    with ExitStack() as stack:
-        sides = {
-            (name, setting): stack.enter_context(Side(command, setting))
-            for name, command in commands.items()
-            for setting in SETTINGS
-        }
-        calls = [(case, name, setting) for name, setting in sides for case in cases if runs(name, case)]
-        for round_number in range(rounds + 1):
-            print(f"  round {round_number} of {rounds}", file=sys.stderr)
-            random.Random(round_number).shuffle(calls)
-            for (work, length), name, setting in calls:
-                answer = sides[name, setting].ask(f"{work} {length}")
-                if round_number:  # the round before the first compiles and warms up
-                    samples.setdefault(((work, length), name, setting), []).append(answer["milliseconds"])
-        versions = {package: version for side in sides.values() for package, version in side.versions.items()}
+    versions: dict[str, str] = {}
+    for length in sorted({length for _, length in cases}):
+        at_length = [case for case in cases if case[1] == length]
+        with ExitStack() as stack:  # a set of processes for each length, as they keep what memory they had
+            sides = {
+                (name, setting): stack.enter_context(Side(command, setting))
+                for name, command in commands.items()
+                for setting in SETTINGS
+                if any(runs(name, case) for case in at_length)
+            }
+            calls = [(case, name, setting) for name, setting in sides for case in at_length if runs(name, case)]
+            for round_number in range(rounds + 1):
+                print(f"  length {length}, round {round_number} of {rounds}", file=sys.stderr)
+                random.Random(round_number).shuffle(calls)
+                for case, name, setting in calls:
+                    answer = sides[name, setting].ask(f"{case[0]} {length}")
+                    if round_number:  # the round before the first compiles and warms up
+                        samples.setdefault((case, name, setting), []).append(answer["milliseconds"])
+            versions |= {package: version for side in sides.values() for package, version in side.versions.items()}
     return {key: statistics.median(values) for key, values in samples.items()}, versions
 
 
@@ -164,10 +170,11 @@ def main() -> None:
     parser.add_argument("--torch-python", type=Path, help="Python of an environment with torch and transformers")
     parser.add_argument("--quick", action="store_true", help="short sequences and few rounds; writes no JSON")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "attention_cpu.json")
+    parser.add_argument("--rounds", type=int, default=11, help="timed calls of each case")
     options = parser.parse_args()
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    lengths, rounds = ((1024, 4096), 3) if options.quick else ((4096, 32768), 11)
+    lengths, rounds = ((1024, 4096), 3) if options.quick else ((4096, 32768), options.rounds)
     cases: list[Case] = [(work, length) for work in ("forward", "both") for length in lengths]
     commands = {name: [sys.executable, str(HERE / "peers" / "attention_jax.py"), name] for name in JAX_SIDES}
     if options.torch_python:

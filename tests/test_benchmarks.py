@@ -51,7 +51,7 @@ def test_serving_process_answers_line_by_line(tmp_path: Path) -> None:
         "side.main({'sleep': lambda work, length: lambda: lambda: time.sleep(length / 1000)}, clock='1.0')\n"
     )
     with attention.Side([sys.executable, str(script), "sleep"], "keep") as serving:
-        assert serving.versions == {"clock": "1.0"}
+        assert serving.versions() == {"clock": "1.0"}
         assert serving.ask("forward 20")["milliseconds"] >= 20
         assert serving.ask("memory forward 1")["bytes"] < MEGABYTE
     once = subprocess.run([sys.executable, script, "sleep", "--length=5"], capture_output=True, text=True, check=True)

@@ -74,11 +74,6 @@ class Phase:
             check(value is None or value >= 1, field, value, "at least 1")
         check(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "a positive number")
 
-    @property
-    def characters(self) -> int:
-        """Characters that the phase trains on, repeats included."""
-        return self.steps * self.batch_size * self.sequence_length
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:

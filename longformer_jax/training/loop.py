@@ -96,6 +96,7 @@ class _Run:
     profile: bool
     start: int
     stopped: bool = False
+    tracing: bool = False
 
     def train(self, state: State) -> State:
         """The phases that are not finished yet, until one of them is told to stop."""
@@ -149,6 +150,7 @@ class _Run:
                 with monitor.paused():
                     self._report_validation(index, step, validate(state["params"]))
         monitor.finish()
+        self._trace(step, monitor)
         return state, step
 
     def _reporter(self, index: int, params: Any) -> Callable[[int, dict[str, float], float], None]:
@@ -188,13 +190,16 @@ class _Run:
         self.log.say(f"step {step:,}/{self.config.total_steps:,}  phase {index + 1}  validation bpc {bpc:.4f}")
 
     def _trace(self, step: int, monitor: StepMonitor) -> None:
-        """Starts or ends the trace that `profile` asks for, before the step after `step`."""
-        if self.profile and jax.process_index() == 0:
-            first = self.start + _PROFILED_STEPS
-            if step == first:
-                with monitor.paused():
-                    jax.profiler.start_trace(self.workdir / "profile")
-            elif step == first + _PROFILED_STEPS:
-                with monitor.paused():
-                    jax.profiler.stop_trace()
-                self.log.say(f"wrote the trace of {_PROFILED_STEPS} steps to {self.workdir / 'profile'}")
+        """Starts or ends the trace that `profile` asks for, where it is due after `step` steps."""
+        if not self.profile or jax.process_index() != 0:
+            return
+        first = max(self.start, min(self.start + _PROFILED_STEPS, self.config.total_steps - _PROFILED_STEPS))
+        if self.tracing and (step == first + _PROFILED_STEPS or step == self.config.total_steps):
+            with monitor.paused():
+                jax.profiler.stop_trace()
+            self.tracing = False
+            self.log.say(f"wrote a trace of steps {first + 1:,} to {step:,} to {self.workdir / 'profile'}")
+        elif step == first and not self.tracing:
+            with monitor.paused():
+                jax.profiler.start_trace(self.workdir / "profile")
+            self.tracing = True

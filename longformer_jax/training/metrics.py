@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 METRICS_FILE = "metrics.jsonl"
@@ -76,6 +75,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def plot_curve(workdir: Path) -> None:
     """Draws curve.png: bits per character against characters, of training and validation."""
+    from matplotlib.figure import Figure  # takes half a second, which evaluation and a failing start are spared
+
     records = read_metrics(workdir / METRICS_FILE)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="characters trained on", ylabel="bits per character")

@@ -66,6 +66,10 @@ def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
         ([CONFIG_FLAG, "--config.seed=x"], "flag --config.seed=x: invalid literal for int"),
         ([CONFIG_FLAG, "--config.phases[1].windows=1,2,3", "--workdir=w"], "phases[1].windows has 3 entries; expected"),
         ([CONFIG_FLAG, "--config.data.path=none", "--workdir=w"], "path is 'none', which is missing; expected a file"),
+        (
+            [CONFIG_FLAG, "--distributed", "--workdir=w"],
+            "--distributed finds no cluster (coordinator_address should be",
+        ),
         (["--config=configs/char_lm/enwik8_small.py:big"], "config variant is 'big'; expected '', 'fast' or 'smoke'"),
     ],
 )
@@ -88,9 +92,9 @@ def test_divergence_exits_with_one(run_python: Callable, tmp_path: Path) -> None
 def test_sigterm_saves_and_exits_with_zero(start_python: Callable, tmp_path: Path) -> None:
     never = ["--config.checkpoint_interval=1000000", "--config.eval_interval=0"]
     command = ["train.py", CONFIG_FLAG, f"--workdir={tmp_path}", ENDLESS, *never]
-    for step in (16, 40):
+    for _ in range(2):
         with start_python(*command) as process:
-            read_until(process, f"step {step}/")
+            step = int(read_until(process, "step ").split()[1].split("/")[0].replace(",", ""))
             process.send_signal(signal.SIGTERM)
             output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
