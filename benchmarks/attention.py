@@ -99,7 +99,8 @@ def measure_times(commands: dict[str, list[str]], cases: list[Case], rounds: int
                     answer = sides[name, setting].ask(f"{case[0]} {length}")
                     if round_number:  # the round before the first compiles and warms up
                         samples.setdefault((case, name, setting), []).append(answer["milliseconds"])
-            versions |= {package: version for side in sides.values() for package, version in side.versions.items()}
+            for side in sides.values():
+                versions |= side.versions
     return {key: statistics.median(values) for key, values in samples.items()}, versions
 
 
