@@ -91,6 +91,8 @@ def measure_times(commands: dict[str, list[str]], cases: list[Case], rounds: int
                 for setting in SETTINGS
                 if any(runs(name, case) for case in at_length)
             }
+            for side in sides.values():
+                versions |= side.versions()
             calls = [(case, name, setting) for name, setting in sides for case in at_length if runs(name, case)]
             for round_number in range(rounds + 1):
                 print(f"  length {length}, round {round_number} of {rounds}", file=sys.stderr)
@@ -99,8 +101,6 @@ def measure_times(commands: dict[str, list[str]], cases: list[Case], rounds: int
                     answer = sides[name, setting].ask(f"{case[0]} {length}")
                     if round_number:  # the round before the first compiles and warms up
                         samples.setdefault((case, name, setting), []).append(answer["milliseconds"])
-            for side in sides.values():
-                versions |= side.versions
     return {key: statistics.median(values) for key, values in samples.items()}, versions
 
 

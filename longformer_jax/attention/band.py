@@ -64,11 +64,9 @@ def make_band(
 def _integers(values: Sequence[object], minimum: int | None = None) -> tuple[int, ...] | None:
     """The values as Python ints; None where one is below the minimum, no integer, or a traced one."""
     try:
-        integers = tuple(operator.index(value) for value in values if not isinstance(value, bool))  # type: ignore
+        integers = tuple(operator.index(value) for value in values)  # type: ignore
     except TypeError:
         return None
-    return (
-        None
-        if len(integers) < len(values) or (minimum is not None and min(integers, default=0) < minimum)
-        else integers
-    )
+    if any(isinstance(value, bool) for value in values) or (minimum is not None and any(i < minimum for i in integers)):
+        return None
+    return integers
