@@ -45,9 +45,12 @@ def text():
     return np.random.default_rng(2).integers(0, 64, 203, dtype=np.uint8)
 
 
+forward = jax.jit(CharLM(CONFIG).apply)
+
+
 def forward_nats(params, text):
     """-ln p of text[1:], one forward pass over all of it."""
-    logits = CharLM(CONFIG).apply({"params": params}, jnp.asarray(text[None, :-1]))[0]
+    logits = forward({"params": params}, jnp.asarray(text[None, :-1]))[0]
     log_p = np.asarray(logits, np.float64)
     log_p -= np.log(np.exp(log_p - log_p.max(-1, keepdims=True)).sum(-1, keepdims=True)) + log_p.max(-1, keepdims=True)
     return -log_p[np.arange(len(text) - 1), text[1:]]
