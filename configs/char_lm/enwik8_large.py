@@ -10,7 +10,7 @@ The windows of the layers are inferred: the sizes of the small model, 32 to 512,
 
 Variants:
   fast   the sinusoid of the relative positions has 64 dimensions in place of 512: less work, other numbers.
-  smoke  an eighth of the size, 340 steps, for two cores and minutes, on the embedded text or a file of your own:
+  smoke  an eighth of the size, 300 steps, for two cores and minutes, on the embedded text or a file of your own:
          --config=configs/char_lm/enwik8_large.py:smoke --config.data.path=FILE
 """
 

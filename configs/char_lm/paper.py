@@ -91,16 +91,17 @@ def smoke(config: ExperimentConfig) -> ExperimentConfig:
         num_heads=4,
         dropout_rate=0.0,
         dtype="float32",
+        remat=False,
     )
-    steps = (200, 50, 50, 30, 10)
+    steps = (600, 80, 40, 20, 10)  # of the small model; a deeper one has fewer
     small = tuple(
         dataclasses.replace(
             phase,
             sequence_length=phase.sequence_length // scale,
             windows=tuple(window // scale for window in phase.windows),
             learning_rate=phase.learning_rate * scale,
-            batch_size=phase.batch_size // 4,
-            steps=steps[i],
+            batch_size=phase.batch_size // scale,
+            steps=steps[i] * len(SMALL_WINDOWS) // config.model.num_layers,
             sequences_per_device=None,
         )
         for i, phase in enumerate(config.phases)
@@ -110,8 +111,8 @@ def smoke(config: ExperimentConfig) -> ExperimentConfig:
         model=model,
         phases=small,
         data=DataConfig(),
-        log_interval=10,
-        eval_interval=50,
+        log_interval=20,
+        eval_interval=100,
         eval_sequences=16,
         checkpoint_interval=100,
     )
