@@ -159,11 +159,19 @@ class _Walk:
         rows = loaded + jnp.arange(self.tile)
         return rows.reshape(-1), ((rows >= start) & (rows < start + self.tile)).reshape(-1)
 
-    def run(self, load, step, ring, carry):
-        """ring, carry = load(ring, carry, slot, tile) for each tile, then carry, ring = step(...) for each step."""
+    def run(self, load, step, tile, carry):
+        """ring, carry = load(ring, carry, slot, tile) for each tile, then ring, carry = step(...) for each step.
+
+        The ring is made for rows like those of `tile`.
+        """
+        ring = _empty_ring(tile, self.slots)
+        # What depends on the step alone, such as the mask, JAX would hoist out of a differentiated scan over layers and
+        # keep for all steps at once, T * window numbers: make the step depend on the data.
+        zero, _ = lax.optimization_barrier((jnp.int32(0), tile))
         ring_and_carry = lax.fori_loop(0, self.slots - 1, lambda t, c: load(*c, t % self.slots, t), (ring, carry))
 
         def body(s, ring_and_carry):
+            s += zero
             t = s + self.slots - 1
             return step(*load(*ring_and_carry, t % self.slots, t), s)
 
@@ -295,8 +303,8 @@ def _forward_group(mask: _GroupMask, query, key, value, outputs):
         k, v, limits = ring["key"], ring["value"], {n: x for n, x in ring.items() if n in _KEY_LIMITS}
         return ring, attend(outputs, start, i[:, None], k, v, j[None], valid[None], limits)
 
-    ring = {"key": _rows(key, group, 0, tile), "value": _rows(value, group, 0, tile)}
-    return walk.run(load, step, _empty_ring(ring | mask.limits(_KEY_LIMITS, 0, tile), walk.slots), outputs)[1]
+    first = {"key": _rows(key, group, 0, tile), "value": _rows(value, group, 0, tile)}
+    return walk.run(load, step, first | mask.limits(_KEY_LIMITS, 0, tile), outputs)[1]
 
 
 def _backward_group(mask: _GroupMask, rows, key, value, grads):
@@ -350,9 +358,9 @@ def _backward_group(mask: _GroupMask, rows, key, value, grads):
         ring = ring | {"dquery": ring["dquery"] + dq}
         return ring, (dquery, _store(dkey, group, start, dk), _store(dvalue, group, start, dv))
 
-    tile_zero = load_queries(0, tile)
-    ring = tile_zero | {"dquery": jnp.zeros_like(tile_zero["query"], jnp.float32)}
-    ring, grads = walk.run(load, step, _empty_ring(ring, walk.slots), grads)
+    first = load_queries(0, tile)
+    first["dquery"] = jnp.zeros_like(first["query"], jnp.float32)
+    ring, grads = walk.run(load, step, first, grads)
 
     def drain(t, dquery):
         return flush(ring, dquery, t % walk.slots, t)
