@@ -323,4 +323,4 @@ def test_nnx_runs_the_same_parameters() -> None:
     state = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(state, params)
     nnx.update(model, state)
-    np.testing.assert_allclose(nnx.jit(model)(tokens), logits_of(SMALL, params, tokens), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model(tokens), logits_of(SMALL, params, tokens), rtol=1e-5, atol=1e-5)
