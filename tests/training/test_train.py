@@ -61,7 +61,7 @@ def test_workdir(finished: tuple[Path, str]) -> None:
 
 def test_golden_curve(finished: tuple[Path, str]) -> None:
     """After an intended change of the recipe or the model, delete the file and run this twice."""
-    curve = [[step, bpc, norm] for step, bpc, norm in records(finished[0], "step", "bpc", "grad_norm")]
+    curve = [[step, bpc, norm or 0.0] for step, bpc, norm in records(finished[0], "step", "bpc", "grad_norm")]
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(curve, indent=1) + "\n")
         pytest.fail(f"{GOLDEN} was missing and has been written")
