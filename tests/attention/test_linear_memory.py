@@ -1,6 +1,6 @@
 """What the blockwise implementations promise about memory, read off the compiled program without running it."""
 
-import functools
+import itertools
 import math
 import re
 
@@ -12,16 +12,19 @@ from longformer_jax import banded_attention
 from tests.attention.cases import IMPLEMENTATIONS
 
 BLOCKWISE = [name for name in IMPLEMENTATIONS if name != "reference"]
-SHORT, LONG, WINDOW, H, D = 4096, 32768, 256, 4, 64
+SHORT, LONG, WINDOW, H, D, LAYERS = 4096, 32768, 512, 4, 64, 2
 KINDS: dict[str, dict] = {
     "plain": {},
     "everything": {"dilation": (1, 1, 2, 3), "causal": True, "key_offset": 5, "dropout_rate": 0.1},
 }
+every_program = pytest.mark.parametrize(
+    ("implementation", "kind", "use"), list(itertools.product(BLOCKWISE, KINDS, ["forward", "backward", "layers"]))
+)
 
 
-def lowered(T: int, implementation: str, kind: str, backward: bool) -> jax.stages.Lowered:
-    shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    inputs = (shape((1, T, H, D)),) * 3
+def lowered(T: int, implementation: str, kind: str, use: str) -> jax.stages.Lowered:
+    """The op's forward, or its gradients, or those of a scan over layers that use it."""
+    x, lse = jax.ShapeDtypeStruct((1, T, H, D), jnp.float32), jax.ShapeDtypeStruct((1, T, H), jnp.float32)
     limits: dict = {}
     if kind == "everything":
         limits = {
@@ -34,32 +37,38 @@ def lowered(T: int, implementation: str, kind: str, backward: bool) -> jax.stage
         options: dict = {**KINDS[kind], **limits, "return_lse": True, "implementation": implementation}
         return banded_attention(*inputs, window=WINDOW, **options)
 
-    def gradients(inputs: tuple, limits: dict, cotangents: tuple) -> tuple:
+    def backward(inputs: tuple, limits: dict, cotangents: tuple) -> tuple:
         return jax.vjp(lambda inputs: forward(inputs, limits), inputs)[1](cotangents)
 
-    cotangents = shape((1, T, H, D)), shape((1, T, H))
-    return jax.jit(gradients).lower(inputs, limits, cotangents) if backward else jax.jit(forward).lower(inputs, limits)
+    def layers(x: jax.Array, limits: dict, cotangent: jax.Array) -> tuple:
+        def scanned(x: jax.Array) -> jax.Array:
+            return jax.lax.scan(lambda x, _: (x + forward((x, x, x), limits)[0], None), x, length=LAYERS)[0]
+
+        return jax.vjp(scanned, x)[1](cotangent)
+
+    if use == "forward":
+        return jax.jit(forward).lower((x, x, x), limits)
+    if use == "backward":
+        return jax.jit(backward).lower((x, x, x), limits, (x, lse))
+    return jax.jit(layers).lower(x, limits, x)
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("implementation", BLOCKWISE)
-def test_temporary_memory_grows_linearly(implementation: str, kind: str, direction: str) -> None:
+@every_program
+def test_temporary_memory_grows_linearly(implementation: str, kind: str, use: str) -> None:
     temporary = {}
     for T in (SHORT, LONG):
-        analysis = lowered(T, implementation, kind, direction == "backward").compile().memory_analysis()
+        analysis = lowered(T, implementation, kind, use).compile().memory_analysis()
         assert analysis is not None
         temporary[T] = analysis.temp_size_in_bytes
     assert 0 < temporary[LONG] <= 1.02 * LONG / SHORT * temporary[SHORT]
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("implementation", BLOCKWISE)
-def test_no_array_is_larger_than_the_inputs(implementation: str, kind: str, direction: str) -> None:
-    """Neither T x T nor T x window x head_dim, nor even the scores of one head: they are twice as large or more."""
-    program = lowered(LONG, implementation, kind, direction == "backward").as_text()
+@every_program
+def test_no_array_is_larger_than_the_inputs(implementation: str, kind: str, use: str) -> None:
+    """Neither T x T nor T x window x head_dim, nor even the scores or the mask of one head, T x window."""
+    program = lowered(LONG, implementation, kind, use).as_text()
     shapes = {tuple(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"tensor<((?:\d+x)+)[a-z]", program)}
     assert (1, LONG, H, D) in shapes
+    inputs = LONG * H * D * (LAYERS if use == "layers" else 1)
     padding = 1.01  # dilated heads view lengths that their dilation divides
-    assert max(map(math.prod, shapes)) <= padding * LONG * H * D < LONG * 2 * WINDOW
+    assert max(map(math.prod, shapes)) <= padding * inputs < LONG * 2 * WINDOW
