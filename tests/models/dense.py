@@ -23,8 +23,8 @@ def sinusoid(distance: np.ndarray, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
-def visible(config: CharLMConfig, layer: int, length: int) -> np.ndarray:
-    """Which key each query sees, booleans [H, T, T]."""
+def visible(config: Any, layer: int, length: int) -> np.ndarray:
+    """Which key each query sees in a layer of a CharLMConfig, booleans [H, T, T]."""
     distance = np.arange(length)[:, None] - np.arange(length)
     heads = []
     for head in range(config.num_heads):

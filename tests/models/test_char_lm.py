@@ -164,7 +164,8 @@ def test_dropout_is_off_unless_asked_for() -> None:
     both = dataclasses.replace(SMALL, dropout_rate=0.2, attention_dropout_rate=0.2)
     np.testing.assert_array_equal(logits_of(both, params, tokens), plain)
     for field in ("dropout_rate", "attention_dropout_rate"):
-        config = dataclasses.replace(SMALL, **{field: 0.2})
+        fields: dict[str, Any] = {field: 0.2}
+        config = dataclasses.replace(SMALL, **fields)
 
         @jax.jit
         def dropped(key: jax.Array, config: CharLMConfig = config) -> Any:

@@ -173,6 +173,6 @@ def test_draws_are_independent_of_each_other() -> None:
     ],
 )
 def test_errors_name_the_field_and_the_value(options: dict[str, Any], message: str) -> None:
-    arguments = {"prompt": PROMPT, "length": 5} | options
+    arguments: dict[str, Any] = {"prompt": PROMPT, "length": 5} | options
     with pytest.raises(InputError, match="^" + re.escape(message)):
         generate(CONFIG, PARAMS, **arguments)

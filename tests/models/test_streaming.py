@@ -79,15 +79,15 @@ def test_cache_holds_the_windows_whatever_has_been_read() -> None:
 def test_prefill_gives_the_logits_of_the_last_character(chunk: int) -> None:
     """Also where the last chunk is shorter (107 = 2 * 50 + 7) or a single character."""
     params, expected = truth("transformer_xl")
-    logits, cache = prefill(SMALL, params, TEXT, chunk=chunk)
+    logits, cache = prefill(SMALL, params, jnp.asarray(TEXT), chunk=chunk)
     assert error(logits, expected[:, -1]) < 3e-6
     assert int(cache["position"]) == TEXT.shape[1]
 
 
 def test_prefill_continues_a_stream() -> None:
     params, expected = truth("transformer_xl")
-    _, cache = prefill(SMALL, params, TEXT[:, :57], chunk=50)
-    logits, cache = prefill(SMALL, params, TEXT[:, 57:100], cache=cache, chunk=7)
+    _, cache = prefill(SMALL, params, jnp.asarray(TEXT[:, :57]), chunk=50)
+    logits, cache = prefill(SMALL, params, jnp.asarray(TEXT[:, 57:100]), cache=cache, chunk=7)
     assert error(logits, expected[:, 99]) < 3e-6
     logits, cache = jit_decode_step(SMALL, params, cache, TEXT[:, 100])
     assert error(logits, expected[:, 100]) < 3e-6
@@ -98,7 +98,7 @@ def test_prefill_continues_a_stream() -> None:
 def test_a_stream_is_as_exact_after_a_million_characters(position: int) -> None:
     """A cache without positions in it (Transformer-XL) can be moved once its start is forgotten."""
     params, expected = truth("transformer_xl")
-    _, cache = prefill(SMALL, params, TEXT[:, :57], chunk=50)
+    _, cache = prefill(SMALL, params, jnp.asarray(TEXT[:, :57]), chunk=50)
     cache = cache | {"position": jnp.int32(position)}
     logits, _ = jit_extend(SMALL, params, cache, TEXT[:, 57:])
     assert error(logits, expected[:, 57:]) < 3e-6
