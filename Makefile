@@ -2,6 +2,7 @@
 #   make quickstart    train, evaluate and sample the small character model into runs/quickstart
 #   make test          all the tests, the fast ones first
 #   make lint types    ruff and pyrefly
+#   make aot           compiles the GPU kernels for A100, H100 and B200, no GPU needed; an environment of its own, .venv-aot
 #   make bench         attention against its peers; TORCH_PYTHON=python of an environment with torch and transformers
 # PYTHON=/path/to/python chooses the interpreter the environment is made from.
 
@@ -10,7 +11,7 @@ READY := .venv/ready
 CANDIDATES := $(or $(PYTHON),python3.12 python3.13 python3.14 python3 python)
 WORKDIR := runs/quickstart
 
-.PHONY: setup quickstart test lint types bench
+.PHONY: setup quickstart test lint types bench aot
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -32,6 +33,15 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest -m slow
+
+# XLA's CUDA plugin would make every other command look for a GPU.
+.venv-aot/ready: $(READY)
+	$(BIN)/python -m venv --clear .venv-aot
+	.venv-aot/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,aot]'
+	@touch $@
+
+aot: .venv-aot/ready
+	.venv-aot/bin/python -m pytest -s tests/pallas_kernels/test_aot.py
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -58,9 +58,14 @@ def test_imports_point_one_way(package: str) -> None:
         assert inside & LAYERS.keys() <= LAYERS[package] | {package}, file
 
 
+def test_kernels_import_nothing_of_the_library() -> None:
+    for file in (ROOT / "pallas_kernels").rglob("*.py"):
+        assert not [name for name in imported_modules(file) if name.startswith("longformer_jax")], file
+
+
 def test_library_does_not_import_its_users() -> None:
     users = {"train", "eval", "configs", "benchmarks", "tests"}
-    for file in (ROOT / "longformer_jax").rglob("*.py"):
+    for file in [*(ROOT / "longformer_jax").rglob("*.py"), *(ROOT / "pallas_kernels").rglob("*.py")]:
         assert not users & {name.split(".")[0] for name in imported_modules(file)}, file
 
 

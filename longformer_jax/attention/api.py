@@ -1,16 +1,23 @@
 """The public op: checks its arguments, then hands them to an implementation."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from longformer_jax.attention.band import make_band
+from longformer_jax.attention.pallas import triton_attention, triton_missing
 from longformer_jax.attention.reference import reference_attention
 from longformer_jax.attention.xla import xla_attention
 from longformer_jax.errors import InputError
 
-IMPLEMENTATIONS = {"reference": reference_attention, "xla": xla_attention}
+IMPLEMENTATIONS = {
+    "reference": reference_attention,
+    "xla": xla_attention,
+    "pallas_triton": triton_attention,
+    "pallas_triton_interpret": functools.partial(triton_attention, interpret=True),
+}
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -54,8 +61,9 @@ def banded_attention(
         position, key position), hence the same in every implementation.
       key_offset: the key position that is aligned with query 0; a Python int.
       return_lse: whether to return the log-sum-exp of the scores too.
-      implementation: "reference" (dense), "xla" (blockwise, memory linear in T) or None, the best that runs here. A
-        name never falls back to another.
+      implementation: "reference" (dense), "xla" (blockwise, memory linear in T, any device), "pallas_triton" (kernels
+        for NVIDIA GPUs from Ampere on, head_dim up to 256), "pallas_triton_interpret" (the same kernels on any device,
+        very slowly, to look into them) or None, the best that runs here. A name never falls back to another.
 
     Returns:
       out [B, T, H, Dv] of value's dtype, or (out, lse) with lse float32 [B, T, H].
@@ -95,7 +103,7 @@ def banded_attention(
             raise InputError(
                 f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
             )
-    out, lse = _select(implementation)(
+    out, lse = _select(implementation, Dk, value.shape[-1])(
         query,
         key,
         value,
@@ -109,9 +117,9 @@ def banded_attention(
     return (out, lse) if return_lse else out
 
 
-def _select(name: str | None):
+def _select(name: str | None, key_dim: int, value_dim: int):
     if name is None:
-        return IMPLEMENTATIONS["xla"]
+        name = "xla" if triton_missing(key_dim, value_dim) else "pallas_triton"
     if name not in IMPLEMENTATIONS:
         raise NotImplementedError(
             f"implementation is {name!r}, which this version does not have; expected None or one of "

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from longformer_jax.attention.band import Band
-from longformer_jax.attention.dropout import keep_mask
+from pallas_kernels.dropout import batch_streams, keep_mask
 
 
 def visible_mask(band: Band, query_length: int, key_length: int) -> jax.Array:
@@ -37,7 +37,7 @@ def reference_attention(
     probabilities = jnp.where(visible, jnp.exp(scores - lse[..., None]), 0.0)
     if dropout_rate:
         b, h, i, j = jnp.ogrid[:B, :H, :T, :S]
-        keep = keep_mask(dropout_rate, dropout_seed, b, h, i, j)
+        keep = keep_mask(dropout_rate, batch_streams(dropout_seed, b), h, i, j)
         probabilities = jnp.where(keep, probabilities / (1 - dropout_rate), 0.0)
     out = jnp.einsum("bhts,bshd->bthd", probabilities, value.astype(jnp.float32))
     lse = jnp.where(any_visible, lse, -jnp.inf).transpose(0, 2, 1)

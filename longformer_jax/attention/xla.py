@@ -20,7 +20,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from longformer_jax.attention.band import Band, HeadGroup
-from longformer_jax.attention.dropout import keep_mask
+from pallas_kernels.dropout import batch_streams, keep_mask
 
 
 def xla_attention(
@@ -258,7 +258,8 @@ class _GroupMask:
             return None
         d = self.group.dilation
         query, key = i[None] * d + self.residue, j[None] * d + self.residue - self.spec.first_key
-        return keep_mask(self.spec.dropout_rate, self.side.dropout_seed, self.batch, self.head, query, key)
+        streams = batch_streams(self.side.dropout_seed, self.batch)
+        return keep_mask(self.spec.dropout_rate, streams, self.head, query, key)
 
 
 def _outer(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -332,40 +333,38 @@ def _backward_group(mask: _GroupMask, rows, key, value, grads):
         first, last = max(0, lower), min(S, T + upper)
         i, j = jnp.arange(T)[None], jnp.arange(first, last)[:, None]
         dq, dk, dv = attend(first, j, load_queries(0, T), i, True)
-        starts = (0, first, first)
-        return tuple(_store(g, group, s, x) for g, s, x in zip(grads, starts, (dq, dk, dv), strict=True))
+        rows_and_starts = (dq.swapaxes(1, 2), 0), (dk, first), (dv, first)
+        return tuple(_store(g, group, start, x) for g, (x, start) in zip(grads, rows_and_starts, strict=True))
 
     walk = _Walk(S, T, -upper, -lower, tile)
 
-    def flush(ring, dquery, slot, t):
-        """Adds the ring's dq of tile t, which the slot holds, to the result."""
-        dq = lax.dynamic_slice_in_dim(ring["dquery"], slot * tile, tile, 1)
-        return _store(dquery, group, walk.ring_start(t)[1], dq, add=True)
+    def flush(dquery, ring_dq, t):
+        """Adds the ring's dq of tile t to the result."""
+        dq = lax.dynamic_slice_in_dim(ring_dq, t % walk.slots * tile, tile, 2)
+        return _store(dquery, group, walk.ring_start(t)[1], dq.swapaxes(1, 2), add=True)
 
-    def load(ring, grads, slot, t):
-        dquery, dkey, dvalue = grads
-        dquery = flush(ring, dquery, slot, t - walk.slots)
-        new = load_queries(walk.ring_start(t)[1], tile)
-        new["dquery"] = jnp.zeros_like(new["query"], jnp.float32)
-        return _load(ring, new, slot * tile), (dquery, dkey, dvalue)
+    def load(ring, sums, slot, t):
+        return _load(ring, load_queries(walk.ring_start(t)[1], tile), slot * tile), sums
 
-    def step(ring, grads, s):
-        dquery, dkey, dvalue = grads
+    def step(ring, sums, s):
+        ring_dq, dquery, dkey, dvalue = sums
+        newest = s + walk.slots - 1
+        dquery = flush(dquery, ring_dq, newest - walk.slots)
         j, own = walk.tile_rows(s)
         i, valid = walk.ring_rows(s)
         start = jnp.maximum(walk.tile_start(s), 0)
         dq, dk, dv = attend(start, j[:, None], ring, i[None], valid[None] & own[:, None])
-        ring = ring | {"dquery": ring["dquery"] + dq}
-        return ring, (dquery, _store(dkey, group, start, dk), _store(dvalue, group, start, dv))
+        is_new = jnp.arange(len(i)) // tile == newest % walk.slots
+        ring_dq = jnp.where(is_new, 0.0, ring_dq) + dq
+        return ring, (ring_dq, dquery, _store(dkey, group, start, dk), _store(dvalue, group, start, dv))
 
     first = load_queries(0, tile)
-    first["dquery"] = jnp.zeros_like(first["query"], jnp.float32)
-    ring, grads = walk.run(load, step, first, grads)
-
-    def drain(t, dquery):
-        return flush(ring, dquery, t % walk.slots, t)
-
-    return (lax.fori_loop(walk.steps - 1, walk.steps + walk.slots - 1, drain, grads[0]), *grads[1:])
+    N, _, D = first["query"].shape
+    sums = jnp.zeros((N, D, walk.slots * tile), jnp.float32), *grads
+    _, (ring_dq, dquery, dkey, dvalue) = walk.run(load, step, first, sums)
+    # What is left in the ring after the last step.
+    dquery = lax.fori_loop(walk.steps - 1, walk.steps + walk.slots - 1, lambda t, dq: flush(dq, ring_dq, t), dquery)
+    return dquery, dkey, dvalue
 
 
 _MASKED = -1e30  # below any score; exp(_MASKED - score) is zero
@@ -402,7 +401,7 @@ def _attend(q, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array]:
 
 
 def _attend_backward(q, dout, lse, delta, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Scores are [N, keys, queries] here; lse and delta [N, queries]. Returns float32 dq, dk, dv."""
+    """Scores are [N, keys, queries] here; lse and delta [N, queries]. Returns float32 dq [N, Dk, queries], dk, dv."""
     dtype = q.dtype
     scores = jnp.einsum("nkd,nqd->nkq", k, q, preferred_element_type=jnp.float32) * spec.scale
     p = jnp.where(visible, jnp.exp(scores - lse[:, None]), 0.0)
@@ -414,5 +413,8 @@ def _attend_backward(q, dout, lse, delta, k, v, visible, keep, spec: _Spec) -> t
     ds = (p * (dp - delta[:, None]) * spec.scale).astype(dtype)
     dv = jnp.einsum("nkq,nqd->nkd", dropped.astype(dtype), dout, preferred_element_type=jnp.float32)
     dk = jnp.einsum("nkq,nqd->nkd", ds, q, preferred_element_type=jnp.float32)
-    dq = jnp.einsum("nkq,nkd->nqd", ds, k, preferred_element_type=jnp.float32)
+    # A product of matrices that lie as they are: XLA's CPU backend is slow where the large one, ds, has to be read
+    # transposed. The barrier keeps the small one's transposition out of the product.
+    k_transposed = lax.optimization_barrier(k.swapaxes(1, 2))
+    dq = jnp.einsum("ndk,nkq->ndq", k_transposed, ds, preferred_element_type=jnp.float32)
     return dq, dk, dv

@@ -7,11 +7,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from longformer_jax.attention import api, banded_attention
-from longformer_jax.attention.dropout import keep_mask
+from pallas_kernels.dropout import batch_streams, keep_mask
 
-IMPLEMENTATIONS = list(api.IMPLEMENTATIONS)
+# The kernels are held to the cases under the interpreter here, and on a GPU by `python -m benchmarks.gpu`.
+INTERPRETED = "pallas_triton_interpret"
+IMPLEMENTATIONS = [name for name in api.IMPLEMENTATIONS if name != "pallas_triton"]
+
+
+def parameters(implementations: list[str]) -> list:
+    """For pytest: the interpreter takes its time."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name == INTERPRETED)) for name in implementations]
+
+
 SEED = 7  # of dropout
 
 
@@ -73,8 +83,8 @@ class Case:
     @property
     def keep(self) -> np.ndarray:
         """The dropout mask, [B, H, T, S]."""
-        grid = np.ogrid[: self.B, : self.H, : self.T, : self.num_keys]
-        return np.asarray(keep_mask(self.dropout_rate, jnp.int32(SEED), *grid))
+        b, h, i, j = jnp.ogrid[: self.B, : self.H, : self.T, : self.num_keys]
+        return np.asarray(keep_mask(self.dropout_rate, batch_streams(jnp.int32(SEED), b), h, i, j))
 
     def attend(self, implementation: str) -> Callable:
         """A function of query, key and value that returns out and lse."""
@@ -144,6 +154,7 @@ CASES = [
     ),
 ]  # fmt: skip
 CASE = {case.name: case for case in CASES}
+
 
 ARRAYS = ("out", "lse", "dquery", "dkey", "dvalue")
 

@@ -1,8 +1,8 @@
 import pytest
 
-from tests.attention.cases import IMPLEMENTATIONS
+from tests.attention.cases import IMPLEMENTATIONS, parameters
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+@pytest.fixture(params=parameters(IMPLEMENTATIONS))
 def implementation(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from longformer_jax import banded_attention
-from longformer_jax.attention.dropout import keep_mask
+from pallas_kernels.dropout import batch_streams, keep_mask
 from tests.attention.cases import SEED, Case
 
 RATE = 0.3
@@ -15,7 +15,8 @@ AXES = {"batch": 0, "head": 1, "query": 2, "key": 3}
 
 
 def mask_of(seed: int, rate: float = RATE) -> np.ndarray:
-    return np.asarray(keep_mask(rate, jnp.int32(seed), *np.ogrid[:B, :H, :T, :S]))
+    b, h, i, j = jnp.ogrid[:B, :H, :T, :S]
+    return np.asarray(keep_mask(rate, batch_streams(jnp.int32(seed), b), h, i, j))
 
 
 @pytest.fixture(scope="module")

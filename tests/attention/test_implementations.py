@@ -17,12 +17,13 @@ from tests.attention.cases import (
     IMPLEMENTATIONS,
     Case,
     assert_close,
+    parameters,
     reference_with_gradients,
     with_gradients,
 )
 from tests.attention.oracle import dense_attention, visibility
 
-OTHERS = [name for name in IMPLEMENTATIONS if name != "reference"]
+OTHERS = parameters([name for name in IMPLEMENTATIONS if name != "reference"])
 
 
 def check_against_reference(case: Case, implementation: str) -> None:

@@ -1,0 +1,250 @@
+"""Compiles the GPU kernels for real GPUs on a machine without one, and prints the registers and memory they take.
+
+    python -m benchmarks.aot                          every case for sm_80, sm_90a and sm_100a
+    python -m benchmarks.aot --target=sm_90a --case=bfloat16-64-64
+
+Needs the extra `aot` (XLA's CUDA compiler as a plugin, and ptxas). Every case is compiled, forward and backward, in a
+process of its own, as a kernel that does not suit an architecture aborts the compiler.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# What XLA wants to know of a GPU. Sizes in bytes, from NVIDIA's data sheets and CUDA's tables of compute capabilities.
+TARGETS = {
+    "sm_80": {
+        "name": "NVIDIA A100-SXM4-80GB", "major": 8, "cores": 108, "clock_ghz": 1.41, "bandwidth": 2.04e12,
+        "memory": 80 * 2**30, "l2": 40 * 2**20, "fpus": 64,
+        "shared_per_core": 164 * 2**10, "shared_per_block": 163 * 2**10,
+    },
+    "sm_90a": {
+        "name": "NVIDIA H100 80GB HBM3", "major": 9, "cores": 132, "clock_ghz": 1.98, "bandwidth": 3.35e12,
+        "memory": 80 * 2**30, "l2": 50 * 2**20, "fpus": 128,
+        "shared_per_core": 228 * 2**10, "shared_per_block": 227 * 2**10,
+    },
+    "sm_100a": {
+        "name": "NVIDIA B200", "major": 10, "cores": 148, "clock_ghz": 1.97, "bandwidth": 8e12,
+        "memory": 180 * 2**30, "l2": 126 * 2**20, "fpus": 128,
+        "shared_per_core": 228 * 2**10, "shared_per_block": 227 * 2**10,
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A call of banded_attention: B=1, H=12, T=4096, 256 keys a side."""
+
+    dtype: str
+    key_dim: int
+    value_dim: int
+    options: tuple[str, ...] = ()  # among "causal", "dilation", "key_mask", "segment_ids", "dropout"
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.dtype, str(self.key_dim), str(self.value_dim), *self.options])
+
+
+CASES = (
+    *(Case("bfloat16", d, d) for d in (32, 64, 96, 128, 256)),
+    Case("bfloat16", 128, 64),
+    Case("bfloat16", 64, 64, ("causal",)),
+    Case("bfloat16", 64, 64, ("dilation",)),
+    Case("bfloat16", 64, 64, ("key_mask", "segment_ids")),
+    Case("bfloat16", 64, 64, ("dropout",)),
+    Case("bfloat16", 128, 64, ("causal", "dilation", "key_mask", "segment_ids", "dropout")),
+    *(Case("float16", d, d) for d in (64, 128)),
+    *(Case("float32", d, d) for d in (32, 64, 128, 256)),
+)
+
+
+def target_config(target: str) -> str:
+    gpu = TARGETS[target]
+    return f"""
+        gpu_device_info {{
+          threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
+          shared_memory_per_block: 49152  shared_memory_per_block_optin: {gpu["shared_per_block"]}
+          shared_memory_per_core: {gpu["shared_per_core"]}
+          core_count: {gpu["cores"]}  fpus_per_core: {gpu["fpus"]}  clock_rate_ghz: {gpu["clock_ghz"]}
+          block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+          memory_bandwidth: {gpu["bandwidth"]:.0f}  device_memory_size: {gpu["memory"]}  l2_cache_size: {gpu["l2"]}
+          registers_per_core_limit: 65536  registers_per_block_limit: 65536
+          cuda_compute_capability {{ major: {gpu["major"]} }}
+        }}
+        platform_name: "CUDA"
+        dnn_version_info {{ major: 9 minor: 10 }}
+        device_description_str: "{gpu["name"]}"
+    """
+
+
+def compile_for(target: str, f: Callable, *arguments: Any) -> Any:
+    """jit(f) compiled for the target; the arguments are trees of shapes."""
+    import jax
+    from jax.experimental import topologies
+    from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+    topology = topologies.get_topology_desc(platform="cuda", target_config=target_config(target), topology="1x1x1")
+    sharding = NamedSharding(topologies.make_mesh(topology, (1,), ("x",)), PartitionSpec())
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    device = AbstractDevice(device_kind=TARGETS[target]["name"], num_cores=TARGETS[target]["cores"], platform="gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)):
+        return jax.jit(f).trace(*placed).lower().compile()
+
+
+def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
+    """kernel -> registers of a thread, and its bytes that were spilled to memory."""
+    import jax
+
+    from longformer_jax import banded_attention
+
+    T, H = 4096, 12
+    limits = {
+        "key_mask": jax.ShapeDtypeStruct((1, T), "bool"),
+        "segment_ids": jax.ShapeDtypeStruct((1, T), "int32"),
+        "dropout_seed": jax.ShapeDtypeStruct((), "int32"),
+    }
+    wanted = {"dropout_seed" if option == "dropout" else option for option in case.options}
+
+    def attend(query, key, value, limits):
+        return banded_attention(
+            query, key, value, window=256, causal="causal" in case.options, return_lse=True,
+            dilation=(4,) * 2 + (1,) * (H - 2) if "dilation" in case.options else 1,
+            dropout_rate=0.1 if "dropout" in case.options else 0.0, implementation="pallas_triton", **limits,
+        )  # fmt: skip
+
+    def both(query, key, value, limits, cotangents):
+        outputs, pullback = jax.vjp(lambda *qkv: attend(*qkv, limits), query, key, value)
+        return outputs, pullback(cotangents)
+
+    query, value = (jax.ShapeDtypeStruct((1, T, H, d), case.dtype) for d in (case.key_dim, case.value_dim))
+    cotangents = value, jax.ShapeDtypeStruct((1, T, H), "float32")
+    compile_for(target, both, query, query, value, {n: x for n, x in limits.items() if n in wanted}, cotangents)
+
+    folder = re.search(r"--xla_dump_to=(\S+)", os.environ["XLA_FLAGS"])[1]  # type: ignore
+    found: dict[str, dict[str, int]] = {}
+    for ptx in Path(folder).glob("*.ptx"):
+        command = [ptxas(), f"-arch={target}", "-v", str(ptx), "-o", "/dev/null"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        for part in report.split("Compiling entry function '")[1:]:
+            kernel = part.split("'")[0]
+            if kernel.startswith("banded_attention"):
+                registers = int(re.search(r"Used (\d+) registers", part)[1])  # type: ignore
+                spilled = sum(map(int, re.findall(r"(\d+) bytes spill", part)))
+                found[kernel] = {"registers": registers, "spilled": spilled}
+    return found
+
+
+def compile_training_step(target: str, length: int) -> dict[str, int]:
+    """Of a character model as in `enwik8_small:fast`, one sequence: the kernels in it, how many of their operands are
+    copied or transposed first, bytes of temporary memory and of the largest array with as many rows as the sequence."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from longformer_jax import CharLM, CharLMConfig
+
+    config = CharLMConfig(
+        embed_dim=512, num_layers=12, num_heads=8, mlp_dim=2048, windows=(256,) * 12, dilations=(1,) * 6 + (4,) * 6,
+        dilated_heads=2, position_dim=64, dropout_rate=0.2, dtype="bfloat16", remat=True,
+        implementation="pallas_triton",
+    )  # fmt: skip
+    model = CharLM(config)
+
+    def gradients(params: Any, tokens: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits: Any = model.apply(
+                {"params": params}, tokens[:, :-1], deterministic=False, rngs={"dropout": jax.random.key(0)}
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    compiled = compile_for(target, gradients, params, jax.ShapeDtypeStruct((1, length + 1), "int32"))
+
+    text = compiled.as_text()
+    opcode = dict(re.findall(r"%?([\w.-]+) = \S+ ([\w-]+)\(", text))
+    kernels = [line for line in text.splitlines() if "custom-call(" in line and "banded_attention" in line]
+    operands = [
+        name for line in kernels for name in re.findall(r"%([\w.-]+)", line.split("custom-call(")[1].split(")")[0])
+    ]
+    moved = [name for name in operands if opcode.get(name) in ("copy", "transpose") or "transpose" in name]
+    sizes = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1, "u8": 1}
+    arrays = {
+        sizes[dtype] * math.prod(map(int, shape.split(",")))
+        for dtype, shape in re.findall(r"\b(bf16|f32|s32|u32|pred|u8)\[([\d,]+)\]", text)
+        if str(length) in shape.split(",")
+    }
+    return {
+        "kernels": len(kernels),
+        "moved_operands": len(moved),
+        "temporary": compiled.memory_analysis().temp_size_in_bytes,
+        "largest_array": max(arrays),
+    }
+
+
+def ptxas() -> str:
+    import nvidia
+
+    return next(str(file) for root in nvidia.__path__ for file in Path(root).rglob("bin/ptxas"))
+
+
+def run_worker(*arguments: str) -> Any:
+    """A compilation in a process of its own: what its last line says."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={folder} --xla_dump_emitter_re=.*"
+        ran = subprocess.run(
+            [sys.executable, "-m", "benchmarks.aot", "--worker", *arguments],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            cwd=Path(__file__).resolve().parents[1],
+            capture_output=True,
+            text=True,
+        )
+    if ran.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with status {ran.returncode}:\n{ran.stderr[-3000:]}")
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def measure(target: str, case: Case) -> dict[str, dict[str, int]]:
+    return run_worker(f"--target={target}", f"--case={case.name}")
+
+
+def measure_training_step(target: str, length: int) -> dict[str, int]:
+    return run_worker(f"--target={target}", f"--training-step={length}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    parser.add_argument("--case", choices=[case.name for case in CASES], action="append", help="default: all")
+    parser.add_argument("--training-step", type=int, metavar="LENGTH", help="of the character model, in place of cases")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    cases = [case for case in CASES if options.case is None or case.name in options.case]
+    targets = options.target or list(TARGETS)
+    if options.worker:
+        step = options.training_step
+        print(json.dumps(compile_training_step(targets[0], step) if step else compile_case(targets[0], cases[0])))
+        return
+    if options.training_step:
+        for target in targets:
+            print(target, measure_training_step(target, options.training_step))
+        return
+    print("| target | case | kernel | registers | spilled bytes |\n|---|---|---|---|---|")
+    for target in targets:
+        for case in cases:
+            for kernel, found in sorted(measure(target, case).items()):
+                print(f"| {target} | {case.name} | {kernel} | {found['registers']} | {found['spilled']} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The way from the op to the GPU kernels: what they need, whether this device and call can have them."""
+
+import jax
+import jax.numpy as jnp
+
+from longformer_jax.attention.band import Band
+from pallas_kernels import triton
+from pallas_kernels.dropout import batch_streams
+
+
+def default_device() -> tuple[str, str, str | None]:
+    """(platform, device kind, compute capability where known) of the device that the code being traced will run on.
+
+    As far as JAX tells: the abstract device of the mesh in use, else the default device.
+    """
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    if abstract is not None:
+        return abstract.platform, abstract.device_kind, None
+    device = jax.config.jax_default_device
+    if isinstance(device, str) or device is None:
+        device = jax.local_devices(backend=device)[0]
+    return device.platform, device.device_kind, getattr(device, "compute_capability", None)
+
+
+def missing_device(platform: str, kind: str, capability: str | None) -> str | None:
+    """Why the Triton kernels cannot run on this device; None where they can."""
+    if platform not in ("gpu", "cuda") or "nvidia" not in kind.lower():
+        return f"its kernels need an NVIDIA GPU; this device is {kind} ({platform})"
+    if capability is not None and float(capability) < triton.MIN_COMPUTE_CAPABILITY:
+        needed = triton.MIN_COMPUTE_CAPABILITY
+        return f"its kernels need compute capability {needed}; this device, {kind}, has {capability}"
+    return None
+
+
+def triton_missing(key_dim: int, value_dim: int) -> str | None:
+    """Why the Triton kernels cannot do a call with these head_dims here; None where they can."""
+    return missing_device(*default_device()) or triton.unsupported(key_dim, value_dim)
+
+
+def triton_attention(
+    query,
+    key,
+    value,
+    *,
+    band: Band,
+    key_mask,
+    segment_ids,
+    scale: float,
+    dropout_rate: float,
+    dropout_seed,
+    interpret=False,
+) -> tuple[jax.Array, jax.Array]:
+    """Shapes as in `banded_attention`; returns (out, lse).
+
+    Raises:
+      NotImplementedError: the device or the head_dims are none that the kernels support.
+    """
+    dims = query.shape[-1], value.shape[-1]
+    reason = triton.unsupported(*dims) if interpret else triton_missing(*dims)
+    if reason is not None:
+        raise NotImplementedError(f"implementation 'pallas_triton' is not available here: {reason}")
+    spec = triton.Spec(
+        left=band.left,
+        right=band.right,
+        key_offset=band.key_offset,
+        dilations=band.dilation,
+        scale=float(scale),
+        dropout_rate=dropout_rate,
+        interpret=interpret,
+    )
+    ids = (None, None) if segment_ids is None else segment_ids
+    limits = triton.Limits(
+        key_mask=None if key_mask is None else key_mask.astype(jnp.int8),
+        query_ids=None if ids[0] is None else ids[0].astype(jnp.int32),
+        key_ids=None if ids[1] is None else ids[1].astype(jnp.int32),
+        dropout_streams=batch_streams(dropout_seed, jnp.arange(len(query))) if dropout_rate else None,
+    )
+    return triton.attention(spec, default_device()[1], query, key, value, limits)

@@ -1,0 +1,62 @@
+"""How many rows a program takes at a time: measured tables for known devices, a rule for the others.
+
+A table is a file block_sizes/NAME.json, where NAME is the device kind in lower case with "_" for anything else, as
+written by `python -m benchmarks.tune`.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+
+_TABLES = Path(__file__).parent / "block_sizes"
+PASSES = ("forward", "dq", "dkdv")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+    """rows: of a program's own side. columns: of the other side, per step of its loop."""
+
+    rows: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+def block_sizes(device_kind: str, kernel: str, dtype: str, key_dim: int, value_dim: int, width: int) -> BlockSizes:
+    """For one of PASSES.
+
+    Args:
+      device_kind: as `jax.Device.device_kind`.
+      kernel: one of PASSES.
+      dtype: of query, key and value.
+      key_dim, value_dim: head_dim of query and key, and of value.
+      width: keys that a query sees, left + right + 1.
+    """
+    sizes = _table(table_name(device_kind)).get(f"{kernel} {dtype} {key_dim} {value_dim}")
+    sizes = _rule(kernel, dtype, max(key_dim, value_dim)) if sizes is None else BlockSizes(**sizes)
+    # A narrow band fills narrow blocks only.
+    columns = sizes.columns
+    while columns > 16 and columns >= 2 * width:
+        columns //= 2
+    return dataclasses.replace(sizes, columns=columns)
+
+
+def table_name(device_kind: str) -> str:
+    return re.sub(r"\W+", "_", device_kind.lower())
+
+
+@functools.cache
+def _table(name: str) -> dict[str, dict[str, int]]:
+    file = _TABLES / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _rule(kernel: str, dtype: str, head_dim: int) -> BlockSizes:
+    """What compiles for sm_80, sm_90a and sm_100a without spills: tests/pallas_kernels/test_aot.py checks."""
+    if dtype == "float32":
+        return BlockSizes(rows=32, columns=32, num_warps=4, num_stages=1)
+    if head_dim <= 64:
+        return BlockSizes(rows=128, columns=64, num_warps=8, num_stages=2)
+    return BlockSizes(rows=64, columns=64, num_warps=8, num_stages=2)

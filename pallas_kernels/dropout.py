@@ -1,0 +1,40 @@
+"""Attention dropout by a counter hash, so that every implementation, pass and blocking draws the same mask."""
+
+import jax
+import jax.numpy as jnp
+
+# Odd constants with well-mixed bits; the finalizer is that of MurmurHash3 (public domain).
+_BATCH, _HEAD, _QUERY, _KEY = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def batch_streams(seed: jax.Array, batch: jax.Array) -> jax.Array:
+    """uint32, of the shape of `batch`: all that keep_mask needs to know of an integer `seed` and the batch entries."""
+    seed, batch = (jnp.asarray(x).astype(jnp.uint32) for x in (seed, batch))
+    return _mix(seed + batch * jnp.uint32(_BATCH))
+
+
+def keep_mask(rate: float, streams: jax.Array, head, query, key) -> jax.Array:
+    """Whether the probability at (batch entry, head, query position, key position) survives dropout.
+
+    Args:
+      rate: the probability of dropping, in [0, 1).
+      streams: of the batch entries, from `batch_streams`.
+      head, query, key: integer arrays that broadcast against each other and against streams; positions count from the
+        start of the caller's query and key arrays.
+
+    Returns:
+      Booleans of the broadcast shape, True with probability 1 - rate.
+    """
+    head, query, key = (jnp.asarray(x).astype(jnp.uint32) for x in (head, query, key))
+    row = _mix(streams + head * jnp.uint32(_HEAD) + query * jnp.uint32(_QUERY))
+    column = _mix(key * jnp.uint32(_KEY))
+    # Rows and columns are mixed well each; what is left to do for every pair is little, as it costs most.
+    x = (row ^ column) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x >= jnp.uint32(round(rate * 2**32))

@@ -1,0 +1,9 @@
+"""Banded attention for JAX's Triton backend of Pallas, which runs on NVIDIA GPUs from Ampere on.
+
+JAX has deprecated that backend: everything that needs it is in this folder, to be deleted with it.
+"""
+
+from pallas_kernels.triton.attention import MIN_COMPUTE_CAPABILITY, attention, unsupported
+from pallas_kernels.triton.tiles import Limits, Spec
+
+__all__ = ["MIN_COMPUTE_CAPABILITY", "Limits", "Spec", "attention", "unsupported"]

@@ -1,0 +1,191 @@
+"""What the Triton kernels share: loads and stores of tiles, products, masks, and the loop over blocks."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from pallas_kernels.dropout import keep_mask
+from pallas_kernels.walk import Block, Walk, by_head
+
+LOG2_E = 1.4426950408889634
+Tile = tuple[jax.Array, ...]  # [rows, head_dim], cut along head_dim into powers of two, as Triton wants them
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is known when a kernel is traced, besides shapes. left, right, key_offset: of the band, as in Walk."""
+
+    left: int
+    right: int
+    key_offset: int
+    dilations: tuple[int, ...]
+    scale: float
+    dropout_rate: float
+    interpret: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What limits a query's view besides the band, None where it does not apply: arrays, or in a kernel their refs."""
+
+    key_mask: Any = None  # int8 [B, S]
+    query_ids: Any = None  # int32 [B, T]
+    key_ids: Any = None  # int32 [B, S]
+    dropout_streams: Any = None  # uint32 [B]
+
+
+# ---- Tiles -----------------------------------------------------------------------------------------------------------
+
+
+def chunks(head_dim: int) -> list[tuple[int, int]]:
+    """(start, size) with sizes that are powers of two, 16 at least; the last may stick out."""
+    found, start = [], 0
+    while start < head_dim:
+        size = max(16, 1 << ((head_dim - start).bit_length() - 1))
+        found.append((start, size))
+        start += size
+    return found
+
+
+def load_tile(ref, positions: jax.Array) -> Tile:
+    """Rows of a ref [length, head_dim]; the positions must lie inside."""
+    head_dim = ref.shape[-1]
+
+    def load(start: int, size: int) -> jax.Array:
+        columns = start + jnp.arange(size)
+        inside = None if start + size <= head_dim else (columns < head_dim)[None, :]
+        return plt.load(
+            ref.at[positions[:, None], columns[None, :]], mask=inside, other=None if inside is None else 0.0
+        )
+
+    return tuple(load(*chunk) for chunk in chunks(head_dim))
+
+
+def store_tile(ref, positions: jax.Array, tile: Tile) -> None:
+    """Leaves out the positions beyond the end."""
+    length, head_dim = ref.shape
+    for (start, size), x in zip(chunks(head_dim), tile, strict=True):
+        columns = start + jnp.arange(size)
+        inside = (positions < length)[:, None] & (columns < head_dim)[None, :]
+        plt.store(ref.at[positions[:, None], columns[None, :]], x.astype(ref.dtype), mask=inside)
+
+
+def empty_tile(rows: int, head_dim: int) -> Tile:
+    return tuple(jnp.zeros((rows, size), jnp.float32) for _, size in chunks(head_dim))
+
+
+def scores(own: Tile, other: Tile) -> jax.Array:
+    """own . other for all pairs of rows, float32 [rows, columns]."""
+    return sum(_dot(x, y, 1) for x, y in zip(own, other, strict=True))
+
+
+def weighted(weights: jax.Array, other: Tile) -> Tile:
+    """weights [rows, columns] @ other [columns, head_dim], float32."""
+    return tuple(_dot(weights.astype(y.dtype), y, 0) for y in other)
+
+
+def _dot(x: jax.Array, y: jax.Array, contract: int) -> jax.Array:
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    dimensions = (((1,), (contract,)), ((), ()))
+    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+# ---- A program's view of its walk ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program of a kernel with the grid (blocks, heads, batch): its block, and the masks on what it sees.
+
+    own_is_query tells which side the walk is over; masks are [own rows, the other side's rows].
+    """
+
+    spec: Spec
+    walk: Walk
+    limits: Limits
+    own_is_query: bool
+    block: Block
+    head: jax.Array
+
+    @classmethod
+    def here(cls, spec: Spec, walk: Walk, limits: Limits, spans, own_is_query: bool) -> "Program":
+        program, head = pl.program_id(0), pl.program_id(1)
+        span = None
+        if spans is not None:
+            different = sorted(set(walk.dilations))
+            row = by_head(head, tuple(different.index(dilation) for dilation in walk.dilations))
+            span = spans[row, 0, program], spans[row, 1, program]
+        return cls(spec, walk, limits, own_is_query, walk.block(program, head, span), head)
+
+    @property
+    def own_rows(self) -> jax.Array:
+        return self.block.first + jnp.arange(self.walk.rows)
+
+    @property
+    def own_positions(self) -> jax.Array:
+        """Some may lie beyond the end."""
+        return self.own_rows * self.block.dilation + self.block.residue
+
+    @property
+    def inside_positions(self) -> jax.Array:
+        """own_positions, with the last one inside in place of those beyond."""
+        return jnp.minimum(self.own_rows, self.block.end - 1) * self.block.dilation + self.block.residue
+
+    def visit(self, attend: Callable, carry):
+        """carry = attend(carry, rows, positions, edge) for each block of the other side.
+
+        Where `edge` is False the block lies inside the band, and only key masks and documents need to be looked at.
+        """
+        block, columns = self.block, self.walk.columns
+
+        def at(n, carry, edge: bool):
+            rows = block.start + n * columns + jnp.arange(columns)
+            inside = jnp.minimum(rows, block.stop - 1) if edge else rows
+            return attend(carry, rows, inside * block.dilation + block.other_residue, edge)
+
+        def at_edge(n, carry):
+            return at(n + jnp.where(n < block.interior, 0, block.edge - block.interior), carry, True)
+
+        carry = lax.fori_loop(block.interior, block.edge, lambda n, carry: at(n, carry, False), carry)
+        return lax.fori_loop(0, block.interior + block.count - block.edge, at_edge, carry)
+
+    def visible(self, rows: jax.Array, positions: jax.Array, edge: bool) -> jax.Array | None:
+        """Booleans [own rows, rows], or None where everything is visible; `rows` as `visit` gives them."""
+        masks = []
+        if edge:
+            distance = rows[None, :] - self.own_rows[:, None] - self.block.shift
+            masks += [distance >= -self.walk.left, distance <= self.walk.right, (rows < self.block.stop)[None, :]]
+        limits, own, other = self.limits, self.inside_positions[:, None], positions[None, :]
+        queries, keys = (own, other) if self.own_is_query else (other, own)
+        if limits.key_mask is not None:
+            masks.append(_load_line(limits.key_mask, keys) != 0)
+        if limits.query_ids is not None:
+            masks.append(_load_line(limits.query_ids, queries) == _load_line(limits.key_ids, keys))
+        if not masks:
+            return None
+        shape = own.shape[0], other.shape[1]
+        result = jnp.broadcast_to(masks[0], shape)
+        for mask in masks[1:]:
+            result &= jnp.broadcast_to(mask, shape)
+        return result
+
+    def keep(self, positions: jax.Array) -> jax.Array | None:
+        """Which probabilities dropout keeps, [own rows, rows]; None where there is no dropout."""
+        if self.limits.dropout_streams is None:
+            return None
+        own, other = self.own_positions[:, None], positions[None, :]
+        queries, keys = (own, other) if self.own_is_query else (other, own)
+        return keep_mask(self.spec.dropout_rate, self.limits.dropout_streams[0], self.head, queries, keys)
+
+
+def _load_line(ref, positions: jax.Array) -> jax.Array:
+    """Of a ref [length], in the shape [n, 1] or [1, n] that the positions have."""
+    line = ref[positions.reshape(-1)]
+    return line[:, None] if positions.shape[1] == 1 else line[None, :]

@@ -1,0 +1,86 @@
+"""Every case of the op's suite lowers for CUDA on a machine without a GPU, and None chooses the kernels there."""
+
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from longformer_jax import banded_attention
+from tests.attention.cases import CASES, Case
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def lowered(f: Callable, *arguments, kind: str = H100, platform: str = "gpu") -> str:
+    device = AbstractDevice(device_kind=kind, num_cores=132, platform=platform)
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.jit(f).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def kernels(text: str) -> list[str]:
+    return sorted(re.findall(r'name = "(banded_attention\w+)"', text))
+
+
+def value_and_gradients(attend: Callable) -> Callable:
+    def run(inputs: tuple, cotangents: tuple) -> tuple:
+        outputs, pullback = jax.vjp(attend, *inputs)
+        return outputs, pullback(cotangents)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_case_lowers(case: Case, dtype: str) -> None:
+    text = lowered(value_and_gradients(case.attend("pallas_triton")), case.inputs(dtype), case.cotangents(dtype))
+    assert text.count("banded_attention_dkdv") and text.count("banded_attention_dq")
+
+
+SHAPE = jax.ShapeDtypeStruct((2, 100, 4, 64), jnp.bfloat16)
+
+
+def attend(query, key, value, **options):
+    return banded_attention(query, key, value, window=20, **options)
+
+
+def test_the_default_on_a_gpu() -> None:
+    text = lowered(value_and_gradients(attend), (SHAPE,) * 3, SHAPE)
+    for kernel in ("forward", "dq", "dkdv"):
+        assert f"banded_attention_{kernel}" in text
+
+
+@pytest.mark.parametrize(("kind", "platform"), [("AMD Instinct MI300X", "gpu"), ("TPU v5", "tpu"), ("cpu", "cpu")])
+def test_the_default_elsewhere(kind: str, platform: str) -> None:
+    assert "banded_attention_" not in lowered(attend, SHAPE, SHAPE, SHAPE, kind=kind, platform=platform)
+
+
+def test_the_default_where_head_dim_is_too_large() -> None:
+    large = jax.ShapeDtypeStruct((2, 100, 4, 264), jnp.bfloat16)
+    assert "banded_attention_" not in lowered(attend, large, large, SHAPE)
+
+
+def test_the_kernels_name_what_they_need() -> None:
+    sentence = (
+        r"^implementation 'pallas_triton' is not available here: they need an NVIDIA GPU; this device is cpu \(cpu\)$"
+    )
+    with pytest.raises(NotImplementedError, match=sentence):
+        jax.eval_shape(lambda x: attend(x, x, x, implementation="pallas_triton"), SHAPE)
+    large = jax.ShapeDtypeStruct((2, 100, 4, 264), jnp.bfloat16)
+    sentence = r": head_dim is 264 of query and key, 64 of value; the kernels take at most 256$"
+    with pytest.raises(NotImplementedError, match=sentence):
+        lowered(lambda *x: attend(*x, implementation="pallas_triton"), large, large, SHAPE)
+
+
+@pytest.mark.parametrize("dilation", [1, (1, 1, 4, 4), 3])
+def test_nothing_is_copied_around_the_kernels(dilation: int | tuple[int, ...]) -> None:
+    """Whatever the lengths and dilations, the arrays go to the kernels as they are."""
+    text = lowered(value_and_gradients(lambda *x: attend(*x, dilation=dilation)), (SHAPE,) * 3, SHAPE)
+    moves = re.findall(
+        r"stablehlo\.(transpose|pad|concatenate|gather|slice|dynamic_slice|reshape)\b.*?->\s*(\S+)", text
+    )
+    assert not [move for move in moves if "bf16" in move[1]]

@@ -1,0 +1,55 @@
+"""The kernels on several devices: to XLA they are black boxes, and must be told that batches can be split."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import jax, numpy as np
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from longformer_jax import banded_attention
+
+mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+split, whole = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P())
+B, T, H, D = 8, 72, 2, 16
+rng = np.random.default_rng(0)
+arrays = [jnp.array(rng.normal(size=(B, T, H, D)), jnp.float32) for _ in range(4)]
+mask = jnp.array(rng.random((B, T)) < 0.8)
+ids = jnp.array(np.sort(rng.integers(0, 3, (B, T)), 1))
+
+def run(query, key, value, dout, mask, ids, implementation="pallas_triton_interpret"):
+    def attend(query, key, value):
+        return banded_attention(
+            query, key, value, window=9, dilation=(1, 2), key_mask=mask, segment_ids=ids, dropout_rate=0.2,
+            dropout_seed=3, implementation=implementation,
+        )
+    out, pullback = jax.vjp(attend, query, key, value)
+    return out, *pullback(dout)
+
+operands = (*arrays, mask, ids)
+expected = jax.jit(run)(*operands)
+compiled = jax.jit(run).lower(*(jax.device_put(x, split) for x in operands)).compile()
+found = compiled(*(jax.device_put(x, split) for x in operands))
+text = compiled.as_text()
+assert "all-gather" not in text and "all-to-all" not in text and "collective-permute" not in text, "arrays are gathered"
+assert all(x.sharding.spec[0] == ("data", "fsdp") for x in found), [x.sharding for x in found]
+for a, b in zip(found, expected):
+    np.testing.assert_array_equal(a, b)
+oracle = jax.jit(lambda *x: run(*x, implementation="reference"))(*operands)
+for a, b in zip(found, oracle):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+# Sequences and heads that are sharded are gathered, and right.
+for spec in (P(None, "data"), P(None, None, "fsdp"), P("data", None, "fsdp")):
+    other = [jax.device_put(x, NamedSharding(mesh, spec)) for x in arrays]
+    for a, b in zip(jax.jit(run)(*other, mask, ids), expected):
+        np.testing.assert_array_equal(a, b)
+"""
+
+
+def test_batches_are_split_over_devices() -> None:
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    root = Path(__file__).parents[2]
+    ran = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, env=environment, capture_output=True, text=True)
+    assert not ran.returncode, ran.stderr[-3000:]
