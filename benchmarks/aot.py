@@ -122,7 +122,7 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
         )  # fmt: skip
 
     def both(query, key, value, limits, cotangents):
-        outputs, pullback = jax.vjp(lambda *qkv: attend(*qkv, limits), query, key, value)
+        outputs, pullback = jax.vjp(lambda q, k, v: attend(q, k, v, limits), query, key, value)
         return outputs, pullback(cotangents)
 
     query, value = (jax.ShapeDtypeStruct((1, T, H, d), case.dtype) for d in (case.key_dim, case.value_dim))

@@ -1,6 +1,7 @@
 """One layer of sliding-window attention on two CPU threads: this project beside its peers, call by call.
 
     python benchmarks/attention.py --torch-python=PATH
+    python benchmarks/attention.py --torch-python=PATH --figure     the forward at more lengths, for benchmarks/plot.py
 
 PATH is the Python of an environment with torch, transformers and local-attention; without it those peers are named and
 skipped. Every side is a process of its own (peers/side.py), twice: under glibc's default allocator, and under one that
@@ -17,6 +18,7 @@ import random
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +32,10 @@ JAX_SIDES = ("ours", "ours_dilated", "ours_global", "jax")
 TORCH_SIDES = ("huggingface", "flex", "local", "sdpa")
 
 PEERS = ("jax", *TORCH_SIDES)
+
+# For the figure: none longer than these, as they would take minutes a call or fill the memory.
+FIGURE_LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
+FIGURE_SIDES = {"ours": 32768, "huggingface": 32768, "flex": 32768, "local": 16384, "sdpa": 16384}
 
 Case = tuple[str, int]  # what is computed ("forward", or "both" it and the backward), and T
 Measured = dict[tuple[Case, str, str], float]  # by case, side and setting
@@ -78,7 +84,13 @@ class Side:
         self.process.communicate()  # closes the pipes
 
 
-def measure_times(commands: dict[str, list[str]], cases: list[Case], rounds: int) -> tuple[Measured, dict[str, str]]:
+def in_figure(side: str, case: Case) -> bool:
+    return case[1] <= FIGURE_SIDES.get(side, 0)
+
+
+def measure_times(
+    commands: dict[str, list[str]], cases: list[Case], rounds: int, runs: Callable[[str, Case], bool] = runs
+) -> tuple[Measured, dict[str, str]]:
     """Median milliseconds, and the versions of what ran."""
     samples: dict[tuple[Case, str, str], list[float]] = {}
     versions: dict[str, str] = {}
@@ -104,7 +116,9 @@ def measure_times(commands: dict[str, list[str]], cases: list[Case], rounds: int
     return {key: statistics.median(values) for key, values in samples.items()}, versions
 
 
-def measure_peaks(commands: dict[str, list[str]], cases: list[Case]) -> Measured:
+def measure_peaks(
+    commands: dict[str, list[str]], cases: list[Case], runs: Callable[[str, Case], bool] = runs
+) -> Measured:
     """Bytes, each from a process that ran nothing else."""
     peaks: Measured = {}
     for name, command in commands.items():
@@ -157,6 +171,8 @@ def table(results: dict) -> str:
     for row in results["measured"]:
         numbers = f"{row['milliseconds']:.1f} | {row['peak_bytes'] / 1e6:.0f}"
         lines.append(f"| {row['work']} | {row['length']} | {row['side']} | {row['setting']} | {numbers} |")
+    if not results["ratios"]:
+        return "\n".join(lines)
     lines += ["", "| ratio | each at its default | each at its best |", "|---|---|---|"]
     lines += [f"| {row['what']} | {row['default']:.2f} | {row['best']:.2f} |" for row in results["ratios"]]
     return "\n".join(lines)
@@ -171,7 +187,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", type=Path, help="Python of an environment with torch and transformers")
     parser.add_argument("--quick", action="store_true", help="short sequences and few rounds; writes no JSON")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "attention_cpu.json")
+    parser.add_argument("--figure", action="store_true", help="the forward at more lengths, for benchmarks/plot.py")
+    parser.add_argument("--output", type=Path, help="default: results/attention_cpu.json, or figure_cpu.json")
     parser.add_argument("--rounds", type=int, default=11, help="timed calls of each case")
     options = parser.parse_args()
 
@@ -185,8 +202,12 @@ def main() -> None:
     else:
         print(f"skipped, as --torch-python is not given: {', '.join(TORCH_SIDES)}", file=sys.stderr)
 
-    times, versions = measure_times(commands, cases, rounds)
-    peaks = measure_peaks(commands, cases)
+    which = runs
+    if options.figure:
+        which, rounds, cases = in_figure, min(rounds, 5), [("forward", length) for length in FIGURE_LENGTHS]
+        commands = {name: command for name, command in commands.items() if name in FIGURE_SIDES}
+    times, versions = measure_times(commands, cases, rounds, which)
+    peaks = measure_peaks(commands, cases, which)
     results = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
@@ -194,7 +215,7 @@ def main() -> None:
         "versions": versions,
         "layer": "B=1, H=12, D=64, 256 keys a side, float32",
         "settings": SETTINGS,
-        "ratios": summarise(times, peaks, cases),
+        "ratios": [] if options.figure else summarise(times, peaks, cases),
         "measured": [
             {"work": case[0], "length": case[1], "side": name, "setting": setting}
             | {"milliseconds": round(times[case, name, setting], 2), "peak_bytes": peaks[case, name, setting]}
@@ -203,8 +224,9 @@ def main() -> None:
     }
     print(table(results))
     if not options.quick:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=1) + "\n")
+        output = options.output or HERE / "results" / ("figure_cpu.json" if options.figure else "attention_cpu.json")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

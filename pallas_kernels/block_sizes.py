@@ -34,7 +34,7 @@ def block_sizes(device_kind: str, kernel: str, dtype: str, key_dim: int, value_d
       key_dim, value_dim: head_dim of query and key, and of value.
       width: keys that a query sees, left + right + 1.
     """
-    sizes = _table(table_name(device_kind)).get(f"{kernel} {dtype} {key_dim} {value_dim}")
+    sizes = _table(table_path(device_kind)).get(table_key(kernel, dtype, key_dim, value_dim))
     sizes = _rule(kernel, dtype, max(key_dim, value_dim)) if sizes is None else BlockSizes(**sizes)
     # A narrow band fills narrow blocks only.
     columns = sizes.columns
@@ -43,14 +43,18 @@ def block_sizes(device_kind: str, kernel: str, dtype: str, key_dim: int, value_d
     return dataclasses.replace(sizes, columns=columns)
 
 
-def table_name(device_kind: str) -> str:
-    return re.sub(r"\W+", "_", device_kind.lower())
+def table_path(device_kind: str) -> Path:
+    """Of the table for a device, whether there is one or not."""
+    return _TABLES / f"{re.sub(r'\W+', '_', device_kind.lower())}.json"
+
+
+def table_key(kernel: str, dtype: str, key_dim: int, value_dim: int) -> str:
+    return f"{kernel} {dtype} {key_dim} {value_dim}"
 
 
 @functools.cache
-def _table(name: str) -> dict[str, dict[str, int]]:
-    file = _TABLES / f"{name}.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+def _table(path: Path) -> dict[str, dict[str, int]]:
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _rule(kernel: str, dtype: str, head_dim: int) -> BlockSizes:

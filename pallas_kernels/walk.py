@@ -10,7 +10,7 @@ Everything is arithmetic on scalars and works alike on Python's integers and on 
 
 import dataclasses
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -23,18 +23,18 @@ class Block(NamedTuple):
     wholly inside the band of every own row and inside [start, stop): these need no mask.
     """
 
-    live: object  # False where the grid has more programs than there are blocks
-    dilation: object
-    residue: object  # of the own rows: position = row * dilation + residue
-    first: object  # the first own row
-    end: object  # the number of own rows
-    other_residue: object
-    shift: object  # own row r is at the other side's row r + shift
-    start: object
-    stop: object
-    count: object
-    interior: object
-    edge: object
+    live: Any  # False where the grid has more programs than there are blocks
+    dilation: Any
+    residue: Any  # of the own rows: position = row * dilation + residue
+    first: Any  # the first own row
+    end: Any  # the number of own rows
+    other_residue: Any
+    shift: Any  # own row r is at the other side's row r + shift
+    start: Any
+    stop: Any
+    count: Any
+    interior: Any
+    edge: Any
 
 
 @dataclasses.dataclass(frozen=True)

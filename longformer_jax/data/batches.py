@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator
 
-import grain
 import numpy as np
 
 from longformer_jax.errors import InputError
 
 # Grain's shuffle is a permutation of 32-bit integers, computed index by index: no memory, no set-up time.
 _MAX_WINDOWS = 2**32
-
-# One thread keeps ahead of any training step; the second hides the page faults of a cold memory map.
-_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
 def train_batches(
@@ -74,7 +70,11 @@ def train_batches(
     if len(windows) >= _MAX_WINDOWS:
         raise InputError(f"data has {len(windows):,} windows; expected fewer than {_MAX_WINDOWS:,}")
 
+    import grain  # not above: reading a corpus or a configuration does not need it
+
+    # One thread keeps ahead of any training step; the second hides the page faults of a cold memory map.
+    read_options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
     starts = grain.MapDataset.range(len(windows)).seed(seed).shuffle().repeat()
     # Batch after batch goes to the processes in turn, so that each step deals one batch_size of windows.
     starts = starts.batch(batch_size // process_count, drop_remainder=True)[process_index::process_count][start_step:]
-    return iter(starts.map(lambda rows: windows[rows]).to_iter_dataset(_READ_OPTIONS))
+    return iter(starts.map(lambda rows: windows[rows]).to_iter_dataset(read_options))

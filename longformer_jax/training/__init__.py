@@ -1,6 +1,8 @@
 """Training of the character LM: experiment configurations, the loop, and what it leaves in a workdir."""
 
-from longformer_jax.training.checkpoints import restore_params
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from longformer_jax.training.config import (
     DataConfig,
     ExperimentConfig,
@@ -8,8 +10,11 @@ from longformer_jax.training.config import (
     OptimizerConfig,
     Phase,
 )
-from longformer_jax.training.loop import train
 from longformer_jax.training.monitor import DivergenceError
+
+if TYPE_CHECKING:
+    from longformer_jax.training.checkpoints import restore_params
+    from longformer_jax.training.loop import train
 
 __all__ = [
     "DataConfig",
@@ -21,3 +26,12 @@ __all__ = [
     "restore_params",
     "train",
 ]
+
+# Imported when asked for: Orbax and matplotlib load slowly, and a configuration or a single step needs neither.
+_LATER = {"restore_params": "checkpoints", "train": "loop"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

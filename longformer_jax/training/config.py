@@ -5,14 +5,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any, Self
 
 from longformer_jax.data import Corpus, check_vocab, load_corpus
 from longformer_jax.errors import InputError
 from longformer_jax.models import CharLMConfig
 from longformer_jax.training.serialization import build, check, to_config_dict
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 CONFIG_FILE = "config.json"
 
@@ -219,14 +220,14 @@ class ExperimentConfig:
         check_vocab(corpus, self.model.vocab_size)
         return corpus
 
-    def to_config_dict(self) -> ConfigDict:
+    def to_config_dict(self) -> "ConfigDict":
         """The inverse of `from_config_dict`: what a file of configs/ returns, with every field open to overriding."""
         config = to_config_dict(self)
         del config.model.windows
         return config
 
     @classmethod
-    def from_config_dict(cls, config: ConfigDict) -> Self:
+    def from_config_dict(cls, config: "ConfigDict") -> Self:
         """Validates a ConfigDict after flags have overridden its fields; raises InputError where `from_dict` does."""
         try:
             return cls.from_dict(json.loads(config.copy_and_resolve_references().to_json()))

@@ -6,8 +6,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
-
 from longformer_jax.errors import InputError
 
 
@@ -62,6 +60,8 @@ def _convert(value: object, kind: Any, path: str) -> Any:
 
 def to_config_dict(value: Any) -> Any:
     """The ConfigDict of a dataclass; an optional field that is None keeps its type, so that a flag can set it."""
+    from ml_collections import ConfigDict, FieldReference  # not above: dataclasses alone do not need it
+
     if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
         return [to_config_dict(item) for item in value]
     if not dataclasses.is_dataclass(value):

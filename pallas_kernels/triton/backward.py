@@ -35,7 +35,8 @@ def backward_dq(
     query = arrays[0]
     dq = jax.ShapeDtypeStruct(query.shape, query.dtype)
     delta = jax.ShapeDtypeStruct(query.shape[:3], jnp.float32)
-    return launch(_dq, spec, walk, sizes, arrays, limits, (dq, delta), own_is_query=True)
+    dq, delta = launch(_dq, spec, walk, sizes, arrays, limits, (dq, delta), own_is_query=True)
+    return dq, delta
 
 
 def backward_dkdv(
@@ -43,7 +44,8 @@ def backward_dkdv(
 ) -> tuple[jax.Array, jax.Array]:
     """dk and dv. The walk is over keys; arrays: query, key, value, dout [B, T, H, D], lse and delta [B, T, H]."""
     dk, dv = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[1:3])
-    return launch(_dkdv, spec, walk, sizes, arrays, limits, (dk, dv), own_is_query=False)
+    dk, dv = launch(_dkdv, spec, walk, sizes, arrays, limits, (dk, dv), own_is_query=False)
+    return dk, dv
 
 
 def _dq(program: Program, query, key, value, out, dout, lse, dlse, dq, delta) -> None:

@@ -26,7 +26,8 @@ def forward(
     """out [B, T, H, Dv] of value's dtype, and lse float32 [B, T, H]; the walk is over queries."""
     out = jax.ShapeDtypeStruct((*query.shape[:3], value.shape[-1]), value.dtype)
     lse = jax.ShapeDtypeStruct(query.shape[:3], jnp.float32)
-    return launch(_forward, spec, walk, sizes, (query, key, value), limits, (out, lse), own_is_query=True)
+    out, lse = launch(_forward, spec, walk, sizes, (query, key, value), limits, (out, lse), own_is_query=True)
+    return out, lse
 
 
 def _forward(program: Program, query, key, value, out, lse) -> None:

@@ -1,6 +1,7 @@
 """What the Triton kernels share: loads and stores of tiles, products, masks, and the loop over blocks."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,7 @@ def empty_tile(rows: int, head_dim: int) -> Tile:
 
 def scores(own: Tile, other: Tile) -> jax.Array:
     """own . other for all pairs of rows, float32 [rows, columns]."""
-    return sum(_dot(x, y, 1) for x, y in zip(own, other, strict=True))
+    return functools.reduce(jnp.add, (_dot(x, y, 1) for x, y in zip(own, other, strict=True)))
 
 
 def weighted(weights: jax.Array, other: Tile) -> Tile:

@@ -7,19 +7,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from longformer_jax.attention import api, banded_attention
 from pallas_kernels.dropout import batch_streams, keep_mask
+from tests.attention.oracle import visibility
 
 # The kernels are held to the cases under the interpreter here, and on a GPU by `python -m benchmarks.gpu`.
 INTERPRETED = "pallas_triton_interpret"
 IMPLEMENTATIONS = [name for name in api.IMPLEMENTATIONS if name != "pallas_triton"]
-
-
-def parameters(implementations: list[str]) -> list:
-    """For pytest: the interpreter takes its time."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name == INTERPRETED)) for name in implementations]
 
 
 SEED = 7  # of dropout
@@ -155,18 +150,39 @@ CASES = [
 ]  # fmt: skip
 CASE = {case.name: case for case in CASES}
 
-
 ARRAYS = ("out", "lse", "dquery", "dkey", "dvalue")
+
+
+def value_and_gradients(attend: Callable) -> Callable:
+    """A function of inputs and cotangents that returns the ARRAYS, for attend(query, key, value) -> (out, lse)."""
+
+    def run(inputs: tuple, cotangents: tuple) -> tuple:
+        outputs, pullback = jax.vjp(attend, *inputs)
+        return *outputs, *pullback(cotangents)
+
+    return run
+
+
+def plain_attention(case: Case) -> Callable:
+    """What anyone would write down: dense, every step in the inputs' dtype. Its error is the measure of others."""
+    visible = visibility(case.B, case.T, case.num_keys, case.H, **case.band, **case.limits)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = jnp.einsum("bthd,bshd->bhts", query, key) * (case.Dk**-0.5 if case.scale is None else case.scale)
+        scores = jnp.where(visible, scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1)
+        if case.dropout_rate:
+            weights = jnp.where(case.keep, weights / (1 - case.dropout_rate), 0)
+        out = jnp.einsum("bhts,bshd->bthd", weights, value)
+        return out, jax.nn.logsumexp(scores, axis=-1).transpose(0, 2, 1).astype(jnp.float32)
+
+    return attend
 
 
 def with_gradients(attend: Callable, inputs: tuple, cotangents: tuple) -> dict[str, np.ndarray]:
     """What attend(query, key, value) -> (out, lse) gives, and its gradients by cotangents of out and lse."""
 
-    @jax.jit
-    def run(inputs: tuple, cotangents: tuple) -> tuple:
-        outputs, pullback = jax.vjp(attend, *inputs)
-        return *outputs, *pullback(cotangents)
-
+    run = jax.jit(value_and_gradients(attend))
     return dict(zip(ARRAYS, map(np.asarray, run(inputs, cotangents)), strict=True))
 
 

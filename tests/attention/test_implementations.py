@@ -17,10 +17,11 @@ from tests.attention.cases import (
     IMPLEMENTATIONS,
     Case,
     assert_close,
-    parameters,
+    plain_attention,
     reference_with_gradients,
     with_gradients,
 )
+from tests.attention.conftest import parameters
 from tests.attention.oracle import dense_attention, visibility
 
 OTHERS = parameters([name for name in IMPLEMENTATIONS if name != "reference"])
@@ -81,17 +82,8 @@ def test_the_default_is_one_of_the_implementations() -> None:
 
 
 @functools.cache
-def plain_attention(case: Case, dtype: str) -> dict[str, np.ndarray]:
-    """What anyone would write down: dense, every step in `dtype`, gradients by autodiff."""
-    visible = visibility(case.B, case.T, case.num_keys, case.H, **case.band, **case.limits)
-
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scores = jnp.einsum("bthd,bshd->bhts", query, key) * case.Dk**-0.5
-        scores = jnp.where(visible, scores, -jnp.inf)
-        out = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1), value)
-        return out, jax.nn.logsumexp(scores, axis=-1).transpose(0, 2, 1).astype(jnp.float32)
-
-    return with_gradients(attend, case.inputs(dtype), case.cotangents(dtype))
+def plain_low_precision(case: Case, dtype: str) -> dict[str, np.ndarray]:
+    return with_gradients(plain_attention(case), case.inputs(dtype), case.cotangents(dtype))
 
 
 @functools.cache
@@ -106,7 +98,7 @@ def float32_oracle(case: Case, dtype: str) -> dict[str, np.ndarray]:
 def test_low_precision_errs_little_more_than_plain_attention(name: str, dtype: str, implementation: str) -> None:
     case = CASE[name]
     found = with_gradients(case.attend(implementation), case.inputs(dtype), case.cotangents(dtype))
-    plain, oracle = plain_attention(case, dtype), float32_oracle(case, dtype)
+    plain, oracle = plain_low_precision(case, dtype), float32_oracle(case, dtype)
     assert_close(found["lse"], oracle["lse"], "lse")  # products of rounded inputs are exact in float32
     for array in ("out", "dquery", "dkey", "dvalue"):
         error, plain_error = (np.abs(x[array].astype(np.float32) - oracle[array]).max() for x in (found, plain))

@@ -1,0 +1,101 @@
+"""Time and memory of a call on a GPU, without what it costs the host to launch it."""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax import lax
+
+REPEATS = 7
+SECONDS = 0.35  # for all repeats together
+LONG = 5.0  # milliseconds, beside which a launch is nothing
+
+
+def measure_jax(f: Callable, *arguments: Any) -> dict[str, float]:
+    """{"milliseconds": median of a call, "bytes": what it needs beside its arguments: results and scratch memory}.
+
+    Short calls are repeated by a loop on the device, each waiting for the one before.
+    """
+    compiled = jax.jit(f).lower(*arguments).compile()
+    memory: Any = compiled.memory_analysis()
+    estimate = min(_seconds(compiled, *arguments) for _ in range(3)) * 1e3
+
+    calls = 1
+    run = partial(compiled, *arguments)
+    if estimate < LONG:
+        calls = max(2, min(500, int(SECONDS / REPEATS / (estimate / 1e3))))
+
+        @jax.jit
+        def repeat(arguments):
+            def once(_, arguments):
+                # The barrier makes the next call depend on this one, and keeps what is not used from being left out.
+                return lax.optimization_barrier((arguments, f(*arguments)))[0]
+
+            return jax.tree.leaves(lax.fori_loop(0, calls, once, arguments))[0].ravel()[:1]
+
+        run = partial(repeat.lower(arguments).compile(), arguments)
+    _seconds(run)
+    median = statistics.median(_seconds(run) for _ in range(REPEATS)) / calls
+    return {
+        "milliseconds": median * 1e3,
+        "bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes,
+    }
+
+
+def _seconds(f: Callable, *arguments: Any) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(f(*arguments))
+    return time.perf_counter() - start
+
+
+def measure_torch(f: Callable[[], Any]) -> dict[str, float]:
+    """The same for a call of PyTorch's, by device events; a CUDA graph of many calls where one can be recorded."""
+    import torch
+
+    for _ in range(3):
+        f()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = f()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del result
+
+    estimate = min(_torch_milliseconds(f) for _ in range(3))
+    calls = max(1, min(100, int(SECONDS / REPEATS / (estimate / 1e3))))
+    run, graph_calls = f, 1
+    if calls > 1:
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for _ in range(calls):
+                    f()
+            run, graph_calls = graph.replay, calls
+        except Exception:  # not everything can be recorded
+            torch.cuda.synchronize()
+
+            def run() -> None:
+                for _ in range(calls):
+                    f()
+
+            graph_calls = calls
+    _torch_milliseconds(run)
+    median = statistics.median(_torch_milliseconds(run) for _ in range(REPEATS)) / graph_calls
+    return {"milliseconds": median, "bytes": peak}
+
+
+def _torch_milliseconds(f: Callable[[], Any]) -> float:
+    import torch
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    f()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)

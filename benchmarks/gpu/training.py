@@ -1,0 +1,175 @@
+"""Parts 3 and 4: the training step of the paper's small character model, and a real run of some minutes."""
+
+import dataclasses
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.timing import measure_jax
+from configs.char_lm import paper
+from longformer_jax import CharLMConfig, banded_attention
+from longformer_jax.training.config import ExperimentConfig, OptimizerConfig, Phase
+from longformer_jax.training.flops import peak_flops, training_flops_per_character
+from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch
+from longformer_jax.training.step import compile_train_step, init_state, make_eval_step
+
+PHASES = (0, 2, 4)  # the paper's 1, 3 and 5
+VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
+STEPS = 7
+
+
+def experiment(variant: str, implementation: str | None) -> ExperimentConfig:
+    """enwik8_small; the numbers of steps play no part here."""
+    config = paper.experiment("enwik8", paper.SMALL_WINDOWS, paper.SMALL_DILATIONS, (1,) * 5, dropout_rate=0.2)
+    config = paper.variant(config, variant)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, implementation=implementation))
+
+
+def measure(results: Results, implementations: tuple[str, ...], variants: tuple[str, ...], deadline: float) -> None:
+    """Adds a record for each phase, variant and implementation that is not there yet; stops at the deadline."""
+    for variant in variants:
+        for phase in PHASES:
+            for implementation in (*implementations, "xla"):
+                key = {"config": "enwik8_small", "variant": variant, "phase": phase + 1}
+                key |= {"implementation": implementation}
+                if results.has("training", **key):
+                    continue
+                if time.monotonic() > deadline:
+                    print("training: out of time; the same command goes on from here")
+                    return
+                try:
+                    record = measure_phase(experiment(variant, implementation), phase)
+                except NotImplementedError as error:
+                    record = {"skipped": str(error)}
+                except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
+                    record = {"failed": str(error)[:300]}
+                results.add("training", record, **key)
+                print(f"  {key} {record}", file=sys.stderr)
+
+
+def measure_phase(config: ExperimentConfig, phase: int) -> dict[str, Any]:
+    """Characters per second, model FLOP utilisation, memory, and the share of attention in a step's time."""
+    mesh = make_mesh(config.mesh)
+    accumulate = accumulation_steps(config, phase, mesh)
+    settings, model = config.phases[phase], config.model_in_phase(phase)
+    state = init_state(config, mesh)
+    step = compile_train_step(config, phase, accumulate, mesh)
+    text = np.random.default_rng(0).integers(0, 256, (settings.batch_size, settings.sequence_length + 1), np.uint8)
+    flops = training_flops_per_character(model, state["params"], settings.sequence_length)
+    times = []
+    for _ in range(STEPS + 1):
+        batch = jax.block_until_ready(put_batch(text, accumulate, mesh))
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, batch))
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[1:])
+    memory = step.memory_analysis()  # type: ignore
+    del state
+    attention = attention_milliseconds(model, settings.batch_size // accumulate, settings.sequence_length) * accumulate
+    rate = settings.batch_size * settings.sequence_length / seconds
+    peak = peak_flops()
+    return {
+        "milliseconds": seconds * 1e3,
+        "characters_per_second": rate,
+        "mfu": rate * flops / peak if peak else None,
+        "bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+        "attention_share": attention / (seconds * 1e3),
+    }
+
+
+def attention_milliseconds(model: CharLMConfig, batch: int, length: int) -> float:
+    """Forward and backward of every layer's attention, each measured on its own."""
+    total, dtype = 0.0, jnp.dtype(model.dtype)
+    key_dim = model.head_dim + (model.sinusoid_dim if model.positions == "transformer_xl" else 0)
+    shapes = [(batch, length, model.num_heads, d) for d in (key_dim, key_dim, model.head_dim, model.head_dim)]
+    arrays = [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
+    for group in model.layer_groups:
+        dilation = (group.dilation,) * model.dilated_heads + (1,) * (model.num_heads - model.dilated_heads)
+
+        def both(query, key, value, cotangent, group=group, dilation=dilation):
+            def attend(query, key, value):
+                options: dict[str, Any] = {"window": group.window, "causal": True, "dilation": dilation}
+                return banded_attention(query, key, value, **options, implementation=model.implementation)
+
+            out, pullback = jax.vjp(attend, query, key, value)
+            return out, pullback(cotangent)
+
+        total += (group.stop - group.start) * measure_jax(both, *arrays)["milliseconds"]
+    return total
+
+
+# ---- A real run ------------------------------------------------------------------------------------------------------
+
+
+def train(results: Results, minutes: float, file: Path, config: ExperimentConfig) -> None:
+    """Trains the first phase of `config` on the file for so long, the rate decaying to the end; adds the curve.
+
+    The last twentieth of the file is for validation.
+    """
+    text = np.fromfile(file, np.uint8)
+    phase = config.phases[0]
+    validation = text[-max(len(text) // 20, phase.sequence_length + 1) :]
+    training = text[: -len(validation)]
+    if len(training) <= phase.sequence_length:
+        raise ValueError(f"--data={file} has {len(text)} bytes; expected at least {3 * phase.sequence_length}")
+    mesh = make_mesh(config.mesh)
+    accumulate = accumulation_steps(config, 0, mesh)
+
+    def batch_of(step: int) -> jax.Array:
+        starts = np.random.default_rng((config.seed, step)).integers(
+            len(training) - phase.sequence_length, size=phase.batch_size
+        )
+        return put_batch(training[starts[:, None] + np.arange(phase.sequence_length + 1)], accumulate, mesh)
+
+    state = init_state(config, mesh)
+    probe = compile_train_step(config, 0, accumulate, mesh)
+    times = []
+    for step in range(4):
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(probe(state, batch_of(step)))
+        times.append(time.perf_counter() - start)
+    total = max(10, int(0.93 * minutes * 60 / min(times)))  # leaves time for validation
+
+    optimizer = OptimizerConfig(clip_norm=1.0, decay="linear", final_fraction=0.05, warmup_fraction=0.05)
+    phases = (Phase(**{**dataclasses.asdict(phase), "steps": total, "learning_rate": 1e-3}),)
+    config = dataclasses.replace(config, phases=phases, optimizer=optimizer)
+    step_fn, evaluate = compile_train_step(config, 0, accumulate, mesh), make_eval_step(config, 0, mesh)
+    count = min(phase.batch_size, (len(validation) - 1) // phase.sequence_length)
+    held_out = np.zeros((phase.batch_size, phase.sequence_length + 1), np.uint8)
+    for i in range(count):
+        held_out[i] = validation[i * phase.sequence_length :][: phase.sequence_length + 1]
+    weights = (np.arange(phase.batch_size) < count).astype(np.float32)
+
+    state, curve, losses = init_state(config, mesh), [], []
+    start = time.perf_counter()
+    for step in range(1, total + 1):
+        state, metrics = step_fn(state, batch_of(step))
+        losses.append(metrics["loss"])
+        if step % max(1, total // 20) == 0 or step == total:
+            nats = float(evaluate(state["params"], jnp.asarray(held_out), jnp.asarray(weights))) / (
+                count * phase.sequence_length
+            )
+            row = {
+                "step": step,
+                "seconds": time.perf_counter() - start,
+                "train_bpc": float(jnp.stack(losses).mean()) / math.log(2),
+                "validation_bpc": nats / math.log(2),
+            }
+            losses = []
+            curve.append(row)
+            print(f"  step {step}/{total}: " + str(row), file=sys.stderr)
+    record = {
+        "parameters": sum(x.size for x in jax.tree.leaves(state["params"])),
+        "characters": total * phase.batch_size * phase.sequence_length,
+        "validation_characters": count * phase.sequence_length,
+        "curve": curve,
+    }
+    results.add("run", record, minutes=minutes, file=file.name, implementation=config.model.implementation)

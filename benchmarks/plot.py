@@ -1,0 +1,85 @@
+"""The paper's Figure 1 from measured results: time and memory of one attention layer against the sequence's length.
+
+    python -m benchmarks.plot benchmarks/results/figure_cpu.json docs/figure_cpu.png
+    python -m benchmarks.plot benchmarks/results/gpu_nvidia_h100_80gb_hbm3.json docs/figure_h100.png --work=both
+
+Reads what `benchmarks/attention.py --figure` and `python -m benchmarks.gpu` write.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+# The names of sides in the results, as the figure calls them, in the order of the legend.
+LABELS = {
+    "sdpa": "full attention (PyTorch SDPA)",
+    "full_cudnn": "full attention (cuDNN)",
+    "huggingface": "chunks (Hugging Face)",
+    "local": "chunks (local-attention)",
+    "cudnn_window": "sliding window (cuDNN)",
+    "flash_attention": "sliding window (FlashAttention)",
+    "tokamax": "sliding window (tokamax)",
+    "flex": "sliding window (FlexAttention)",
+    "xla": "ours, XLA",
+    "ours": "ours, XLA",
+    "pallas_triton": "ours, Triton kernels",
+    "pallas_mosaic_gpu": "ours, Mosaic kernels",
+}
+
+
+def series(results: dict[str, Any], work: str) -> dict[str, list[tuple[int, float, float]]]:
+    """side -> (length, milliseconds, bytes) by length: both sides, no dilation, each at its best setting."""
+    best: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
+    for row in results.get("speed") or results["measured"]:
+        plain = not row.get("causal") and row.get("dilation", 1) == 1
+        if row["work"] != work or not plain or "milliseconds" not in row or row["side"] not in LABELS:
+            continue
+        found = row["milliseconds"], row.get("bytes", row.get("peak_bytes"))
+        lengths = best[row["side"]]
+        lengths[row["length"]] = min(found, lengths.get(row["length"], found))
+    return {side: [(n, *best[side][n]) for n in sorted(best[side])] for side in LABELS if side in best}
+
+
+def draw(results: dict[str, Any], work: str, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = series(results, work)
+    if not found:
+        raise ValueError(f"the results have no times for {work!r}")
+    figure, (time, memory) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for side, points in found.items():
+        lengths, milliseconds, peak = zip(*points, strict=True)
+        style: dict[str, Any] = {"linewidth": 2.5 if LABELS[side].startswith("ours") else 1.2, "marker": "o"}
+        style |= {"linestyle": "--" if LABELS[side].startswith("full") else "-", "markersize": 4, "label": LABELS[side]}
+        time.plot(lengths, milliseconds, **style)
+        memory.plot(lengths, [x / 2**20 for x in peak], **style)
+    for axes, label in ((time, "milliseconds"), (memory, "MiB beside the inputs")):
+        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
+        axes.set_xscale("log", base=2)
+        axes.grid(True, which="major", alpha=0.3)
+    time.legend(fontsize=8)
+    device = results.get("device") or f"{results['cpu']}, {results['threads']} threads"
+    figure.suptitle(f"One layer, {'forward' if work == 'forward' else 'forward and backward'}: {device}", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="JSON of a benchmark")
+    parser.add_argument("picture", type=Path, help="PNG or SVG to write")
+    parser.add_argument("--work", choices=("forward", "both"), default="forward")
+    options = parser.parse_args()
+    if not options.results.is_file():
+        parser.error(f"{options.results} is not a file")
+    draw(json.loads(options.results.read_text()), options.work, options.picture)
+
+
+if __name__ == "__main__":
+    main()
