@@ -120,6 +120,9 @@ class _Walk:
     Row i sees rows i + lower ... i + upper of the other side. Tiles may stick out of either array: such a tile is
     loaded from the nearest place inside, and only the rows that belong to it count. The last tile of the walk ends
     with the array, so that what an overlapping first tile stores wrongly is overwritten by the next.
+
+    Lanes are walks over as many parts of the rows, in step: their tiles lie side by side on the leading axis, where
+    arrays are [lanes * N, rows, ...].
     """
 
     length: int
@@ -127,37 +130,43 @@ class _Walk:
     lower: int
     upper: int
     tile: int
+    lanes: int = 1
 
     @property
     def steps(self) -> int:
-        return -(-self.length // self.tile)
+        return -(-self.length // (self.tile * self.lanes))
 
     @property
     def slots(self) -> int:
         return -(-(self.tile + self.upper - self.lower) // self.tile)
 
     def tile_start(self, step):
-        """First row of the tile of this step; the tile is loaded from max(0, this)."""
-        return self.length - (self.steps - step) * self.tile
+        """First row of each lane's tile of this step, [lanes]; the tile is loaded from max(0, this)."""
+        first = jnp.arange(self.lanes) * self.steps
+        return self.length - (self.lanes * self.steps - first - step) * self.tile
 
     def ring_start(self, tile):
-        """First row of a tile of the ring, and the row it is loaded from. Step s sees tiles s ... s + slots - 1."""
-        start = self.tile_start(0) + self.lower + tile * self.tile
+        """First rows of tiles of the ring, and the rows they are loaded from, [lanes] or, for tiles [n], [lanes, n].
+
+        Step s sees the tiles s ... s + slots - 1.
+        """
+        start = jnp.add.outer(self.tile_start(0) + self.lower, tile * self.tile)
         return start, jnp.clip(start, 0, self.ring_length - self.tile)
 
     def tile_rows(self, step) -> tuple[jax.Array, jax.Array]:
-        """Row numbers of the loaded tile, and which of them belong to it."""
-        start = self.tile_start(step)
+        """Row numbers of the loaded tiles, [lanes, tile], and which of them belong to them."""
+        start = self.tile_start(step)[:, None]
         rows = jnp.maximum(start, 0) + jnp.arange(self.tile)
         return rows, rows < start + self.tile
 
     def ring_rows(self, step) -> tuple[jax.Array, jax.Array]:
-        """Row numbers held by the ring at this step, [slots * tile], and which of them count."""
+        """Row numbers held by the ring at this step, [lanes, slots * tile], and which of them count."""
         newest = step + self.slots - 1
         tile = newest - (newest - jnp.arange(self.slots)) % self.slots
-        start, loaded = (x[:, None] for x in self.ring_start(tile))
+        start, loaded = (x[..., None] for x in self.ring_start(tile))
         rows = loaded + jnp.arange(self.tile)
-        return rows.reshape(-1), ((rows >= start) & (rows < start + self.tile)).reshape(-1)
+        counts = (rows >= start) & (rows < start + self.tile)
+        return rows.reshape(self.lanes, -1), counts.reshape(self.lanes, -1)
 
     def run(self, load, step, tile, carry):
         """ring, carry = load(ring, carry, slot, tile) for each tile, then ring, carry = step(...) for each step.
@@ -183,7 +192,7 @@ def _tile_size(shortest: int, width: int, backward: bool) -> int:
 
     Measured on CPU (benchmarks/attention.py); elsewhere larger ones, as launching a step costs more there.
     """
-    if shortest <= min(256, width + width // 2):
+    if shortest <= 256:
         return shortest
     if jax.default_backend() == "cpu":
         tile = 32 if width < 64 else 64 if width < (512 if backward else 1024) else 128
@@ -192,27 +201,39 @@ def _tile_size(shortest: int, width: int, backward: bool) -> int:
     return min(tile, shortest)
 
 
+def _lanes(sequences: int, tiles: int) -> int:
+    """Two where a step has few matrices to multiply: XLA's CPU backend shares them badly between threads.
+
+    A lane must be longer than a tile that sticks out of the array, lest it overwrite rows of the next lane.
+    """
+    return 2 if jax.default_backend() == "cpu" and sequences <= 16 and tiles >= 16 else 1
+
+
 # ---- One head group --------------------------------------------------------------------------------------------------
 
 
-def _rows(x: jax.Array, group: HeadGroup, start, size: int) -> jax.Array:
-    """[B, T, H, D] -> rows start ... start + size - 1 of the group's sequences, [N, size, D]."""
+def _rows(x: jax.Array, group: HeadGroup, starts, size: int) -> jax.Array:
+    """[B, T, H, D] -> `size` rows of the group's sequences from each of the starts on, [lanes * N, size, D]."""
     B, T, H, D = x.shape
     d, heads = group.dilation, group.stop - group.start
-    x = lax.dynamic_slice(x.reshape(B, T // d, d, H, D), (0, start, 0, group.start, 0), (B, size, d, heads, D))
-    return x.transpose(0, 2, 3, 1, 4).reshape(B * d * heads, size, D)
+    view = x.reshape(B, T // d, d, H, D)
+    lanes = [lax.dynamic_slice(view, (0, start, 0, group.start, 0), (B, size, d, heads, D)) for start in starts]
+    lanes = [lane.transpose(0, 2, 3, 1, 4).reshape(B * d * heads, size, D) for lane in lanes]
+    return jnp.concatenate(lanes) if len(lanes) > 1 else lanes[0]
 
 
-def _store(buffer: jax.Array, group: HeadGroup, start, rows: jax.Array, add: bool = False) -> jax.Array:
-    """The inverse of `_rows`, into a buffer [B, T, H, D]."""
+def _store(buffer: jax.Array, group: HeadGroup, starts, rows: jax.Array, add: bool = False) -> jax.Array:
+    """The inverse of `_rows`, into a buffer [B, T, H, D], lane after lane."""
     B, T, H, D = buffer.shape
     d, heads = group.dilation, group.stop - group.start
     view = buffer.reshape(B, T // d, d, H, D)
-    rows = rows.reshape(B, d, heads, -1, D).transpose(0, 3, 1, 2, 4).astype(buffer.dtype)
-    index = (0, start, 0, group.start, 0)
-    if add:
-        rows += lax.dynamic_slice(view, index, rows.shape)
-    return lax.dynamic_update_slice(view, rows, index).reshape(B, T, H, D)
+    lanes = rows.reshape(len(starts), B, d, heads, -1, D).transpose(0, 1, 4, 2, 3, 5).astype(buffer.dtype)
+    for start, lane in zip(starts, lanes, strict=True):
+        index = (0, start, 0, group.start, 0)
+        if add:
+            lane += lax.dynamic_slice(view, index, lane.shape)
+        view = lax.dynamic_update_slice(view, lane, index)
+    return view.reshape(B, T, H, D)
 
 
 class _GroupMask:
@@ -221,6 +242,7 @@ class _GroupMask:
     def __init__(self, spec: _Spec, group: HeadGroup, side: _Side, batch: int, num_heads: int):
         self.group, self.spec, self.side = group, spec, side
         self.heads = group.stop - group.start
+        self.sequences = batch * group.dilation * self.heads  # N
         offset = spec.band.key_offset // group.dilation
         self.lower, self.upper = offset - spec.band.left, offset + spec.band.right
         # What is stored for a key or query besides its vectors: [B, T, 1, 1] integers, row-loaded like the rest.
@@ -237,34 +259,38 @@ class _GroupMask:
         """The band's (lower, upper) without what no query of these lengths can reach; lower > upper where empty."""
         return max(self.lower, 1 - query_length), min(self.upper, key_length - 1)
 
-    def limits(self, names: tuple[str, ...], start, size: int) -> dict[str, jax.Array]:
-        """Rows of the per-position limits that apply: name -> [B * d, size]."""
+    def limits(self, names: tuple[str, ...], starts, size: int) -> dict[str, jax.Array]:
+        """Rows of the per-position limits that apply: name -> [lanes * B * d, size]."""
         one_head = dataclasses.replace(self.group, start=0, stop=1)
         arrays = {name: getattr(self, name) for name in names}
-        return {name: _rows(x, one_head, start, size)[..., 0] for name, x in arrays.items() if x is not None}
+        return {name: _rows(x, one_head, starts, size)[..., 0] for name, x in arrays.items() if x is not None}
 
     def visible(self, i, j, valid, limits: dict[str, jax.Array]) -> jax.Array:
-        """Booleans [1 or N, ...] for row numbers i and j that broadcast to [queries, keys] or [keys, queries]."""
-        mask = (valid & (j - i >= self.lower) & (j - i <= self.upper))[None]
+        """Booleans [1 or lanes * N, ...] for rows i and j that broadcast to [lanes, queries, keys] or transposed."""
+        mask = valid & (j - i >= self.lower) & (j - i <= self.upper)
+        if len(mask) == 1 and not limits:
+            return mask
+        mask = jnp.repeat(mask, self.sequences // self.heads, axis=0)
         if "key_mask" in limits:
             mask &= _outer(limits["key_mask"], j) != 0
         if "key_segment" in limits:
             mask &= _outer(limits["key_segment"], j) == _outer(limits["query_segment"], i)
-        return jnp.repeat(mask, self.heads, axis=0) if limits else mask
+        return jnp.repeat(mask, self.heads, axis=0)
 
     def keep(self, i, j) -> jax.Array | None:
-        """Which probabilities dropout keeps, [N, ...]; None where there is no dropout."""
+        """Which probabilities dropout keeps, [lanes * N, ...]; None where there is no dropout."""
         if self.side.dropout_seed is None:
             return None
         d = self.group.dilation
-        query, key = i[None] * d + self.residue, j[None] * d + self.residue - self.spec.first_key
+        query, key = (x[:, None] * d + self.residue for x in (i, j))
         streams = batch_streams(self.side.dropout_seed, self.batch)
-        return keep_mask(self.spec.dropout_rate, streams, self.head, query, key)
+        keep = keep_mask(self.spec.dropout_rate, streams, self.head, query, key - self.spec.first_key)
+        return keep.reshape(-1, *keep.shape[2:])
 
 
 def _outer(x: jax.Array, like: jax.Array) -> jax.Array:
-    """[G, n] -> [G, n, 1] or [G, 1, n], as the row numbers `like` lie."""
-    return x[:, :, None] if like.shape[0] > 1 or like.shape == (1, 1) else x[:, None, :]
+    """[G, n] -> [G, n, 1] or [G, 1, n], as the row numbers `like` lie, [lanes, n, 1] or [lanes, 1, n]."""
+    return x[:, :, None] if like.shape[-1] == 1 else x[:, None, :]
 
 
 def _forward_group(mask: _GroupMask, query, key, value, outputs):
@@ -275,37 +301,37 @@ def _forward_group(mask: _GroupMask, query, key, value, outputs):
         out, lse = outputs
         return out, lse.at[:, :, group.start : group.stop].set(-jnp.inf)
 
-    def attend(outputs, start, i, k, v, j, valid, limits):
-        limits = limits | mask.limits(("query_segment",), start, i.shape[0])
+    def attend(outputs, starts, i, k, v, j, valid, limits):
+        limits = limits | mask.limits(_QUERY_LIMITS, starts, i.shape[1])
         visible = mask.visible(i, j, valid, limits)
-        q = _rows(query, group, start, i.shape[0])
+        q = _rows(query, group, starts, i.shape[1])
         rows = _attend(q, k, v, visible, mask.keep(i, j), mask.spec)
-        return tuple(_store(buffer, group, start, x) for buffer, x in zip(outputs, rows, strict=True))
+        return tuple(_store(buffer, group, starts, x) for buffer, x in zip(outputs, rows, strict=True))
 
     tile = _tile_size(min(T, S), upper - lower, backward=False)
     if tile == min(T, S):
         first, last = max(0, lower), min(S, T + upper)
-        i, j = jnp.arange(T)[:, None], jnp.arange(first, last)[None]
-        k, v = (_rows(x, group, first, last - first) for x in (key, value))
-        return attend(outputs, 0, i, k, v, j, True, mask.limits(_KEY_LIMITS, first, last - first))
+        i, j = jnp.arange(T)[None, :, None], jnp.arange(first, last)[None, None]
+        k, v = (_rows(x, group, [first], last - first) for x in (key, value))
+        return attend(outputs, [0], i, k, v, j, True, mask.limits(_KEY_LIMITS, [first], last - first))
 
-    walk = _Walk(T, S, lower, upper, tile)
+    walk = _Walk(T, S, lower, upper, tile, _lanes(mask.sequences, T // tile))
+
+    def load_keys(starts):
+        loaded = {"key": _rows(key, group, starts, tile), "value": _rows(value, group, starts, tile)}
+        return loaded | mask.limits(_KEY_LIMITS, starts, tile)
 
     def load(ring, outputs, slot, t):
-        _, start = walk.ring_start(t)
-        new = {"key": _rows(key, group, start, tile), "value": _rows(value, group, start, tile)}
-        new |= mask.limits(_KEY_LIMITS, start, tile)
-        return _load(ring, new, slot * tile), outputs
+        return _load(ring, load_keys(walk.ring_start(t)[1]), slot * tile), outputs
 
     def step(ring, outputs, s):
         i, _ = walk.tile_rows(s)
         j, valid = walk.ring_rows(s)
-        start = jnp.maximum(walk.tile_start(s), 0)
+        starts = jnp.maximum(walk.tile_start(s), 0)
         k, v, limits = ring["key"], ring["value"], {n: x for n, x in ring.items() if n in _KEY_LIMITS}
-        return ring, attend(outputs, start, i[:, None], k, v, j[None], valid[None], limits)
+        return ring, attend(outputs, starts, i[:, :, None], k, v, j[:, None], valid[:, None], limits)
 
-    first = {"key": _rows(key, group, 0, tile), "value": _rows(value, group, 0, tile)}
-    return walk.run(load, step, first | mask.limits(_KEY_LIMITS, 0, tile), outputs)[1]
+    return walk.run(load, step, load_keys([0] * walk.lanes), outputs)[1]
 
 
 def _backward_group(mask: _GroupMask, rows, key, value, grads):
@@ -316,14 +342,15 @@ def _backward_group(mask: _GroupMask, rows, key, value, grads):
         return grads
     names = ("query", "dout", "lse", "delta")
 
-    def load_queries(start, size):
-        loaded = {name: _rows(x, group, start, size) for name, x in zip(names, rows, strict=True)}
+    def load_queries(starts, size):
+        loaded = {name: _rows(x, group, starts, size) for name, x in zip(names, rows, strict=True)}
         loaded |= {name: loaded[name][..., 0] for name in ("lse", "delta")}
-        return loaded | mask.limits(_QUERY_LIMITS, start, size)
+        return loaded | mask.limits(_QUERY_LIMITS, starts, size)
 
-    def attend(start, j, queries, i, valid):
-        limits = {n: x for n, x in queries.items() if n in _QUERY_LIMITS} | mask.limits(_KEY_LIMITS, start, j.shape[0])
-        k, v = (_rows(x, group, start, j.shape[0]) for x in (key, value))
+    def attend(starts, j, queries, i, valid):
+        size = j.shape[1]
+        limits = {n: x for n, x in queries.items() if n in _QUERY_LIMITS} | mask.limits(_KEY_LIMITS, starts, size)
+        k, v = (_rows(x, group, starts, size) for x in (key, value))
         visible = mask.visible(i, j, valid, limits)
         q, dout, lse, delta = (queries[name] for name in names)
         return _attend_backward(q, dout, lse, delta, k, v, visible, mask.keep(i, j), mask.spec)
@@ -331,10 +358,10 @@ def _backward_group(mask: _GroupMask, rows, key, value, grads):
     tile = _tile_size(min(T, S), upper - lower, backward=True)
     if tile == min(T, S):
         first, last = max(0, lower), min(S, T + upper)
-        i, j = jnp.arange(T)[None], jnp.arange(first, last)[:, None]
-        dq, dk, dv = attend(first, j, load_queries(0, T), i, True)
+        i, j = jnp.arange(T)[None, None], jnp.arange(first, last)[None, :, None]
+        dq, dk, dv = attend([first], j, load_queries([0], T), i, True)
         rows_and_starts = (dq.swapaxes(1, 2), 0), (dk, first), (dv, first)
-        return tuple(_store(g, group, start, x) for g, (x, start) in zip(grads, rows_and_starts, strict=True))
+        return tuple(_store(g, group, [start], x) for g, (x, start) in zip(grads, rows_and_starts, strict=True))
 
     walk = _Walk(S, T, -upper, -lower, tile)
 
@@ -352,13 +379,13 @@ def _backward_group(mask: _GroupMask, rows, key, value, grads):
         dquery = flush(dquery, ring_dq, newest - walk.slots)
         j, own = walk.tile_rows(s)
         i, valid = walk.ring_rows(s)
-        start = jnp.maximum(walk.tile_start(s), 0)
-        dq, dk, dv = attend(start, j[:, None], ring, i[None], valid[None] & own[:, None])
-        is_new = jnp.arange(len(i)) // tile == newest % walk.slots
+        starts = jnp.maximum(walk.tile_start(s), 0)
+        dq, dk, dv = attend(starts, j[:, :, None], ring, i[:, None], valid[:, None] & own[:, :, None])
+        is_new = jnp.arange(walk.slots * tile) // tile == newest % walk.slots
         ring_dq = jnp.where(is_new, 0.0, ring_dq) + dq
-        return ring, (ring_dq, dquery, _store(dkey, group, start, dk), _store(dvalue, group, start, dv))
+        return ring, (ring_dq, dquery, _store(dkey, group, starts, dk), _store(dvalue, group, starts, dv))
 
-    first = load_queries(0, tile)
+    first = load_queries([0], tile)
     N, _, D = first["query"].shape
     sums = jnp.zeros((N, D, walk.slots * tile), jnp.float32), *grads
     _, (ring_dq, dquery, dkey, dvalue) = walk.run(load, step, first, sums)
