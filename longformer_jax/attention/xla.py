@@ -421,7 +421,7 @@ def _attend(q, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array]:
     if keep is not None:
         p = jnp.where(keep, p, 0.0)
     out = jnp.einsum("nqk,nkd->nqd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    live = maximum != _MASKED  # true of NaN, which must not be hidden
+    live = (maximum != _MASKED) | jnp.isnan(total)  # NaN must not be hidden, as some backends' maximum does
     norm = jnp.where(live, 1 / (total * (1 - spec.dropout_rate)), 0.0)
     lse = jnp.where(live, maximum + jnp.log(total), -jnp.inf)
     return out * norm[..., None], lse[..., None]

@@ -25,7 +25,7 @@ class Case:
     """A call of `banded_attention`; the arrays follow from the fields.
 
     Blockwise paths take short or nearly full cases as one block, and walk over others in tiles of 32 to 128 rows:
-    cases of 300 rows and more are walks, with several sizes of tiles.
+    cases of 300 rows and more are walks, with several sizes of tiles, and those of many tiles walk in lanes.
     """
 
     name: str = "drawn"
@@ -142,6 +142,12 @@ CASES = [
     Case("dropout", B=2, dropout_rate=0.3),
     Case("dropout_walk", B=2, T=300, window=60, dropout_rate=0.3),
     Case("dropout_dilated", B=2, T=301, S=290, window=30, dilation=(3, 1), key_offset=4, dropout_rate=0.5),
+    Case("many_tiles", T=2100, window=(40, 10)),
+    Case(
+        "many_tiles_everything",
+        B=2, T=1033, S=1050, H=3, Dk=6, Dv=10, window=(14, 9), dilation=(1, 1, 2), key_offset=5,
+        dropout_rate=0.2, masked=True, segments="pair", dead_rows=True,
+    ),
     Case(
         "everything",
         B=2, T=310, S=333, H=3, Dk=6, Dv=10, window=(60, 10), dilation=(2, 2, 1), key_offset=11,
