@@ -31,8 +31,8 @@ quickstart: $(READY)
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample=500
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # XLA's CUDA plugin would make every other command look for a GPU.
 .venv-aot/ready: $(READY)

@@ -1,19 +1,18 @@
 """Evaluates what train.py left in a workdir: bits per character, or a sample.
 
-python eval.py --workdir=runs/quickstart --split=test --protocol=stream
+python eval.py --workdir=runs/quickstart --split=validation --protocol=stream
 python eval.py --workdir=runs/enwik8_small --split=test --protocol=paper
 python eval.py --workdir=runs/quickstart --sample=500 --temperature=0.8
 """
 
-import sys
-
 from absl import app, flags, logging
 
+from longformer_jax.command_line import fail, parse_flags
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the latest without.")
 _SPLIT = flags.DEFINE_string("split", "test", "train, validation or test.")
 _PROTOCOL = flags.DEFINE_string(
@@ -35,9 +34,12 @@ _TOP_P = flags.DEFINE_float("top_p", None, "Sample among the characters that tog
 
 
 def _run() -> str:
+    workdir = _WORKDIR.value
+    if workdir is None:
+        raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
     if _SAMPLE.value is not None:
         return sample_text(
-            _WORKDIR.value,
+            workdir,
             _SAMPLE.value,
             prompt=_PROMPT.value,
             step=_STEP.value,
@@ -47,7 +49,7 @@ def _run() -> str:
             top_p=_TOP_P.value,
         )
     result = evaluate(
-        _WORKDIR.value,
+        workdir,
         split=_SPLIT.value,
         protocol=_PROTOCOL.value,
         step=_STEP.value,
@@ -71,10 +73,9 @@ def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
         print(_run())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (InputError, NotImplementedError) as error:
+        fail(2, error)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

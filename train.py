@@ -6,14 +6,13 @@ Values of the configuration can be overridden: --config.seed=1 --config.phases[0
 continues an interrupted run. On several machines, start it in each with --distributed and a workdir that they share.
 """
 
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from longformer_jax.command_line import fail, parse_flags
 from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.training import DivergenceError, ExperimentConfig, train
@@ -26,26 +25,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
     False,
     "Joins the other processes of a cluster (Slurm, Kubernetes, MPI or TPU) that run this command.",
 )
-
-
-def _fail(status: int, error: BaseException | str) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(status)
-
-
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Parses as absl would, but says in one line what is wrong."""
-    try:
-        return flags.FLAGS(list(arguments))
-    except flags.Error as error:
-        first: BaseException = error
-        while first.__context__:  # a file of configs/ may have raised InputError itself
-            first = first.__context__
-        _fail(2, first if isinstance(first, InputError) else error)
-    # How ml_collections says that an overridden field is not in the file.
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        overrides = ", ".join(argument for argument in arguments if argument.startswith("--config."))
-        _fail(2, f"{overrides or '--config'} cannot be applied ({error}); expected a field of the configuration")
 
 
 def _read_config() -> ExperimentConfig:
@@ -77,11 +56,11 @@ def main(arguments: Sequence[str]) -> None:
         if _DISTRIBUTED.value:
             _join_cluster()
         train(config, _WORKDIR.value, profile=_PROFILE.value)
-    except InputError as error:
-        _fail(2, error)
+    except (InputError, NotImplementedError) as error:
+        fail(2, error)
     except DivergenceError as error:
-        _fail(1, error)
+        fail(1, error)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)

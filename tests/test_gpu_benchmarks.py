@@ -1,15 +1,18 @@
 """The commands for a GPU, rehearsed on whatever there is: small shapes, interpreted kernels."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import plot, tune
-from benchmarks.gpu import correctness, speed
+from benchmarks.gpu import correctness, speed, timing
 from benchmarks.gpu.results import Results
 from pallas_kernels.block_sizes import PASSES, BlockSizes
 from tests.attention.cases import CASE
@@ -100,6 +103,16 @@ def test_a_kernel_that_does_not_repeat_fails() -> None:
 
     record = correctness._check_case(case, "float32", (unsteady, *others))
     assert not record["repeatable"] and not record["passed"]
+
+
+def test_repeated_calls_are_all_made() -> None:
+    """XLA must not leave out a call whose result no one looks at."""
+    x = jax.random.normal(jax.random.key(0), (64, 64))
+    compiled = jax.jit(timing.repeated(lambda x, y: (x @ y, jnp.sin(x)), 10)).lower((x, x)).compile()
+    text = compiled.as_text()
+    assert "while" in text
+    assert re.search(r"\bdot\(", text) and "sine(" in text
+    np.testing.assert_allclose(compiled((x, x)), 10 * ((x @ x)[0, 0] + jnp.sin(x[0, 0])), rtol=1e-4)
 
 
 @pytest.mark.parametrize("causal", [False, True])

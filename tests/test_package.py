@@ -63,6 +63,17 @@ def test_kernels_import_nothing_of_the_library() -> None:
         assert not [name for name in imported_modules(file) if name.startswith("longformer_jax")], file
 
 
+def test_gpu_benchmark_needs_little() -> None:
+    heavy = ["grain", "orbax", "ml_collections", "tensorflow_datasets", "matplotlib", "torch", "pytest"]
+    program = (
+        "import runpy, sys; sys.argv = ['gpu', '--help']\n"
+        "try: runpy.run_module('benchmarks.gpu', run_name='__main__')\n"
+        f"except SystemExit: print([name for name in {heavy} if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
 def test_library_does_not_import_its_users() -> None:
     users = {"train", "eval", "configs", "benchmarks", "tests"}
     for file in [*(ROOT / "longformer_jax").rglob("*.py"), *(ROOT / "pallas_kernels").rglob("*.py")]:
@@ -86,5 +97,7 @@ def test_constraints_pin_every_dependency() -> None:
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    installed = [extra for key in ("dev", "tensorboard", "hub") for extra in project["optional-dependencies"][key]]
+    installed = [
+        extra for key in ("dev", "tensorboard", "hub", "aot") for extra in project["optional-dependencies"][key]
+    ]
     assert {name(needed) for needed in project["dependencies"] + installed} <= {name(pin) for pin in pins}

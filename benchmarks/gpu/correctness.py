@@ -41,7 +41,10 @@ def check(results: Results, implementation: str, cases: tuple[Case, ...], deadli
             if time.monotonic() > deadline:
                 waiting.cancel()
                 continue
-            record = _check_case(case, dtype, waiting.result())
+            try:
+                record = _check_case(case, dtype, waiting.result())
+            except Exception as error:  # a kernel that does not compile or run has failed, and the others go on
+                record = {"passed": False, "failed": ["exception"], "message": f"{type(error).__name__}: {error}"[:500]}
             results.add("correctness", record, implementation=implementation, case=case.name, dtype=dtype)
             if not record["passed"]:
                 print(f"  FAILED {case.name} {dtype}: {record}", file=sys.stderr)

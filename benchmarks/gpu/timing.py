@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 REPEATS = 7
@@ -28,21 +29,27 @@ def measure_jax(f: Callable, *arguments: Any) -> dict[str, float]:
     if estimate < LONG:
         calls = max(2, min(500, int(SECONDS / REPEATS / (estimate / 1e3))))
 
-        @jax.jit
-        def repeat(arguments):
-            def once(_, arguments):
-                # The barrier makes the next call depend on this one, and keeps what is not used from being left out.
-                return lax.optimization_barrier((arguments, f(*arguments)))[0]
-
-            return jax.tree.leaves(lax.fori_loop(0, calls, once, arguments))[0].ravel()[:1]
-
-        run = partial(repeat.lower(arguments).compile(), arguments)
+        run = partial(jax.jit(repeated(f, calls)).lower(arguments).compile(), arguments)
     _seconds(run)
     median = statistics.median(_seconds(run) for _ in range(REPEATS)) / calls
     return {
         "milliseconds": median * 1e3,
         "bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes,
     }
+
+
+def repeated(f: Callable, calls: int) -> Callable:
+    """A function of the tuple of f's arguments that calls f so often on the device, each time after the last."""
+
+    def once(_, carry):
+        arguments, probe = carry
+        # XLA leaves out whatever no one uses, behind a barrier too: one entry of every result is summed up, behind a
+        # barrier that the whole result has to reach first.
+        results = lax.optimization_barrier(f(*arguments))
+        probe += sum(x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(results))
+        return lax.optimization_barrier((arguments, probe))
+
+    return lambda arguments: lax.fori_loop(0, calls, once, (arguments, jnp.float32(0)))[1]
 
 
 def _seconds(f: Callable, *arguments: Any) -> float:
@@ -69,6 +76,7 @@ def measure_torch(f: Callable[[], Any]) -> dict[str, float]:
     estimate = min(_torch_milliseconds(f) for _ in range(3))
     calls = max(1, min(100, int(SECONDS / REPEATS / (estimate / 1e3))))
     run, graph_calls = f, 1
+    graph: Any = None
     if calls > 1:
         try:
             graph = torch.cuda.CUDAGraph()
@@ -77,6 +85,7 @@ def measure_torch(f: Callable[[], Any]) -> dict[str, float]:
                     f()
             run, graph_calls = graph.replay, calls
         except Exception:  # not everything can be recorded
+            graph = None
             torch.cuda.synchronize()
 
             def run() -> None:
@@ -86,7 +95,10 @@ def measure_torch(f: Callable[[], Any]) -> dict[str, float]:
             graph_calls = calls
     _torch_milliseconds(run)
     median = statistics.median(_torch_milliseconds(run) for _ in range(REPEATS)) / graph_calls
-    return {"milliseconds": median, "bytes": peak}
+    recorded = graph is not None
+    del run, graph
+    torch.cuda.empty_cache()  # JAX needs the room
+    return {"milliseconds": median, "bytes": peak, "graph": recorded}
 
 
 def _torch_milliseconds(f: Callable[[], Any]) -> float:

@@ -3,7 +3,8 @@
 Read from the paper: the layers and widths, the dilation of each layer, the first phase's length, rate and smallest
 window, the last phase's length, rate and smallest window, the batch sizes and steps. From its rule, to double the
 length and the windows and to halve the rate in each phase: everything between. Inferred: how the windows of the first
-phase grow from 32 in the bottom layer to 512 in the top one.
+phase grow from 32 in the bottom layer to 512 in the top one. Different: the paper computes attention in float32; here
+queries, keys and values are bfloat16, softmax and sums float32 (--config.model.dtype=float32 computes all in float32).
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ SMALL_DILATIONS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 4)
 LARGE_WINDOWS = (32,) * 6 + (64,) * 6 + (128,) * 6 + (256,) * 6 + (512,) * 6
 LARGE_DILATIONS = (1,) * 15 + (2,) * 5 + (3,) * 5 + (4,) * 5
 
-# Fits a GPU of 80 GB; --config.phases[0].sequences_per_device=8 and the like take less memory for the same result.
+# Estimated for a GPU of 80 GB. --config.phases[0].sequences_per_device=8 and the like take less memory; the batch stays
+# the same, and only dropout draws other masks.
 CHARACTERS_PER_DEVICE = 2**17
 
 # The width of the sinusoid in variant `fast`, in place of embed_dim: less work in attention, and fewer parameters.

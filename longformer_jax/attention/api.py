@@ -1,6 +1,7 @@
 """The public op: checks its arguments, then hands them to an implementation."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -55,7 +56,7 @@ def banded_attention(
       key_mask: booleans [B, S], True where the key may be seen.
       segment_ids: integers [B, T] where S equals T, or a pair of [B, T] and [B, S]: a query sees keys of its own
         segment only.
-      scale: multiplies the scores; None means Dk ** -0.5.
+      scale: multiplies the scores, a Python number; None means Dk ** -0.5. Multiply the query by a learned one.
       dropout_rate: the probability with which an attention probability is dropped, in [0, 1).
       dropout_seed: integer scalar, needed where dropout_rate > 0. The mask is a hash of (seed, batch, head, query
         position, key position), hence the same in every implementation.
@@ -93,6 +94,10 @@ def banded_attention(
                 "(one array will do where both lengths are equal)"
             )
         segment_ids = both[0], both[1]
+    scale = _number("scale", Dk**-0.5 if scale is None else scale)
+    if not math.isfinite(scale):
+        raise InputError(f"scale is {scale}; expected a finite number")
+    dropout_rate = _number("dropout_rate", dropout_rate)
     if not 0 <= dropout_rate < 1:
         raise InputError(f"dropout_rate is {dropout_rate}; expected a number in [0, 1)")
     if dropout_rate and dropout_seed is None:
@@ -110,11 +115,18 @@ def banded_attention(
         band=band,
         key_mask=key_mask,
         segment_ids=segment_ids,
-        scale=Dk**-0.5 if scale is None else scale,
-        dropout_rate=float(dropout_rate),
+        scale=scale,
+        dropout_rate=dropout_rate,
         dropout_seed=dropout_seed,
     )
     return (out, lse) if return_lse else out
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore
+    except (TypeError, ValueError):  # what is traced raises a TypeError, too
+        raise InputError(f"{name} is {value!r}; expected a number known when the call is traced") from None
 
 
 def _select(name: str | None, key_dim: int, value_dim: int):

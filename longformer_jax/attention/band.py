@@ -50,7 +50,8 @@ def make_band(
     left, right = sides
     if causal and right:
         raise InputError(f"window is {window!r}, which looks {right} steps ahead; causal=True expects (left, 0)")
-    dilations = _integers(dilation if isinstance(dilation, tuple | list) else (dilation,) * num_heads, minimum=1)
+    per_head = isinstance(dilation, tuple | list) or getattr(dilation, "ndim", 0) == 1
+    dilations = _integers(tuple(dilation) if per_head else (dilation,) * num_heads, minimum=1)  # type: ignore
     if dilations is None:
         raise InputError(f"dilation is {dilation!r}; expected an integer >= 1, or one for each head")
     if len(dilations) != num_heads:

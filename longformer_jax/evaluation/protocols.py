@@ -48,17 +48,17 @@ class BitsPerCharacter:
         return self.nats / max(self.characters, 1) / math.log(2)
 
 
-def overlapping_count(size: int, sequence_length: int = PAPER_LENGTH, step: int = PAPER_STEP) -> int:
+def overlapping_count(size: int, sequence_length: int = PAPER_LENGTH, stride: int = PAPER_STEP) -> int:
     """How many characters `score_overlapping` scores in a text of `size`.
 
     Raises:
-      InputError: step is no part of the sequence, or the text is shorter than a sequence and its last target.
+      InputError: stride is no part of the sequence, or the text is shorter than a sequence and its last target.
     """
-    if not 1 <= step <= sequence_length:
-        raise InputError(f"step is {step}; expected 1 to sequence_length, {sequence_length}")
+    if not 1 <= stride <= sequence_length:
+        raise InputError(f"stride is {stride}; expected 1 to sequence_length, {sequence_length}")
     if size <= sequence_length:
         raise InputError(f"sequence_length is {sequence_length}; expected less than the {size} characters of the text")
-    return ((size - 1 - sequence_length) // step + 1) * step
+    return ((size - 1 - sequence_length) // stride + 1) * stride
 
 
 def score_overlapping(
@@ -67,25 +67,27 @@ def score_overlapping(
     text: np.ndarray,
     *,
     sequence_length: int = PAPER_LENGTH,
-    step: int = PAPER_STEP,
+    stride: int = PAPER_STEP,
     batch_size: int = 8,
 ) -> Iterator[Scored]:
-    """The paper's protocol (section 4.2.3): overlapping sequences, of which the last `step` characters are scored.
+    """The paper's protocol (section 4.2.3): overlapping sequences, of which the last `stride` characters are scored.
 
-    Sequences begin at 0, step, 2 step, …, as many as fit; the characters before the first scored one are context only.
+    Sequences begin at 0, stride, 2 stride, …, as many as fit; what comes before the first scored character is context.
 
     Args:
       config: the model, with the windows to evaluate it with.
       params: its parameters.
       text: uint8 [N].
       sequence_length: characters that a sequence reads.
-      step: how far one sequence begins after the last.
+      stride: how far one sequence begins after the last.
       batch_size: sequences at once, rounded up to a multiple of the local devices, over which they are spread.
 
     Raises:
-      InputError: as `overlapping_count`.
+      InputError: as `overlapping_count`, or batch_size is below 1.
     """
-    count = overlapping_count(len(text), sequence_length, step) // step
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; expected at least 1")
+    count = overlapping_count(len(text), sequence_length, stride) // stride
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
     split = NamedSharding(mesh, P("batch"))
@@ -94,16 +96,16 @@ def score_overlapping(
     for first in range(0, count, batch_size):
         # The last batch is filled up with its last sequence, whose scores are then left out.
         index = np.minimum(np.arange(first, first + batch_size), count - 1)
-        windows = text[index[:, None] * step + np.arange(sequence_length + 1)]
-        nats = _overlapping_nats(config, step, params, jax.device_put(windows, split))
+        windows = text[index[:, None] * stride + np.arange(sequence_length + 1)]
+        nats = _overlapping_nats(config, stride, params, jax.device_put(windows, split))
         for i in range(min(batch_size, count - first)):
-            yield Scored((first + i) * step + sequence_length - step + 1, nats[i])
+            yield Scored((first + i) * stride + sequence_length - stride + 1, nats[i])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _overlapping_nats(config: CharLMConfig, step: int, params, windows: jax.Array) -> jax.Array:
+def _overlapping_nats(config: CharLMConfig, stride: int, params, windows: jax.Array) -> jax.Array:
     logits: Any = CharLM(config).apply({"params": params}, windows[:, :-1])
-    return _nats(logits[:, -step:], windows[:, -step:])
+    return _nats(logits[:, -stride:], windows[:, -stride:])
 
 
 def score_stream(config: CharLMConfig, params: Any, text: np.ndarray, *, chunk: int = 1024) -> Iterator[Scored]:

@@ -53,7 +53,8 @@ def load_model(workdir: str | Path, step: int | None = None) -> tuple[Experiment
     config = ExperimentConfig.load(workdir)
     step = find_checkpoint(workdir, step)
     model = config.model_in_phase(config.phase_at(max(step - 1, 0)))
-    return config, dataclasses.replace(model, remat=False), restore_params(workdir, step), step
+    # Whatever the training ran on, this device may be another.
+    return config, dataclasses.replace(model, remat=False, implementation=None), restore_params(workdir, step), step
 
 
 def evaluate(
@@ -94,7 +95,7 @@ def evaluate(
     _, model, params, found = load_model(workdir, step)
     if protocol == "paper":
         pieces = protocols.score_overlapping(
-            model, params, text, sequence_length=sequence_length, step=stride, batch_size=batch_size
+            model, params, text, sequence_length=sequence_length, stride=stride, batch_size=batch_size
         )
     else:
         pieces = protocols.score_stream(model, params, text)

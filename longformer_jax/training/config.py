@@ -19,7 +19,8 @@ CONFIG_FILE = "config.json"
 
 DECAYS = ("constant", "linear", "cosine")
 
-# What may differ when a workdir is resumed: nothing here changes what is learnt before the last phase ends.
+# What may differ when a workdir is resumed: nothing here changes what is learnt, but for the dropout masks, which
+# follow from how a batch is cut.
 _HARMLESS = re.compile(
     r"(log|eval|checkpoint)_interval|eval_sequences|keep_checkpoints|mesh\..*|data\.data_dir"
     r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device"
@@ -110,6 +111,10 @@ class OptimizerConfig:
             check(value >= 0, field, value, "at least 0")
         check(self.decay in DECAYS, "decay", self.decay, f"one of {', '.join(DECAYS)}")
         check(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "a number from 0 to 1")
+
+    def warmup_steps(self, steps: int) -> int:
+        """Of a phase with so many steps."""
+        return min(int(self.warmup_fraction * steps), self.max_warmup_steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,16 +286,23 @@ class ExperimentConfig:
     def check_resumes(self, previous: Self) -> None:
         """Raises InputError, naming the fields, if continuing a run of `previous` under this would mix two experiments.
 
-        Intervals, the mesh, more steps in the last phase and the like may change.
+        Intervals, the mesh and the like may change, and the last phase may get more steps where its learning rate does
+        not depend on their number: without decay, and with a warm-up of the same length.
         """
         old, new = _flatten(previous.to_dict()), _flatten(self.to_dict())
         last_steps = f"phases[{len(previous.phases) - 1}].steps"
+        may_extend = (
+            len(self.phases) == len(previous.phases)
+            and self.phases[-1].steps > previous.phases[-1].steps
+            and self.optimizer.decay == "constant"
+            and len({config.optimizer.warmup_steps(config.phases[-1].steps) for config in (self, previous)}) == 1
+        )
         changed = [
             f"{field} ({old.get(field)!r}, now {new.get(field)!r})"
             for field in sorted(old.keys() | new.keys())
             if old.get(field) != new.get(field)
             and not _HARMLESS.fullmatch(field)
-            and not (field == last_steps and self.total_steps > previous.total_steps)
+            and not (field == last_steps and may_extend)
         ]
         if changed:
             raise InputError(

@@ -50,7 +50,10 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
     abstract = abstract_state(config, mesh)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"workdir is {str(workdir)!r}, which is a file; expected a directory")
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workdir is {str(workdir)!r}, which cannot be made ({error.strerror})") from None
 
     with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
         start = checkpoints.latest_step or 0
@@ -75,7 +78,7 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
                 checkpoints.wait()
                 last = checkpoints.latest_step
                 kept = f"checkpoint {last} in {workdir / DIRECTORY} is the last good one" if last else "none was saved"
-                raise DivergenceError(f"{error}; {kept}; a lower learning_rate may help") from None
+                raise DivergenceError(f"{error}; {kept}; in another workdir, a lower learning_rate may help") from None
     if jax.process_index() == 0:
         plot_curve(workdir)
     return state

@@ -23,7 +23,7 @@ def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:
 
 def _phase_schedule(phase: Phase, optimizer: OptimizerConfig) -> optax.Schedule:
     rate, fraction = phase.learning_rate, optimizer.final_fraction
-    warmup = min(int(optimizer.warmup_fraction * phase.steps), optimizer.max_warmup_steps)
+    warmup = optimizer.warmup_steps(phase.steps)
     remaining = phase.steps - warmup
     after = {
         "constant": lambda: optax.constant_schedule(rate),

@@ -58,6 +58,12 @@ DROPOUT = [
     ({"dropout_rate": 0.1, "dropout_seed": np.arange(2)}, r"^dropout_seed is int32 \[2\]; expected an integer scalar$"),
 ]
 
+SCALE = [
+    ({"scale": float("inf")}, r"^scale is inf; expected a finite number$"),
+    ({"scale": "large"}, r"^scale is 'large'; expected a number known when the call is traced$"),
+    ({"dropout_rate": "some"}, r"^dropout_rate is 'some'; expected a number known when the call is traced$"),
+]
+
 # test_band.py has the rest.
 BAND = [
     ({"window": -1}, r"^window is -1; expected"),
@@ -67,11 +73,17 @@ BAND = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), ARRAYS + LIMITS + DROPOUT + BAND, ids=str)
+@pytest.mark.parametrize(("arguments", "sentence"), ARRAYS + LIMITS + DROPOUT + SCALE + BAND, ids=str)
 def test_refusals(arguments: dict, sentence: str) -> None:
     """The arrays are shapes without numbers: nothing can have been computed."""
     with pytest.raises(InputError, match=sentence):
         banded_attention(**GOOD | arguments)
+
+
+@pytest.mark.parametrize("name", ["scale", "dropout_rate"])
+def test_traced_numbers_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name} is .*; expected a number known when the call is traced"):
+        jax.jit(lambda x: banded_attention(**GOOD | {name: x, "dropout_seed": 0}))(0.5)
 
 
 @pytest.mark.parametrize("name", ["pallas", "XLA", ""])

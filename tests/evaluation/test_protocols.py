@@ -75,7 +75,7 @@ def test_stream_equals_the_full_forward(params, text, chunk):
 
 @pytest.mark.parametrize(("length", "step", "batch_size"), [(40, 8, 3), (40, 40, 8), (202, 5, 4), (30, 1, 64)])
 def test_overlapping_equals_a_forward_of_each_sequence(params, text, length, step, batch_size):
-    pieces = score_overlapping(CONFIG, params, text, sequence_length=length, step=step, batch_size=batch_size)
+    pieces = score_overlapping(CONFIG, params, text, sequence_length=length, stride=step, batch_size=batch_size)
     scores = by_position(pieces)
     assert len(scores) == overlapping_count(len(text), length, step)
     assert min(scores) == length - step + 1
@@ -86,14 +86,14 @@ def test_overlapping_equals_a_forward_of_each_sequence(params, text, length, ste
 
 
 def test_protocols_agree_where_the_context_is_the_same(params, text):
-    overlapping = by_position(score_overlapping(CONFIG, params, text, sequence_length=REACH + 11, step=11))
+    overlapping = by_position(score_overlapping(CONFIG, params, text, sequence_length=REACH + 11, stride=11))
     stream = by_position(score_stream(CONFIG, params, text, chunk=32))
     np.testing.assert_allclose(list(overlapping.values()), [stream[i] for i in overlapping], rtol=2e-5, atol=2e-6)
 
 
 def test_protocols_differ_where_the_context_does(params, text):
     """The check above means something: with less context than the model's reach the scores move."""
-    short = by_position(score_overlapping(CONFIG, params, text, sequence_length=11, step=11))
+    short = by_position(score_overlapping(CONFIG, params, text, sequence_length=11, stride=11))
     stream = by_position(score_stream(CONFIG, params, text))
     assert max(abs(short[i] - stream[i]) for i in short) > 1e-3
 
@@ -118,9 +118,10 @@ def test_bits_per_character():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sequence_length": 40, "step": 0}, r"step is 0; expected 1 to sequence_length, 40"),
-        ({"sequence_length": 40, "step": 41}, r"step is 41; expected 1 to sequence_length, 40"),
-        ({"sequence_length": 203, "step": 8}, r"sequence_length is 203; expected less than the 203 characters"),
+        ({"sequence_length": 40, "stride": 0}, r"stride is 0; expected 1 to sequence_length, 40"),
+        ({"sequence_length": 40, "stride": 41}, r"stride is 41; expected 1 to sequence_length, 40"),
+        ({"sequence_length": 40, "batch_size": 0}, r"batch_size is 0; expected at least 1"),
+        ({"sequence_length": 203, "stride": 8}, r"sequence_length is 203; expected less than the 203 characters"),
     ],
 )
 def test_overlapping_refuses(params, text, arguments, message):
@@ -138,7 +139,7 @@ def test_stream_refuses(params, text):
 def test_compute_dtype_does_not_change_the_protocol(params, text):
     half = dataclasses.replace(CONFIG, dtype="bfloat16")
     stream = by_position(score_stream(half, params, text, chunk=32))
-    overlapping = by_position(score_overlapping(half, params, text, sequence_length=202, step=150))
+    overlapping = by_position(score_overlapping(half, params, text, sequence_length=202, stride=150))
     exact = forward_nats(params, text)
     error = max(abs(stream[i] - exact[i - 1]) for i in overlapping)
     plain = max(abs(overlapping[i] - exact[i - 1]) for i in overlapping)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -136,3 +138,20 @@ def test_eval_says_what_is_wrong(workdir, run_eval):
 def test_eval_writes_text(workdir, run_eval):
     status, output, _ = run_eval(f"--workdir={workdir}", "--sample=25")
     assert status == 0 and output == sample_text(workdir, 25) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--workdir is missing; expected --workdir=DIRECTORY"),
+        (["--workdir=w", "--batch_size=0"], "flag --batch_size=0: 0 is not a"),
+        (["--workdir=w", "--steps=1"], "Unknown command line flag 'steps'"),
+        (["--workdir=w"], "workdir is 'w', which has no config.json"),
+    ],
+)
+def test_bad_flags_take_one_line(arguments: list[str], message: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    ran = subprocess.run([sys.executable, "eval.py", *arguments], cwd=root, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"error: {message}")

@@ -195,6 +195,19 @@ def test_harmless_changes_resume(edit: Callable[[dict[str, Any]], None]) -> None
 
 
 @pytest.mark.parametrize(
+    "optimizer", [{"decay": "linear"}, {"decay": "cosine"}, {"warmup_fraction": 0.5}], ids=lambda fields: str(fields)
+)
+def test_more_steps_must_not_change_the_rates_of_earlier_ones(optimizer: dict[str, Any]) -> None:
+    """As a longer decay or warm-up would: the state must stay a function of configuration and step."""
+    values = CONFIG.to_dict()
+    values["optimizer"].update(optimizer)
+    previous = ExperimentConfig.from_dict(values)
+    values["phases"][1]["steps"] += 20
+    with pytest.raises(InputError, match=r"phases\[1\]\.steps \(8, now 28\)"):
+        ExperimentConfig.from_dict(values).check_resumes(previous)
+
+
+@pytest.mark.parametrize(
     ("edit", "names"),
     [
         (lambda c: c.update(seed=1), [r"seed \(0, now 1\)"]),

@@ -1,0 +1,30 @@
+"""What train.py and eval.py share: bad input takes one line on standard error."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from absl import flags
+
+from longformer_jax.errors import InputError
+
+
+def fail(status: int, error: BaseException | str) -> NoReturn:
+    """Prints the sentence and exits."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Parses as absl would, but says in one line what is wrong."""
+    try:
+        return flags.FLAGS(list(arguments))
+    except flags.Error as error:
+        first: BaseException = error
+        while first.__context__:  # a file of configs/ may have raised InputError itself
+            first = first.__context__
+        fail(2, first if isinstance(first, InputError) else error)
+    # How ml_collections says that the file cannot be read, or that an overridden field is not in it.
+    except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
+        overrides = ", ".join(argument for argument in arguments if argument.startswith("--config."))
+        fail(2, f"{overrides or '--config'} cannot be applied ({error}); expected a field of the configuration")
