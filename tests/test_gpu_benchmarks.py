@@ -35,7 +35,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert len(results["correctness"]) == 9 and all(record["passed"] for record in results["correctness"])
     assert {record["side"] for record in results["speed"]} == {"pallas_triton_interpret", "xla"}
     assert all(record["milliseconds"] > 0 and record["of_matmul"] > 0 for record in results["speed"])
-    assert [record["phase"] for record in results["training"]] == [1, 3, 5]
+    assert [record["phase"] for record in results["training"]] == [1]
     assert all(record["characters_per_second"] > 0 for record in results["training"])
 
     # What is there is not measured again; a part of it can be forgotten by hand.

@@ -33,10 +33,16 @@ def experiment(variant: str, implementation: str | None) -> ExperimentConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, implementation=implementation))
 
 
-def measure(results: Results, implementations: tuple[str, ...], variants: tuple[str, ...], deadline: float) -> None:
+def measure(
+    results: Results,
+    implementations: tuple[str, ...],
+    variants: tuple[str, ...],
+    deadline: float,
+    phases: tuple[int, ...] = PHASES,
+) -> None:
     """Adds a record for each phase, variant and implementation that is not there yet; stops at the deadline."""
     for variant in variants:
-        for phase in PHASES:
+        for phase in phases:
             for implementation in (*implementations, "xla"):
                 key = {"config": "enwik8_small", "variant": variant, "phase": phase + 1}
                 key |= {"implementation": implementation}
