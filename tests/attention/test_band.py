@@ -28,7 +28,7 @@ def test_window(window, causal: bool, sides: tuple[int, int]) -> None:
     assert make_band(window, 1, causal, 0, 2) == Band(*sides, dilation=(1, 1), key_offset=0)
 
 
-@pytest.mark.parametrize("dilation", [(2, 2, 3), [2, 2, 3], [np.int32(2), 2, np.uint8(3)]])
+@pytest.mark.parametrize("dilation", [(2, 2, 3), [2, 2, 3], [np.int32(2), 2, np.uint8(3)], np.array([2, 2, 3])], ids=repr)
 def test_dilation_for_each_head(dilation) -> None:
     assert make_band(1, dilation, False, 0, 3) == Band(1, 1, (2, 2, 3), 0)
 
@@ -81,7 +81,7 @@ BAD_OFFSET = r"expected an integer known when the call is traced$"
         ({"dilation": 1.5}, rf"^dilation is 1\.5; {BAD_DILATION}"),
         ({"dilation": True}, rf"^dilation is True; {BAD_DILATION}"),
         ({"dilation": (1, 0)}, rf"^dilation is \(1, 0\); {BAD_DILATION}"),
-        ({"dilation": np.array([1, 2])}, rf"^dilation is array\(\[1, 2\]\); {BAD_DILATION}"),
+        ({"dilation": np.array([1.0, 2.0])}, rf"^dilation is array\(\[1\., 2\.\]\); {BAD_DILATION}"),
         ({"dilation": (1, 2, 3)}, r"^dilation has 3 entries; expected one for each of the 2 heads$"),
         ({"dilation": ()}, r"^dilation has 0 entries; expected one for each of the 2 heads$"),
         ({"key_offset": 0.0}, rf"^key_offset is 0\.0; {BAD_OFFSET}"),
