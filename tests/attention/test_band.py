@@ -28,7 +28,10 @@ def test_window(window, causal: bool, sides: tuple[int, int]) -> None:
     assert make_band(window, 1, causal, 0, 2) == Band(*sides, dilation=(1, 1), key_offset=0)
 
 
-@pytest.mark.parametrize("dilation", [(2, 2, 3), [2, 2, 3], [np.int32(2), 2, np.uint8(3)], np.array([2, 2, 3])], ids=repr)
+PER_HEAD = (2, 2, 3), [2, 2, 3], [np.int32(2), 2, np.uint8(3)], np.array([2, 2, 3])
+
+
+@pytest.mark.parametrize("dilation", PER_HEAD, ids=repr)
 def test_dilation_for_each_head(dilation) -> None:
     assert make_band(1, dilation, False, 0, 3) == Band(1, 1, (2, 2, 3), 0)
 
