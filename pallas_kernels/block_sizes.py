@@ -58,7 +58,7 @@ def _table(path: Path) -> dict[str, dict[str, int]]:
 
 
 def _rule(kernel: str, dtype: str, head_dim: int) -> BlockSizes:
-    """What compiles for sm_80, sm_90a and sm_100a without spills: tests/pallas_kernels/test_aot.py checks."""
+    """Meant to compile without spills: `make aot` checks, and docs/kernels.md says where it does not yet."""
     if dtype == "float32":
         return BlockSizes(rows=32, columns=32, num_warps=4, num_stages=1)
     if head_dim <= 64:
