@@ -315,7 +315,9 @@ def _forward_group(mask: _GroupMask, query, key, value, outputs):
         k, v = (_rows(x, group, [first], last - first) for x in (key, value))
         return attend(outputs, [0], i, k, v, j, True, mask.limits(_KEY_LIMITS, [first], last - first))
 
-    walk = _Walk(T, S, lower, upper, tile, _lanes(mask.sequences, T // tile))
+    # Beside other groups, XLA copies the whole output at every step of two lanes.
+    alone = len(mask.spec.band.head_groups) == 1 and group.dilation == 1
+    walk = _Walk(T, S, lower, upper, tile, _lanes(mask.sequences, T // tile) if alone else 1)
 
     def load_keys(starts):
         loaded = {"key": _rows(key, group, starts, tile), "value": _rows(value, group, starts, tile)}
