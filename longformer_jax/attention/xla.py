@@ -84,9 +84,8 @@ def _attention(spec: _Spec, query, key, value, side: _Side):
 def _forward(spec: _Spec, query, key, value, side: _Side):
     B, T, H, _ = query.shape
     outputs = jnp.zeros((B, T, H, value.shape[-1]), value.dtype), jnp.zeros((B, T, H, 1), jnp.float32)
-    for group in spec.band.head_groups:
-        outputs = _forward_group(_GroupMask(spec, group, side, B, H), query, key, value, outputs)
-    out, lse = outputs
+    walk = functools.partial(_forward_group, query=query, key=key, value=value)
+    out, lse = _each_group(walk, spec, side, outputs)
     # Named so that a rematerialised layer can keep them: the backward then recomputes the projections only.
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse[..., 0], "attention")
     return (out, lse), (query, key, value, side, out, lse)
@@ -95,19 +94,27 @@ def _forward(spec: _Spec, query, key, value, side: _Side):
 def _backward(spec: _Spec, residuals, cotangents):
     query, key, value, side, out, lse = residuals
     dout, dlse = cotangents
-    B, T, H, _ = query.shape
     # A row that sees nothing has lse = -inf and takes no part; keep its infinities out of the products.
     live = lse > -jnp.inf
     delta = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(-1) - dlse
     rows = query, dout, jnp.where(live, lse, 0.0)[..., None], jnp.where(live, delta, 0.0)[..., None]
     grads = jnp.zeros_like(query, jnp.float32), jnp.zeros_like(key), jnp.zeros_like(value)
-    for group in spec.band.head_groups:
-        grads = _backward_group(_GroupMask(spec, group, side, B, H), rows, key, value, grads)
-    dquery, dkey, dvalue = grads
+    walk = functools.partial(_backward_group, rows=rows, key=key, value=value)
+    dquery, dkey, dvalue = _each_group(walk, spec, side, grads)
     return dquery.astype(query.dtype), dkey, dvalue, None
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _each_group(walk, spec: _Spec, side: _Side, results: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """results [B, T, H, D] with what walk(mask, views of them) stores for every head group."""
+    for group in spec.band.head_groups:
+        B, _, H, _ = results[0].shape
+        # Viewed as the group sees them for all of its walk: XLA copies a buffer that a step reshapes.
+        views = walk(_GroupMask(spec, group, side, B, H), tuple(_view(x, group) for x in results))
+        results = tuple(view.reshape(x.shape) for view, x in zip(views, results, strict=True))
+    return results
 
 
 # ---- The walk --------------------------------------------------------------------------------------------------------
@@ -214,26 +221,30 @@ def _lanes(sequences: int, tiles: int) -> int:
 
 def _rows(x: jax.Array, group: HeadGroup, starts, size: int) -> jax.Array:
     """[B, T, H, D] -> `size` rows of the group's sequences from each of the starts on, [lanes * N, size, D]."""
-    B, T, H, D = x.shape
-    d, heads = group.dilation, group.stop - group.start
-    view = x.reshape(B, T // d, d, H, D)
+    view, d, heads = _view(x, group), group.dilation, group.stop - group.start
+    B, D = x.shape[0], x.shape[-1]
     lanes = [lax.dynamic_slice(view, (0, start, 0, group.start, 0), (B, size, d, heads, D)) for start in starts]
     lanes = [lane.transpose(0, 2, 3, 1, 4).reshape(B * d * heads, size, D) for lane in lanes]
     return jnp.concatenate(lanes) if len(lanes) > 1 else lanes[0]
 
 
-def _store(buffer: jax.Array, group: HeadGroup, starts, rows: jax.Array, add: bool = False) -> jax.Array:
-    """The inverse of `_rows`, into a buffer [B, T, H, D], lane after lane."""
-    B, T, H, D = buffer.shape
-    d, heads = group.dilation, group.stop - group.start
-    view = buffer.reshape(B, T // d, d, H, D)
-    lanes = rows.reshape(len(starts), B, d, heads, -1, D).transpose(0, 1, 4, 2, 3, 5).astype(buffer.dtype)
+def _view(x: jax.Array, group: HeadGroup) -> jax.Array:
+    """[B, T, H, D] -> [B, T/d, d, H, D]"""
+    B, T, *rest = x.shape
+    return x.reshape(B, T // group.dilation, group.dilation, *rest)
+
+
+def _store(view: jax.Array, group: HeadGroup, starts, rows: jax.Array, add: bool = False) -> jax.Array:
+    """The inverse of `_rows`, into a view [B, T/d, d, H, D], lane after lane."""
+    B, _, d, _, D = view.shape
+    heads = group.stop - group.start
+    lanes = rows.reshape(len(starts), B, d, heads, -1, D).transpose(0, 1, 4, 2, 3, 5).astype(view.dtype)
     for start, lane in zip(starts, lanes, strict=True):
         index = (0, start, 0, group.start, 0)
         if add:
             lane += lax.dynamic_slice(view, index, lane.shape)
         view = lax.dynamic_update_slice(view, lane, index)
-    return view.reshape(B, T, H, D)
+    return view
 
 
 class _GroupMask:
@@ -293,13 +304,13 @@ def _outer(x: jax.Array, like: jax.Array) -> jax.Array:
     return x[:, :, None] if like.shape[-1] == 1 else x[:, None, :]
 
 
-def _forward_group(mask: _GroupMask, query, key, value, outputs):
+def _forward_group(mask: _GroupMask, outputs, query, key, value):
     group = mask.group
     T, S = query.shape[1] // group.dilation, key.shape[1] // group.dilation
     lower, upper = mask.clip(T, S)
     if lower > upper:
         out, lse = outputs
-        return out, lse.at[:, :, group.start : group.stop].set(-jnp.inf)
+        return out, lse.at[:, :, :, group.start : group.stop].set(-jnp.inf)
 
     def attend(outputs, starts, i, k, v, j, valid, limits):
         limits = limits | mask.limits(_QUERY_LIMITS, starts, i.shape[1])
@@ -315,9 +326,7 @@ def _forward_group(mask: _GroupMask, query, key, value, outputs):
         k, v = (_rows(x, group, [first], last - first) for x in (key, value))
         return attend(outputs, [0], i, k, v, j, True, mask.limits(_KEY_LIMITS, [first], last - first))
 
-    # Beside other groups, XLA copies the whole output at every step of two lanes.
-    alone = len(mask.spec.band.head_groups) == 1 and group.dilation == 1
-    walk = _Walk(T, S, lower, upper, tile, _lanes(mask.sequences, T // tile) if alone else 1)
+    walk = _Walk(T, S, lower, upper, tile, _lanes(mask.sequences, T // tile))
 
     def load_keys(starts):
         loaded = {"key": _rows(key, group, starts, tile), "value": _rows(value, group, starts, tile)}
@@ -336,7 +345,7 @@ def _forward_group(mask: _GroupMask, query, key, value, outputs):
     return walk.run(load, step, load_keys([0] * walk.lanes), outputs)[1]
 
 
-def _backward_group(mask: _GroupMask, rows, key, value, grads):
+def _backward_group(mask: _GroupMask, grads, rows, key, value):
     group = mask.group
     T, S = rows[0].shape[1] // group.dilation, key.shape[1] // group.dilation
     lower, upper = mask.clip(T, S)

@@ -128,6 +128,7 @@ CASES = [
     Case("dilation_not_a_divisor", T=301, S=299, window=30, dilation=4, key_offset=7),
     Case("dilation_per_head", T=300, window=40, dilation=(1, 1, 3, 2), H=4),
     Case("dilation_per_head_not_a_divisor", T=301, S=310, window=(20, 60), dilation=(2, 1, 2), H=3, key_offset=-5),
+    Case("dilation_many_tiles", T=1101, window=(10, 14), dilation=(1, 2), masked=True, dead_rows=True),
     Case("dilation_beyond_everything", T=40, dilation=50),
     Case("masked", masked=True, dead_rows=True),
     Case("masked_walk", B=2, T=300, window=20, masked=True, dead_rows=True),
