@@ -3,7 +3,7 @@
 #   make test          all the tests, the fast ones first
 #   make lint types    ruff and pyrefly
 #   make aot           compiles the GPU kernels for A100, H100 and B200, no GPU needed; an environment of its own, .venv-aot
-#   make bench         attention against its peers; TORCH_PYTHON=python of an environment with torch and transformers
+#   make bench         attention on a CPU; TORCH_PYTHON=python of an environment with torch and transformers adds its peers
 # PYTHON=/path/to/python chooses the interpreter the environment is made from.
 
 BIN := .venv/bin
@@ -51,4 +51,5 @@ types: $(READY)
 	$(BIN)/pyrefly check --python-interpreter-path=$(BIN)/python
 
 bench: $(READY)
-	$(BIN)/python benchmarks/attention.py $(if $(TORCH_PYTHON),--torch-python=$(TORCH_PYTHON))
+	$(BIN)/python benchmarks/attention.py peers $(if $(TORCH_PYTHON),--torch-python=$(TORCH_PYTHON))
+	$(BIN)/python benchmarks/attention.py costs

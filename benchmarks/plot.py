@@ -3,7 +3,7 @@
     python -m benchmarks.plot benchmarks/results/figure_cpu.json docs/figure_cpu.png
     python -m benchmarks.plot benchmarks/results/gpu_nvidia_h100_80gb_hbm3.json docs/figure_h100.png --work=both
 
-Reads what `benchmarks/attention.py --figure` and `python -m benchmarks.gpu` write.
+Reads what `benchmarks/attention.py figure` and `python -m benchmarks.gpu` write.
 """
 
 import argparse

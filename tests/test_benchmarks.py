@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -63,3 +64,15 @@ def test_ratio_takes_each_side_at_its_own_best() -> None:
     measured = {(case, "peer", "default"): 8.0, (case, "peer", "keep"): 3.0}
     measured |= {(case, "ours", "default"): 2.0, (case, "ours", "keep"): 4.0}
     assert attention.ratio(measured, (case, "peer"), (case, "ours")) == {"default": 4.0, "best": 1.5}
+
+
+@pytest.mark.slow
+def test_attention_costs() -> None:
+    command = [sys.executable, BENCHMARKS / "attention.py", "costs", "--quick"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured, ratios = ran.stdout.split("\n\n")
+    times = re.findall(r"^\| (\w+) \| (\d+) \| (\w+) \| (\w+) \| ([\d.]+) \| (\d+) \|$", measured, re.MULTILINE)
+    assert len(times) == 2 * 2 * 3 * 2  # works, lengths, sides, settings
+    assert all(float(milliseconds) > 0 and int(peak) > 0 for *_, milliseconds, peak in times)
+    assert "time, both at 4096: with dilation 4 on 2 of 12 heads / without" in ratios
+    assert len(re.findall(r"^\| .* \| [\d.]+ \| [\d.]+ \|$", ratios, re.MULTILINE)) == 2 * 2 + 2 * 4
