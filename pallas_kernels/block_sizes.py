@@ -35,7 +35,7 @@ def block_sizes(device_kind: str, kernel: str, dtype: str, key_dim: int, value_d
       width: keys that a query sees, left + right + 1.
     """
     sizes = _table(table_path(device_kind)).get(table_key(kernel, dtype, key_dim, value_dim))
-    sizes = _rule(kernel, dtype, key_dim, value_dim) if sizes is None else BlockSizes(**sizes)
+    sizes = _rule(kernel, dtype, max(key_dim, value_dim)) if sizes is None else BlockSizes(**sizes)
     # A narrow band fills narrow blocks only.
     columns = sizes.columns
     while columns > 16 and columns >= 2 * width:
@@ -57,16 +57,11 @@ def _table(path: Path) -> dict[str, dict[str, int]]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _rule(kernel: str, dtype: str, key_dim: int, value_dim: int) -> BlockSizes:
+def _rule(kernel: str, dtype: str, head_dim: int) -> BlockSizes:
     """Compiles without spills for A100, H100 and B200, as `make aot` checks; chosen by arithmetic, not by time."""
-    head_dim = max(key_dim, value_dim)
     if dtype == "float32":  # a thread of an exact product holds all of head_dim, for every row of its own
-        rows, columns = (32, 32) if head_dim <= 64 else (32, 16) if head_dim <= 128 else (16, 16)
-        return BlockSizes(rows, columns, num_warps=4, num_stages=1)
-    if head_dim <= 64:
-        return BlockSizes(rows=128, columns=64, num_warps=8, num_stages=2)
-    in_one_piece = key_dim.bit_count() == value_dim.bit_count() == 1  # a tile is cut into powers of two
-    if head_dim > 128 and not in_one_piece:
-        return BlockSizes(rows=32, columns=32, num_warps=4, num_stages=2)
-    large = kernel == "dkdv" and (head_dim > 128 or not in_one_piece)
-    return BlockSizes(rows=64, columns=32 if large else 64, num_warps=8, num_stages=2)
+        size = 32 if head_dim <= 64 else 16
+        return BlockSizes(rows=size, columns=size, num_warps=4, num_stages=1)
+    return BlockSizes(
+        rows=128 if head_dim <= 64 else 64, columns=32 if kernel == "dkdv" else 64, num_warps=8, num_stages=2
+    )

@@ -46,7 +46,12 @@ class Limits:
 
 
 def chunks(head_dim: int) -> list[tuple[int, int]]:
-    """(start, size) with sizes that are powers of two, 16 at least; the last may stick out."""
+    """(start, size) with sizes that are powers of two, 16 at least; the last may stick out.
+
+    One piece beyond 128: with several, the backward kernels run out of registers.
+    """
+    if head_dim > 128:
+        return [(0, 256)]
     found, start = [], 0
     while start < head_dim:
         size = max(16, 1 << ((head_dim - start).bit_length() - 1))

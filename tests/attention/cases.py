@@ -138,6 +138,8 @@ CASES = [
     Case("segments_dilated", B=2, T=299, window=30, dilation=(2, 3), segments="pair"),
     Case("value_narrower", T=200, Dk=16, Dv=3),
     Case("value_wider", T=200, Dk=3, Dv=16),
+    Case("head_dim_in_pieces", Dk=112, Dv=40),
+    Case("head_dim_beyond_128", Dk=192, Dv=130),
     Case("scale", T=200, scale=1.5),
     Case("scale_negative", T=200, scale=-0.3),
     Case("dropout", B=2, dropout_rate=0.3),
