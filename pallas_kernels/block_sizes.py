@@ -60,8 +60,8 @@ def _table(path: Path) -> dict[str, dict[str, int]]:
 def _rule(kernel: str, dtype: str, head_dim: int) -> BlockSizes:
     """Compiles without spills for A100, H100 and B200, as `make aot` checks; chosen by arithmetic, not by time."""
     if dtype == "float32":  # a thread of an exact product holds all of head_dim, for every row of its own
-        size = 32 if head_dim <= 64 else 16
-        return BlockSizes(rows=size, columns=size, num_warps=4, num_stages=1)
+        rows, columns = (32, 16) if head_dim <= 32 else (32, 32) if head_dim <= 64 else (16, 16)
+        return BlockSizes(rows, columns, num_warps=4, num_stages=1)
     return BlockSizes(
         rows=128 if head_dim <= 64 else 64, columns=32 if kernel == "dkdv" else 64, num_warps=8, num_stages=2
     )
