@@ -1,6 +1,6 @@
 """One layer of sliding-window attention on two CPU threads: this project beside its peers, call by call.
 
-    python benchmarks/attention.py peers --torch-python=PATH      beside its peers
+    python benchmarks/attention.py peers --torch-python=PATH      beside its peers; takes some 20 GB of memory
     python benchmarks/attention.py costs                          what length, dilation and global keys cost
     python benchmarks/attention.py figure --torch-python=PATH     the forward at more lengths, for benchmarks/plot.py
 
