@@ -31,7 +31,6 @@ SETTINGS = {
     "keep": {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"},
 }
 TORCH_PEERS = ("huggingface", "flex", "local", "sdpa")
-PEERS = ("jax", *TORCH_PEERS)
 COSTS = {"ours_dilated": "dilation 4 on 2 of 12 heads", "ours_global": "16 global keys"}
 
 Case = tuple[str, int]  # what is computed ("forward", or "both" it and the backward), and T
@@ -173,8 +172,8 @@ def beside_peers(times: Measured, peaks: Measured) -> list[dict]:
     return [
         {"what": f"{what}, {case[0]} at {case[1]}: {name} / ours"} | ratio(measured, (case, name), (case, "ours"))
         for what, measured in (("time", times), ("peak memory", peaks))
-        for case, name in sorted({(case, name) for case, name, _ in measured}, key=lambda key: (key[0], key[1]))
-        if name in PEERS
+        for case, name in sorted({(case, name) for case, name, _ in measured})
+        if name != "ours"
     ]
 
 

@@ -58,7 +58,7 @@ def _table(path: Path) -> dict[str, dict[str, int]]:
 
 
 def _rule(kernel: str, dtype: str, head_dim: int) -> BlockSizes:
-    """Compiles without spills for A100, H100 and B200, as `make aot` checks; chosen by arithmetic, not by time."""
+    """Compiles without spills for A100, H100 and B200, as `make aot` checks; found by compiling, not by timing."""
     if dtype == "float32":  # a thread of an exact product holds all of head_dim, for every row of its own
         rows, columns = (32, 16) if head_dim <= 32 else (32, 32) if head_dim <= 64 else (16, 16)
         return BlockSizes(rows, columns, num_warps=4, num_stages=1)

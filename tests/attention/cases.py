@@ -148,7 +148,7 @@ CASES = [
     Case("many_tiles", T=2100, window=(40, 10)),
     Case(
         "many_tiles_everything",
-        B=2, T=1033, S=1050, H=3, Dk=6, Dv=10, window=(14, 9), key_offset=5,
+        B=2, T=1033, S=1050, H=3, Dk=6, Dv=10, window=(14, 9), dilation=(1, 1, 2), key_offset=5,
         dropout_rate=0.2, masked=True, segments="pair", dead_rows=True,
     ),
     Case(
