@@ -1,0 +1,312 @@
+"""The Longformer encoder (sections 3 and 5), number for number that of Hugging Face's PyTorch code."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from longformer_jax.attention import banded_attention, merge_attention
+from longformer_jax.errors import InputError
+from longformer_jax.models.attention_probabilities import attention_probabilities
+from longformer_jax.models.global_attention import GlobalTokens, find_global_tokens
+from longformer_jax.models.longformer_config import LongformerConfig
+
+_ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_new": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+@flax.struct.dataclass
+class EncoderOutput:
+    """What a `Longformer` computes; the optional parts are None unless asked for.
+
+    Attributes:
+      last_hidden_state: [B, T, E], of the compute dtype.
+      pooler_output: [B, E], of the first token.
+      hidden_states: [L + 1, B, T, E]: the embeddings, then the output of each layer.
+      attentions: for each layer, float32 [B, H, T, G + window + 1]: a token's attention to the G global tokens, then to its
+        neighbours from left to right. Zeros for global tokens, whose attention is in `global_attentions`, and for
+        padding. In "full" mode [B, H, T, T].
+      global_attentions: for each layer, float32 [B, H, T, G]: the attention of global token g to token t.
+    """
+
+    last_hidden_state: jax.Array
+    pooler_output: jax.Array | None = None
+    hidden_states: jax.Array | None = None
+    attentions: tuple[jax.Array, ...] | None = None
+    global_attentions: tuple[jax.Array, ...] | None = None
+
+
+def dense(config: LongformerConfig, features: int, name: str) -> nn.Dense:
+    """A dense layer as this model initialises it."""
+    return nn.Dense(
+        features, dtype=config.dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name
+    )
+
+
+def layer_norm(config: LongformerConfig, name: str) -> nn.LayerNorm:
+    """LayerNorm over the last axis, with statistics as exact as PyTorch's."""
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=config.dtype, use_fast_variance=False, name=name)
+
+
+class EncoderLayer(nn.Module):
+    """One post-LayerNorm layer: attention, then feed-forward."""
+
+    config: LongformerConfig
+    window: int | None
+    dilation: int
+    deterministic: bool = True
+    output_attentions: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, attention_mask: jax.Array | None, global_tokens: GlobalTokens | None):
+        """Runs the layer.
+
+        Args:
+          x: [B, T, E].
+          attention_mask: booleans [B, T], False for padding; None where there is none.
+          global_tokens: None where there are none.
+
+        Returns:
+          x [B, T, E] and (attentions, global_attentions), as in `EncoderOutput`, or None.
+        """
+        cfg = self.config
+        B, T, E = x.shape
+        dropout = nn.Dropout(cfg.hidden_dropout_prob, deterministic=self.deterministic)
+        y, probabilities = self._self_attention(x, attention_mask, global_tokens)
+
+        # Dense layers run on [B * T, E]: XLA's CPU backend is several times slower over three dimensions.
+        x = x.reshape(B * T, E)
+        y = dense(cfg, E, "attention_out")(y.reshape(B * T, E))
+        x = layer_norm(cfg, "attention_norm")(x + dropout(y))
+        y = _ACTIVATIONS[cfg.hidden_act](dense(cfg, cfg.intermediate_size, "mlp_in")(x))
+        y = dense(cfg, E, "mlp_out")(y)
+        x = layer_norm(cfg, "mlp_norm")(x + dropout(y))
+        return x.reshape(B, T, E), probabilities
+
+    def _self_attention(self, x, attention_mask, global_tokens):
+        cfg = self.config
+        query, key, value = (self._project(name, x) for name in ("query", "key", "value"))
+        T = x.shape[1]
+        if self.window is None:
+            out = self._attend(query, key, value, window=T, key_mask=attention_mask)
+            probabilities = (query, key, None, None)
+        elif global_tokens is None:
+            out = self._attend(query, key, value, window=self.window, dilation=self.dilation, key_mask=attention_mask)
+            probabilities = (query, key, None, None)
+        else:
+            # Every key is counted once: the band leaves out the global ones.
+            band_mask = ~global_tokens.mask if attention_mask is None else attention_mask & ~global_tokens.mask
+            out, lse = self._attend(
+                query, key, value, window=self.window, dilation=self.dilation, key_mask=band_mask, return_lse=True
+            )
+            out, _ = merge_attention(
+                out, lse, *self._attend(
+                    query, global_tokens.gather(key), global_tokens.gather(value),
+                    window=T, key_mask=global_tokens.valid, return_lse=True,
+                )
+            )  # fmt: skip
+            rows = global_tokens.gather(x)
+            if cfg.global_projections:
+                query_of_global = self._project("query_global", rows)
+                key_for_global, value_for_global = self._project("key_global", x), self._project("value_global", x)
+            else:
+                query_of_global, key_for_global, value_for_global = global_tokens.gather(query), key, value
+            rows = self._attend(query_of_global, key_for_global, value_for_global, window=T, key_mask=attention_mask)
+            out = global_tokens.scatter(out, rows)
+            probabilities = (query, key, query_of_global, key_for_global)
+        if attention_mask is not None and self.window is not None:
+            out *= attention_mask[:, :, None, None]  # as in the original: padding attends to nothing
+        if not self.output_attentions:
+            return out, None
+        return out, attention_probabilities(
+            *probabilities,
+            window=self.window,
+            dilation=self.dilation,
+            attention_mask=attention_mask,
+            global_tokens=global_tokens,
+        )
+
+    def _project(self, name: str, x: jax.Array) -> jax.Array:
+        """[B, n, E] -> [B, n, H, D]"""
+        cfg = self.config
+        y = dense(cfg, cfg.hidden_size, name)(x.reshape(-1, cfg.hidden_size))
+        return y.reshape(*x.shape[:2], cfg.num_attention_heads, cfg.head_dim)
+
+    def _attend(self, query, key, value, **kwargs) -> Any:
+        cfg = self.config
+        rate = 0.0 if self.deterministic else cfg.attention_probs_dropout_prob
+        seed = jax.random.bits(self.make_rng("dropout")) if rate else None
+        return banded_attention(
+            query, key, value, dropout_rate=rate, dropout_seed=seed, implementation=cfg.implementation, **kwargs
+        )
+
+
+class Longformer(nn.Module):
+    """The encoder, with a pooler over the first token unless told otherwise.
+
+    The parameters of all layers are stacked on a leading axis under "layers", whatever the windows.
+    """
+
+    config: LongformerConfig
+    add_pooling_layer: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        global_attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        *,
+        max_global_tokens: int | None = None,
+        deterministic: bool = True,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> EncoderOutput:
+        """Encodes tokens.
+
+        Args:
+          input_ids: integers [B, T], of any length up to `config.max_length`; no padding is needed.
+          attention_mask: [B, T], 0 for padding; None where there is none.
+          global_attention_mask: [B, T], not zero for tokens that attend to all and that all attend to (section 3.1).
+            They may differ in number and place from row to row. None is no such token. Without meaning in "full" mode.
+          token_type_ids: integers [B, T]; None is 0.
+          position_ids: integers [B, T], rows of the position table; None counts the tokens that are not padding from
+            `pad_token_id + 1` on, RoBERTa's rule.
+          max_global_tokens: for how many global tokens a row has room, a Python int. None counts them, where the masks'
+            values are known when the call is traced; under jit the number is needed.
+          deterministic: whether dropout is off; otherwise an rng named "dropout" is needed.
+          output_hidden_states: whether to return the output of each layer.
+          output_attentions: whether to return attention probabilities, which takes T² memory.
+
+        Raises:
+          InputError: an argument does not fit, a row has more global tokens than there is room for, or an id is outside
+            its table. Under jit the values are not known: such a row comes out as NaN, never wrong.
+        """
+        cfg = self.config
+        _check_arguments(cfg, input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
+        shape = B, T = input_ids.shape
+        input_ids = jnp.asarray(input_ids, jnp.int32)
+        if attention_mask is not None:
+            attention_mask = jnp.asarray(attention_mask) != 0
+        global_tokens = overflow = None
+        # No parameter depends on which tokens are global, so that init needs no number of them.
+        if global_attention_mask is not None and cfg.attention_mode != "full" and not self.is_initializing():
+            is_global = jnp.asarray(global_attention_mask) != 0
+            is_global = is_global if attention_mask is None else is_global & attention_mask
+            global_tokens, overflow = find_global_tokens(is_global, max_global_tokens)
+        if position_ids is None:
+            counted = (input_ids != cfg.pad_token_id).astype(jnp.int32)
+            position_ids = jnp.cumsum(counted, axis=1) * counted + cfg.pad_token_id
+        if token_type_ids is None:
+            token_type_ids = jnp.zeros(shape, jnp.int32)
+
+        tables = (
+            ("word_embeddings", cfg.vocab_size, input_ids),
+            ("position_embeddings", cfg.max_position_embeddings, position_ids),
+            ("token_type_embeddings", cfg.type_vocab_size, token_type_ids),
+        )
+        x = sum(self._embed(name, rows, ids) for name, rows, ids in tables)
+        x = layer_norm(cfg, "embeddings_norm")(x)
+        x = nn.Dropout(cfg.hidden_dropout_prob, deterministic=deterministic)(x)
+        if overflow is not None:
+            x = jnp.where(overflow[:, None, None], jnp.nan, x)
+
+        layers = self.param("layers", _init_layers, cfg)
+        hidden_states, probabilities = [x[None]], []
+        for group in cfg.layer_groups:
+            module = EncoderLayer(cfg, group.window, group.dilation, deterministic, output_attentions, parent=None)
+            params = jax.tree.map(lambda p, group=group: p[group.start : group.stop], layers)
+            keys = None
+            if not deterministic and self.has_rng("dropout"):
+                keys = jax.random.split(self.make_rng("dropout"), group.stop - group.start)
+
+            def layer(x, inputs, module=module):
+                params, key = inputs
+                rngs = {} if key is None else {"dropout": key}
+                outputs: Any = module.apply({"params": params}, x, attention_mask, global_tokens, rngs=rngs)
+                x, layer_probabilities = outputs
+                return x, (x if output_hidden_states else None, layer_probabilities)
+
+            if cfg.remat:
+                layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("attention"))
+            x, (states, group_probabilities) = lax.scan(layer, x, (params, keys))
+            hidden_states.append(states)
+            if output_attentions:
+                count = group.stop - group.start
+                probabilities += [jax.tree.map(lambda p, i=i: p[i], group_probabilities) for i in range(count)]
+
+        pooled = None
+        if self.add_pooling_layer:
+            pooled = jnp.tanh(dense(cfg, cfg.hidden_size, "pooler")(x[:, 0]))
+        attentions, global_attentions = zip(*probabilities, strict=True) if output_attentions else (None, None)
+        return EncoderOutput(
+            last_hidden_state=x,
+            pooler_output=pooled,
+            hidden_states=jnp.concatenate(hidden_states) if output_hidden_states else None,
+            attentions=attentions,
+            global_attentions=global_attentions if global_tokens is not None else None,
+        )
+
+    def _embed(self, name: str, rows: int, ids: jax.Array) -> jax.Array:
+        cfg = self.config
+        init = nn.initializers.normal(cfg.initializer_range)
+        table = nn.Embed(rows, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init, name=name)
+        return table(jnp.where(ids < 0, rows, ids))  # what is outside the table gives NaN; negative ids would wrap
+
+
+def _init_layers(rng: jax.Array, config: LongformerConfig):
+    def init(key):
+        x = jnp.zeros((1, 1, config.hidden_size), config.dtype)
+        # With a global token, so that its projections are made.
+        token = GlobalTokens(jnp.ones((1, 1), bool), jnp.zeros((1, 1), jnp.int32)) if config.global_projections else None
+        return EncoderLayer(config, window=1, dilation=1, parent=None).init(key, x, None, token)["params"]
+
+    return jax.vmap(init)(jax.random.split(rng, config.num_hidden_layers))
+
+
+def _check_arguments(config, input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids) -> None:
+    if getattr(input_ids, "ndim", None) != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
+        found = f"{input_ids.dtype} {list(input_ids.shape)}" if hasattr(input_ids, "dtype") else type(input_ids).__name__
+        raise InputError(f"input_ids is {found}; expected an array of integers [batch, length]")
+    shape = input_ids.shape
+    if min(shape) < 1:
+        raise InputError(f"input_ids has the shape {list(shape)}; expected at least one row and one token")
+    if position_ids is None and shape[1] > config.max_length:
+        raise InputError(
+            f"input_ids has {shape[1]:,} tokens in a row; expected at most {config.max_length:,}, as the position table "
+            f"has {config.max_position_embeddings:,} rows"
+        )
+    others = {
+        "attention_mask": attention_mask,
+        "global_attention_mask": global_attention_mask,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids,
+    }
+    for name, x in others.items():
+        if x is not None and getattr(x, "shape", None) != shape:
+            found = list(x.shape) if hasattr(x, "shape") else type(x).__name__
+            raise InputError(f"{name} is {found}; expected an array {list(shape)}, as input_ids is")
+    for name, ids, rows in (
+        ("input_ids", input_ids, config.vocab_size),
+        ("token_type_ids", token_type_ids, config.type_vocab_size),
+        ("position_ids", position_ids, config.max_position_embeddings),
+    ):
+        if ids is None:
+            continue
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise InputError(f"{name} is of {ids.dtype}; expected integers")
+        if isinstance(ids, jax.core.Tracer):
+            continue
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= rows:
+            raise InputError(f"{name} holds {low if low < 0 else high}; expected ids from 0 to {rows - 1}")

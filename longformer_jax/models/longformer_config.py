@@ -1,0 +1,155 @@
+"""Shape and settings of the Longformer encoder."""
+
+import dataclasses
+import itertools
+
+from longformer_jax.errors import InputError
+
+ATTENTION_MODES = ("sliding_window", "full")
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class LongformerConfig:
+    """Shape and settings of a `Longformer`; raises InputError where they do not fit together.
+
+    Names and meanings are those of Hugging Face's config.json, so that checkpoints need no translation; the defaults are
+    allenai/longformer-base-4096.
+
+    Attributes:
+      vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, type_vocab_size: sizes.
+      max_position_embeddings: rows of the position table. The first `pad_token_id + 1` are reserved (RoBERTa's rule), so
+        that a table of 4098 serves 4096 tokens.
+      pad_token_id, bos_token_id, sep_token_id: ids of <pad>, <s> and </s>.
+      attention_window: for each layer, bottom first, the keys a token sees on both sides together, an even number: 512
+        is 256 on the left, 256 on the right. An int means every layer.
+      attention_dilation: for each layer, the distance between those keys. An int means every layer.
+      attention_mode: "sliding_window", or "full": every token sees all others (RoBERTa; the paper's n² baseline), and
+        global tokens are nothing special.
+      global_projections: whether global tokens have query, key and value projections of their own, as the paper's
+        models have; otherwise they use the ordinary ones (its ablation).
+      hidden_act: of the feed-forward layers.
+      hidden_dropout_prob: after embeddings, the attention's projection and the feed-forward layers, and in heads.
+      attention_probs_dropout_prob: on attention probabilities.
+      layer_norm_eps, initializer_range: as named.
+      num_labels: classes of the classification heads.
+      dtype: of the computation: "float32", "bfloat16" or "float16". Parameters, softmax and logits are float32 in any
+        case.
+      remat: whether the backward pass recomputes each layer from its input; only the attention's output is kept.
+      implementation: of `banded_attention`.
+    """
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 4098
+    type_vocab_size: int = 1
+    pad_token_id: int = 1
+    bos_token_id: int = 0
+    sep_token_id: int = 2
+    attention_window: int | tuple[int, ...] = 512
+    attention_dilation: int | tuple[int, ...] = 1
+    attention_mode: str = "sliding_window"
+    global_projections: bool = True
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    num_labels: int = 2
+    dtype: str = "float32"
+    remat: bool = False
+    implementation: str | None = None
+
+    def __post_init__(self):
+        for name, minimum in (
+            ("vocab_size", 1),
+            ("hidden_size", 1),
+            ("num_hidden_layers", 1),
+            ("num_attention_heads", 1),
+            ("intermediate_size", 1),
+            ("max_position_embeddings", 1),
+            ("type_vocab_size", 1),
+            ("pad_token_id", 0),
+            ("bos_token_id", 0),
+            ("sep_token_id", 0),
+            ("num_labels", 1),
+        ):
+            if type(value := getattr(self, name)) is not int or value < minimum:
+                raise InputError(f"{name} is {value!r}; expected an integer >= {minimum}")
+        for name in ("attention_window", "attention_dilation"):
+            value = getattr(self, name)
+            entries = tuple(value) if isinstance(value, tuple | list) else (value,) * self.num_hidden_layers
+            if not all(type(entry) is int and entry >= 1 for entry in entries):
+                raise InputError(f"{name} is {value!r}; expected integers >= 1")
+            if len(entries) != self.num_hidden_layers:
+                raise InputError(
+                    f"{name} has {len(entries)} entries; expected one for each of the {self.num_hidden_layers} layers"
+                )
+            if name == "attention_window" and any(entry % 2 for entry in entries):
+                raise InputError(
+                    f"{name} is {value!r}; expected even numbers, the keys of both sides together (512: 256 a side)"
+                )
+            object.__setattr__(self, name, entries)
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size is {self.hidden_size}; expected a multiple of num_attention_heads, "
+                f"{self.num_attention_heads}"
+            )
+        if self.max_length < 1:
+            raise InputError(
+                f"max_position_embeddings is {self.max_position_embeddings}; expected at least "
+                f"{self.pad_token_id + 2}, as positions begin at pad_token_id + 1"
+            )
+        for name, allowed in (
+            ("attention_mode", ATTENTION_MODES),
+            ("hidden_act", ACTIVATIONS),
+            ("dtype", _DTYPES),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                raise InputError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            rate = getattr(self, name)
+            if type(rate) not in (int, float) or not 0 <= rate < 1:
+                raise InputError(f"{name} is {rate!r}; expected a number in [0, 1)")
+        for name in ("layer_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < 1:
+                raise InputError(f"{name} is {value!r}; expected a number in (0, 1)")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a sequence that the position table serves."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    @property
+    def layer_groups(self) -> tuple["EncoderLayers", ...]:
+        """Runs of neighbouring layers that share window and dilation: each is one scan."""
+        assert isinstance(self.attention_window, tuple) and isinstance(self.attention_dilation, tuple)
+        if self.attention_mode == "full":
+            return (EncoderLayers(0, self.num_hidden_layers, None, 1),)
+        groups, start = [], 0
+        for (window, dilation), run in itertools.groupby(
+            zip(self.attention_window, self.attention_dilation, strict=True)
+        ):
+            stop = start + len(list(run))
+            groups.append(EncoderLayers(start, stop, window // 2, dilation))
+            start = stop
+        return tuple(groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderLayers:
+    """Layers [start, stop) with one window (one-sided, in steps of the dilation; None: all tokens) and one dilation."""
+
+    start: int
+    stop: int
+    window: int | None
+    dilation: int
