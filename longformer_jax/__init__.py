@@ -5,17 +5,43 @@
 
 from longformer_jax.attention import banded_attention, merge_attention
 from longformer_jax.errors import InputError
-from longformer_jax.models import CharLM, CharLMConfig, decode_step, extend, generate, init_cache, prefill
+from longformer_jax.models import (
+    CharLM,
+    CharLMConfig,
+    ForMaskedLM,
+    ForMultipleChoice,
+    ForQuestionAnswering,
+    ForSequenceClassification,
+    ForTokenClassification,
+    Longformer,
+    LongformerConfig,
+    decode_step,
+    extend,
+    generate,
+    global_capacity,
+    init_cache,
+    prefill,
+    question_mask,
+)
 
 __all__ = [
     "CharLM",
     "CharLMConfig",
+    "ForMaskedLM",
+    "ForMultipleChoice",
+    "ForQuestionAnswering",
+    "ForSequenceClassification",
+    "ForTokenClassification",
     "InputError",
+    "Longformer",
+    "LongformerConfig",
     "banded_attention",
     "decode_step",
     "extend",
     "generate",
+    "global_capacity",
     "init_cache",
     "merge_attention",
     "prefill",
+    "question_mask",
 ]

@@ -1,6 +1,34 @@
 """Models: functional Linen modules, free of meshes and of training."""
 
 from longformer_jax.models.char_lm import CharLM, CharLMConfig
+from longformer_jax.models.global_attention import global_capacity
+from longformer_jax.models.heads import (
+    ForMaskedLM,
+    ForMultipleChoice,
+    ForQuestionAnswering,
+    ForSequenceClassification,
+    ForTokenClassification,
+    question_mask,
+)
+from longformer_jax.models.longformer import Longformer
+from longformer_jax.models.longformer_config import LongformerConfig
 from longformer_jax.models.streaming import decode_step, extend, generate, init_cache, prefill
 
-__all__ = ["CharLM", "CharLMConfig", "decode_step", "extend", "generate", "init_cache", "prefill"]
+__all__ = [
+    "CharLM",
+    "CharLMConfig",
+    "ForMaskedLM",
+    "ForMultipleChoice",
+    "ForQuestionAnswering",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "Longformer",
+    "LongformerConfig",
+    "decode_step",
+    "extend",
+    "generate",
+    "global_capacity",
+    "init_cache",
+    "prefill",
+    "question_mask",
+]

@@ -74,7 +74,7 @@ def find_global_tokens(mask: jax.Array, max_global_tokens: int | None) -> tuple[
                 "that no row exceeds, such as global_capacity(global_attention_mask) outside of jit"
             )
         max_global_tokens = global_capacity(mask)
-    elif type(max_global_tokens) is not int or not 0 <= max_global_tokens:
+    elif type(max_global_tokens) is not int or max_global_tokens < 0:
         raise InputError(f"max_global_tokens is {max_global_tokens!r}; expected an integer >= 0")
     elif not traced and (most := global_capacity(mask)) > max_global_tokens:
         raise InputError(f"max_global_tokens is {max_global_tokens}; expected at least {most}, as many as a row has")

@@ -238,7 +238,7 @@ class Longformer(nn.Module):
                 return x, (x if output_hidden_states else None, layer_probabilities)
 
             if cfg.remat:
-                layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("attention"))
+                layer = jax.checkpoint(layer)
             x, (states, group_probabilities) = lax.scan(layer, x, (params, keys))
             hidden_states.append(states)
             if output_attentions:
@@ -268,7 +268,9 @@ def _init_layers(rng: jax.Array, config: LongformerConfig):
     def init(key):
         x = jnp.zeros((1, 1, config.hidden_size), config.dtype)
         # With a global token, so that its projections are made.
-        token = GlobalTokens(jnp.ones((1, 1), bool), jnp.zeros((1, 1), jnp.int32)) if config.global_projections else None
+        token = (
+            GlobalTokens(jnp.ones((1, 1), bool), jnp.zeros((1, 1), jnp.int32)) if config.global_projections else None
+        )
         return EncoderLayer(config, window=1, dilation=1, parent=None).init(key, x, None, token)["params"]
 
     return jax.vmap(init)(jax.random.split(rng, config.num_hidden_layers))
@@ -276,7 +278,9 @@ def _init_layers(rng: jax.Array, config: LongformerConfig):
 
 def _check_arguments(config, input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids) -> None:
     if getattr(input_ids, "ndim", None) != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
-        found = f"{input_ids.dtype} {list(input_ids.shape)}" if hasattr(input_ids, "dtype") else type(input_ids).__name__
+        found = (
+            f"{input_ids.dtype} {list(input_ids.shape)}" if hasattr(input_ids, "dtype") else type(input_ids).__name__
+        )
         raise InputError(f"input_ids is {found}; expected an array of integers [batch, length]")
     shape = input_ids.shape
     if min(shape) < 1:

@@ -36,7 +36,8 @@ class LongformerConfig:
       num_labels: classes of the classification heads.
       dtype: of the computation: "float32", "bfloat16" or "float16". Parameters, softmax and logits are float32 in any
         case.
-      remat: whether the backward pass recomputes each layer from its input; only the attention's output is kept.
+      remat: whether the backward pass recomputes each layer from its input, so that a layer keeps one
+        [B, T, hidden_size] array.
       implementation: of `banded_attention`.
     """
 

@@ -1,0 +1,47 @@
+"""Bad settings take one sentence that names the field, its value and what was expected."""
+
+import dataclasses
+
+import pytest
+
+from longformer_jax import InputError, LongformerConfig
+from longformer_jax.models.longformer_config import EncoderLayers
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"hidden_size": 0}, "hidden_size is 0; expected an integer >= 1"),
+        ({"num_labels": "3"}, "num_labels is '3'; expected an integer >= 1"),
+        ({"pad_token_id": -1}, "pad_token_id is -1; expected an integer >= 0"),
+        ({"attention_window": 0}, "attention_window is 0; expected integers >= 1"),
+        ({"attention_window": 511}, "attention_window is 511; expected even numbers"),
+        ({"attention_window": (512, 512)}, "attention_window has 2 entries; expected one for each of the 12 layers"),
+        ({"attention_dilation": (1,) * 11}, "attention_dilation has 11 entries; expected one for each of the 12"),
+        ({"attention_dilation": 1.5}, "attention_dilation is 1.5; expected integers >= 1"),
+        ({"hidden_size": 100}, "hidden_size is 100; expected a multiple of num_attention_heads, 12"),
+        ({"max_position_embeddings": 2}, "max_position_embeddings is 2; expected at least 3"),
+        ({"attention_mode": "sparse"}, "attention_mode is 'sparse'; expected one of sliding_window, full"),
+        ({"hidden_act": "tanh"}, "hidden_act is 'tanh'; expected one of gelu"),
+        ({"dtype": "float64"}, "dtype is 'float64'; expected one of float32"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; expected a number in [0, 1)"),
+        ({"attention_probs_dropout_prob": None}, "attention_probs_dropout_prob is None; expected a number in [0, 1)"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps is 0; expected a number in (0, 1)"),
+    ],
+)
+def test_bad_settings(settings: dict, sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        LongformerConfig(**settings)
+    assert str(error.value).startswith(sentence)
+
+
+def test_layers_that_share_window_and_dilation_are_one_group() -> None:
+    config = LongformerConfig(num_hidden_layers=5, attention_window=(4, 4, 8, 8, 8), attention_dilation=(1, 1, 1, 2, 2))
+    assert config.layer_groups == (EncoderLayers(0, 2, 2, 1), EncoderLayers(2, 3, 4, 1), EncoderLayers(3, 5, 4, 2))
+    full = dataclasses.replace(config, attention_mode="full")
+    assert full.layer_groups == (EncoderLayers(0, 5, None, 1),)
+
+
+def test_longest_sequence_leaves_out_the_reserved_positions() -> None:
+    assert LongformerConfig().max_length == 4096
+    assert LongformerConfig(max_position_embeddings=514).max_length == 512
