@@ -31,8 +31,8 @@ class EncoderOutput:
       last_hidden_state: [B, T, E], of the compute dtype.
       pooler_output: [B, E], of the first token.
       hidden_states: [L + 1, B, T, E]: the embeddings, then the output of each layer.
-      attentions: for each layer, float32 [B, H, T, G + window + 1]: a token's attention to the G global tokens, then to its
-        neighbours from left to right. Zeros for global tokens, whose attention is in `global_attentions`, and for
+      attentions: for each layer, float32 [B, H, T, G + window + 1]: a token's attention to the G global tokens, then to
+        its neighbours from left to right. Zeros for global tokens, whose attention is in `global_attentions`, and for
         padding. In "full" mode [B, H, T, T].
       global_attentions: for each layer, float32 [B, H, T, G]: the attention of global token g to token t.
     """
@@ -287,8 +287,8 @@ def _check_arguments(config, input_ids, attention_mask, global_attention_mask, t
         raise InputError(f"input_ids has the shape {list(shape)}; expected at least one row and one token")
     if position_ids is None and shape[1] > config.max_length:
         raise InputError(
-            f"input_ids has {shape[1]:,} tokens in a row; expected at most {config.max_length:,}, as the position table "
-            f"has {config.max_position_embeddings:,} rows"
+            f"input_ids has {shape[1]:,} tokens in a row; expected at most {config.max_length:,}, as the position "
+            f"table has {config.max_position_embeddings:,} rows"
         )
     others = {
         "attention_mask": attention_mask,

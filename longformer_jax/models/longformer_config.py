@@ -14,13 +14,13 @@ _DTYPES = ("float32", "bfloat16", "float16")
 class LongformerConfig:
     """Shape and settings of a `Longformer`; raises InputError where they do not fit together.
 
-    Names and meanings are those of Hugging Face's config.json, so that checkpoints need no translation; the defaults are
-    allenai/longformer-base-4096.
+    Names and meanings are those of Hugging Face's config.json, so that checkpoints need no translation; the defaults
+    are allenai/longformer-base-4096.
 
     Attributes:
       vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, type_vocab_size: sizes.
-      max_position_embeddings: rows of the position table. The first `pad_token_id + 1` are reserved (RoBERTa's rule), so
-        that a table of 4098 serves 4096 tokens.
+      max_position_embeddings: rows of the position table. The first `pad_token_id + 1` are reserved (RoBERTa's rule),
+        so that a table of 4098 serves 4096 tokens.
       pad_token_id, bos_token_id, sep_token_id: ids of <pad>, <s> and </s>.
       attention_window: for each layer, bottom first, the keys a token sees on both sides together, an even number: 512
         is 256 on the left, 256 on the right. An int means every layer.

@@ -1,4 +1,4 @@
-"""Number for number what transformers' PyTorch code computes: every head, values, gradients and all optional outputs."""
+"""Number for number what transformers' PyTorch code computes: all heads, outputs, gradients and optional outputs."""
 
 import dataclasses
 import functools
