@@ -20,8 +20,8 @@ from pathlib import Path
 
 import jax
 
-from attention import cpu_model
 from longformer_jax.evaluation import evaluate
+from side_by_side import cpu_model
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

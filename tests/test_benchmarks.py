@@ -24,7 +24,7 @@ def load(path: str):
 
 
 side = load("peers/side.py")
-attention = load("attention.py")
+side_by_side = load("side_by_side.py")
 
 
 def test_peak_counts_the_call_and_not_what_was_there_before() -> None:
@@ -51,7 +51,7 @@ def test_serving_process_answers_line_by_line(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(BENCHMARKS / 'peers')!r}); import side, time\n"
         "side.main({'sleep': lambda work, length: lambda: lambda: time.sleep(length / 1000)}, clock='1.0')\n"
     )
-    with attention.Side([sys.executable, str(script), "sleep"], "keep") as serving:
+    with side_by_side.Side([sys.executable, str(script), "sleep"], "keep") as serving:
         assert serving.versions() == {"clock": "1.0"}
         assert serving.ask("forward 20")["milliseconds"] >= 20
         assert serving.ask("memory forward 1")["bytes"] < MEGABYTE
@@ -63,7 +63,7 @@ def test_ratio_takes_each_side_at_its_own_best() -> None:
     case = ("forward", 4096)
     measured = {(case, "peer", "default"): 8.0, (case, "peer", "keep"): 3.0}
     measured |= {(case, "ours", "default"): 2.0, (case, "ours", "keep"): 4.0}
-    assert attention.ratio(measured, (case, "peer"), (case, "ours")) == {"default": 4.0, "best": 1.5}
+    assert side_by_side.ratio(measured, (case, "peer"), (case, "ours")) == {"default": 4.0, "best": 1.5}
 
 
 @pytest.mark.slow
@@ -76,3 +76,11 @@ def test_attention_costs() -> None:
     assert all(float(milliseconds) > 0 and int(peak) > 0 for *_, milliseconds, peak in times)
     assert "time, both at 4096: with dilation 4 on 2 of 12 heads / without" in ratios
     assert len(re.findall(r"^\| .* \| [\d.]+ \| [\d.]+ \|$", ratios, re.MULTILINE)) == 2 * 2 + 2 * 4
+
+
+@pytest.mark.slow
+def test_encoder_costs() -> None:
+    command = [sys.executable, BENCHMARKS / "encoder.py", "costs", "--quick", "--rounds=1"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "time, both at 256: with 16 global tokens / without" in ran.stdout
+    assert "peak memory, both at 256: with remat / without" in ran.stdout
