@@ -52,11 +52,18 @@ def global_capacity(global_attention_mask: Any, attention_mask: Any = None) -> i
     return int(mask.sum(-1).max(initial=0))
 
 
-def find_global_tokens(mask: jax.Array, max_global_tokens: int | None) -> tuple[GlobalTokens | None, jax.Array | None]:
+def is_known(x: Any) -> bool:
+    """Whether an array's values can be looked at, as they cannot while jit traces it."""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def find_global_tokens(
+    global_attention_mask: Any, attention_mask: Any, max_global_tokens: int | None
+) -> tuple[GlobalTokens | None, jax.Array | None]:
     """Where the global tokens are.
 
     Args:
-      mask: booleans [B, T].
+      global_attention_mask, attention_mask: [B, T], as of a `Longformer`; the second may be None.
       max_global_tokens: G; None takes the largest number in a row, which has to be known when the call is traced.
 
     Returns:
@@ -66,20 +73,24 @@ def find_global_tokens(mask: jax.Array, max_global_tokens: int | None) -> tuple[
     Raises:
       InputError: the number is neither given nor known, or it is known that a row has more than G.
     """
-    traced = isinstance(mask, jax.core.Tracer)
+    all_known = is_known(global_attention_mask) and is_known(attention_mask)
     if max_global_tokens is None:
-        if traced:
+        if not is_known(global_attention_mask):
             raise InputError(
                 "max_global_tokens is None while global_attention_mask is traced; expected a number of global tokens "
                 "that no row exceeds, such as global_capacity(global_attention_mask) outside of jit"
             )
-        max_global_tokens = global_capacity(mask)
+        max_global_tokens = global_capacity(global_attention_mask, attention_mask if all_known else None)
     elif type(max_global_tokens) is not int or max_global_tokens < 0:
         raise InputError(f"max_global_tokens is {max_global_tokens!r}; expected an integer >= 0")
-    elif not traced and (most := global_capacity(mask)) > max_global_tokens:
+    elif all_known and (most := global_capacity(global_attention_mask, attention_mask)) > max_global_tokens:
         raise InputError(f"max_global_tokens is {max_global_tokens}; expected at least {most}, as many as a row has")
-    capacity, length = min(max_global_tokens, mask.shape[1]), mask.shape[1]
-    overflow = (mask.sum(-1) > capacity) if traced else None
+    mask = jnp.asarray(global_attention_mask) != 0
+    if attention_mask is not None:
+        mask &= jnp.asarray(attention_mask) != 0
+    length = mask.shape[1]
+    capacity = min(max_global_tokens, length)
+    overflow = None if all_known else mask.sum(-1) > capacity
     if capacity == 0:
         return None, overflow
     index = jax.vmap(lambda row: jnp.nonzero(row, size=capacity, fill_value=length)[0])(mask)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.errors import InputError
+from longformer_jax.models.global_attention import is_known
 from longformer_jax.models.longformer import EncoderOutput, Longformer, dense, layer_norm
 from longformer_jax.models.longformer_config import LongformerConfig
 
@@ -87,7 +88,6 @@ class ForSequenceClassification(nn.Module):
         if global_attention_mask is None:
             global_attention_mask = np.zeros(np.shape(input_ids), bool)
             global_attention_mask[..., :1] = True
-            kwargs.setdefault("max_global_tokens", 1)
         encoder = Longformer(cfg, add_pooling_layer=False, name="longformer")
         output = encoder(input_ids, attention_mask, global_attention_mask, *args, **kwargs)
         deterministic = kwargs.get("deterministic", True)
@@ -177,23 +177,25 @@ class ForMultipleChoice(nn.Module):
         if global_attention_mask is None:
             global_attention_mask = _choice_mask(input_ids, cfg.sep_token_id)
         arrays = (input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
-        flat = (None if x is None else x.reshape(-1, x.shape[-1]) for x in arrays)
+        flat: Any = (None if x is None else x.reshape(-1, x.shape[-1]) for x in arrays)
         output = Longformer(cfg, name="longformer")(*flat, **kwargs)
         x = nn.Dropout(cfg.hidden_dropout_prob, deterministic=kwargs.get("deterministic", True))(output.pooler_output)
         logits = dense(cfg, 1, "classifier")(x).astype(jnp.float32)
         return HeadOutput(logits.reshape(input_ids.shape[:2]), output)
 
 
-def question_mask(input_ids: jax.Array, sep_token_id: int) -> jax.Array:
+def question_mask(input_ids: Any, sep_token_id: int) -> Any:
     """Booleans like `input_ids` [..., T]: the tokens before the first </s>; none where there is no </s>."""
-    separators = jnp.cumsum(jnp.asarray(input_ids) == sep_token_id, axis=-1)
+    xp = np if is_known(input_ids) else jnp
+    separators = xp.cumsum(xp.asarray(input_ids) == sep_token_id, axis=-1)
     return (separators == 0) & (separators[..., -1:] > 0)
 
 
-def _choice_mask(input_ids: jax.Array, sep_token_id: int) -> jax.Array:
+def _choice_mask(input_ids: Any, sep_token_id: int) -> Any:
     """The tokens after the first </s> and the token that follows it."""
-    past_first = jnp.cumsum(jnp.asarray(input_ids) == sep_token_id, axis=-1) > 0
-    return jnp.cumsum(past_first, axis=-1) > 2
+    xp = np if is_known(input_ids) else jnp
+    past_first = xp.cumsum(xp.asarray(input_ids) == sep_token_id, axis=-1) > 0
+    return xp.cumsum(past_first, axis=-1) > 2
 
 
 def _per_token(config: LongformerConfig, features: int, name: str, x: jax.Array) -> jax.Array:

@@ -7,13 +7,16 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from longformer_jax.attention import banded_attention, merge_attention
 from longformer_jax.errors import InputError
 from longformer_jax.models.attention_probabilities import attention_probabilities
-from longformer_jax.models.global_attention import GlobalTokens, find_global_tokens
+from longformer_jax.models.global_attention import GlobalTokens, find_global_tokens, is_known
 from longformer_jax.models.longformer_config import LongformerConfig
+
+Array = jax.Array | np.ndarray
 
 _ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
@@ -161,11 +164,11 @@ class Longformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        global_attention_mask: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        global_attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        position_ids: Array | None = None,
         *,
         max_global_tokens: int | None = None,
         deterministic: bool = True,
@@ -194,28 +197,23 @@ class Longformer(nn.Module):
         """
         cfg = self.config
         _check_arguments(cfg, input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
-        shape = B, T = input_ids.shape
+        shape = input_ids.shape
         input_ids = jnp.asarray(input_ids, jnp.int32)
-        if attention_mask is not None:
-            attention_mask = jnp.asarray(attention_mask) != 0
         global_tokens = overflow = None
         # No parameter depends on which tokens are global, so that init needs no number of them.
         if global_attention_mask is not None and cfg.attention_mode != "full" and not self.is_initializing():
-            is_global = jnp.asarray(global_attention_mask) != 0
-            is_global = is_global if attention_mask is None else is_global & attention_mask
-            global_tokens, overflow = find_global_tokens(is_global, max_global_tokens)
+            global_tokens, overflow = find_global_tokens(global_attention_mask, attention_mask, max_global_tokens)
+        if attention_mask is not None:
+            attention_mask = jnp.asarray(attention_mask) != 0
         if position_ids is None:
             counted = (input_ids != cfg.pad_token_id).astype(jnp.int32)
             position_ids = jnp.cumsum(counted, axis=1) * counted + cfg.pad_token_id
         if token_type_ids is None:
             token_type_ids = jnp.zeros(shape, jnp.int32)
 
-        tables = (
-            ("word_embeddings", cfg.vocab_size, input_ids),
-            ("position_embeddings", cfg.max_position_embeddings, position_ids),
-            ("token_type_embeddings", cfg.type_vocab_size, token_type_ids),
-        )
-        x = sum(self._embed(name, rows, ids) for name, rows, ids in tables)
+        x = self._embed("word_embeddings", cfg.vocab_size, input_ids)
+        x += self._embed("position_embeddings", cfg.max_position_embeddings, position_ids)
+        x += self._embed("token_type_embeddings", cfg.type_vocab_size, token_type_ids)
         x = layer_norm(cfg, "embeddings_norm")(x)
         x = nn.Dropout(cfg.hidden_dropout_prob, deterministic=deterministic)(x)
         if overflow is not None:
@@ -257,7 +255,7 @@ class Longformer(nn.Module):
             global_attentions=global_attentions if global_tokens is not None else None,
         )
 
-    def _embed(self, name: str, rows: int, ids: jax.Array) -> jax.Array:
+    def _embed(self, name: str, rows: int, ids: Array) -> jax.Array:
         cfg = self.config
         init = nn.initializers.normal(cfg.initializer_range)
         table = nn.Embed(rows, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init, name=name)
@@ -309,8 +307,9 @@ def _check_arguments(config, input_ids, attention_mask, global_attention_mask, t
             continue
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise InputError(f"{name} is of {ids.dtype}; expected integers")
-        if isinstance(ids, jax.core.Tracer):
+        if not is_known(ids):
             continue
+        ids = np.asarray(ids)  # NumPy's, as jit would trace JAX's own
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= rows:
             raise InputError(f"{name} holds {low if low < 0 else high}; expected ids from 0 to {rows - 1}")

@@ -17,7 +17,7 @@ import pytest
 from encoders import SMALL, random_ids, random_params
 from golden import relative_error
 
-from longformer_jax import ForMaskedLM, InputError, Longformer, global_capacity
+from longformer_jax import ForMaskedLM, ForQuestionAnswering, InputError, Longformer, global_capacity
 
 PARAMS = random_params()
 IDS, MASK = random_ids([61, 33, 8])
@@ -300,3 +300,14 @@ def test_unknown_ids_under_jit_give_nan_never_a_wrong_token(bad: int) -> None:
     out = np.asarray(hidden(ids=ids, global_mask=None))
     assert np.isnan(out[1, 2]).all()
     assert np.isfinite(out[[0, 2]]).all()
+
+
+def test_what_jit_closes_over_is_known() -> None:
+    ids, mask, global_mask = map(jnp.asarray, (IDS, MASK, GLOBALS))
+    out = jax.jit(lambda p: encode(p, SMALL, ids, mask, global_mask).last_hidden_state)(PARAMS)
+    assert relative_error(out, hidden()) < 1e-6
+    model, params = ForQuestionAnswering(SMALL), random_params(model=ForQuestionAnswering)
+    asked = jnp.where(jnp.arange(61) == 7, SMALL.sep_token_id, ids)
+    logits = jax.jit(lambda p: model.apply({"params": p}, asked, mask).logits)(params)
+    given = model.apply({"params": params}, asked, mask, np.arange(61) < np.full((3, 1), 7)).logits
+    assert relative_error(logits, given) < 5e-6
