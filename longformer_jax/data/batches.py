@@ -1,4 +1,4 @@
-"""Training batches with Grain: shuffled windows of a byte corpus."""
+"""Training batches with Grain: shuffled windows of a byte corpus, shuffled rows of packed tokens."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import numpy as np
 from longformer_jax.errors import InputError
 
 # Grain's shuffle is a permutation of 32-bit integers, computed index by index: no memory, no set-up time.
-_MAX_WINDOWS = 2**32
+_MAX_SEQUENCES = 2**32
 
 
 def train_batches(
@@ -45,8 +45,60 @@ def train_batches(
     """
     if data.ndim != 1 or data.dtype != np.uint8:
         raise InputError(f"data is {data.dtype} of shape {data.shape}; expected a one-dimensional array of uint8")
+    if sequence_length < 1:
+        raise InputError(f"sequence_length is {sequence_length}; expected an integer of at least 1")
+    if len(data) == 0:
+        raise InputError("data is empty; expected at least one window of sequence_length + 1 bytes")
+    if len(data) <= sequence_length:
+        raise InputError(
+            f"data has {len(data):,} bytes; expected at least {sequence_length + 1:,}, "
+            f"one window of sequence_length {sequence_length:,} and its last target"
+        )
+    # A view [N - T, T + 1]: nothing is copied before a batch is drawn.
+    windows = np.lib.stride_tricks.sliding_window_view(data, sequence_length + 1)
+    if len(windows) >= _MAX_SEQUENCES:
+        raise InputError(f"data has {len(windows):,} windows; expected fewer than {_MAX_SEQUENCES:,}")
+    return _shuffled_batches(windows, batch_size, seed, start_step, process_index, process_count)
+
+
+def row_batches(
+    rows: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[np.ndarray]:
+    """Iterates without end over shuffled rows, from the batch of `start_step` on.
+
+    Every row comes exactly once per epoch. Batches depend on steps and processes as those of `train_batches` do.
+
+    Args:
+      rows: integers `[N, T]`, usually a split of a `TokenCorpus`; memory-mapped arrays are read where they are needed.
+      batch_size, seed, start_step, process_index, process_count: as in `train_batches`.
+
+    Returns:
+      An iterator over `[B / P, T]` of the dtype of `rows`. Two threads prefetch.
+
+    Raises:
+      InputError: `rows` is not `[N, T]` of integers, is empty, or has 2**32 rows or more; B is not a multiple of P; or
+        a number is out of its range.
+    """
+    if rows.ndim != 2 or rows.dtype.kind not in "iu":
+        raise InputError(f"rows is {rows.dtype} of shape {rows.shape}; expected a two-dimensional array of integers")
+    if rows.size == 0:
+        raise InputError(f"rows is empty, of shape {rows.shape}; expected at least one row of one token")
+    if len(rows) >= _MAX_SEQUENCES:
+        raise InputError(f"rows has {len(rows):,} rows; expected fewer than {_MAX_SEQUENCES:,}")
+    return _shuffled_batches(rows, batch_size, seed, start_step, process_index, process_count)
+
+
+def _shuffled_batches(
+    sequences: np.ndarray, batch_size: int, seed: int, start_step: int, process_index: int, process_count: int
+) -> Iterator[np.ndarray]:
+    """Batches of `sequences`, `[N, length]`; see `train_batches` for the arguments."""
     for field, value, minimum in (
-        ("sequence_length", sequence_length, 1),
         ("batch_size", batch_size, 1),
         ("seed", seed, 0),
         ("start_step", start_step, 0),
@@ -58,23 +110,12 @@ def train_batches(
         raise InputError(f"process_index is {process_index}; expected 0 to {process_count - 1} ({process_count=})")
     if batch_size % process_count:
         raise InputError(f"batch_size is {batch_size}; expected a multiple of process_count, {process_count}")
-    if len(data) == 0:
-        raise InputError("data is empty; expected at least one window of sequence_length + 1 bytes")
-    if len(data) <= sequence_length:
-        raise InputError(
-            f"data has {len(data):,} bytes; expected at least {sequence_length + 1:,}, "
-            f"one window of sequence_length {sequence_length:,} and its last target"
-        )
-    # A view [N - T, T + 1]: nothing is copied before a batch is drawn.
-    windows = np.lib.stride_tricks.sliding_window_view(data, sequence_length + 1)
-    if len(windows) >= _MAX_WINDOWS:
-        raise InputError(f"data has {len(windows):,} windows; expected fewer than {_MAX_WINDOWS:,}")
 
     import grain  # not above: reading a corpus or a configuration does not need it
 
     # One thread keeps ahead of any training step; the second hides the page faults of a cold memory map.
     read_options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
-    starts = grain.MapDataset.range(len(windows)).seed(seed).shuffle().repeat()
-    # Batch after batch goes to the processes in turn, so that each step deals one batch_size of windows.
-    starts = starts.batch(batch_size // process_count, drop_remainder=True)[process_index::process_count][start_step:]
-    return iter(starts.map(lambda rows: windows[rows]).to_iter_dataset(read_options))
+    order = grain.MapDataset.range(len(sequences)).seed(seed).shuffle().repeat()
+    # Batch after batch goes to the processes in turn, so that each step deals one batch_size of sequences.
+    order = order.batch(batch_size // process_count, drop_remainder=True)[process_index::process_count][start_step:]
+    return iter(order.map(lambda indices: sequences[indices]).to_iter_dataset(read_options))
