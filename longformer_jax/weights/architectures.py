@@ -1,0 +1,78 @@
+"""The models that have weights, and what Hugging Face calls them."""
+
+from collections.abc import Callable, Set
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from longformer_jax.errors import InputError
+from longformer_jax.models import (
+    ForMaskedLM,
+    ForMultipleChoice,
+    ForQuestionAnswering,
+    ForSequenceClassification,
+    ForTokenClassification,
+    Longformer,
+    LongformerConfig,
+)
+
+# A class of models, or a functools.partial of one.
+ModelFactory = Callable[[LongformerConfig], nn.Module]
+
+# By the ending of Hugging Face's name, which begins with Longformer or Roberta.
+_MODELS = {
+    "Model": Longformer,
+    "ForMaskedLM": ForMaskedLM,
+    "ForSequenceClassification": ForSequenceClassification,
+    "ForTokenClassification": ForTokenClassification,
+    "ForQuestionAnswering": ForQuestionAnswering,
+    "ForMultipleChoice": ForMultipleChoice,
+}
+
+
+def make_module(model: ModelFactory, config: LongformerConfig) -> nn.Module:
+    """The module; raises InputError unless `model` is a class that has weights here, or a functools.partial of one."""
+    if getattr(model, "func", model) not in _MODELS.values():
+        names = ", ".join(cls.__name__ for cls in _MODELS.values())
+        raise InputError(f"model is {model!r}; expected one of {names}")
+    return model(config)
+
+
+def abstract_params(module: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of each parameter, by its path "a/b/c"."""
+    flat: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: init_params(module, 0)), sep="/")
+    return flat
+
+
+def init_params(module: nn.Module, seed: int) -> Any:
+    """Parameters as training from scratch has them."""
+    one_token = jnp.zeros((1,) * (3 if isinstance(module, ForMultipleChoice) else 2), jnp.int32)
+    return module.init(jax.random.key(seed), one_token)["params"]
+
+
+def ending_of(module: nn.Module) -> str:
+    """What follows Longformer or Roberta in Hugging Face's name, as "ForMaskedLM"."""
+    return next(ending for ending, cls in _MODELS.items() if cls is type(module))
+
+
+def model_called(name: object) -> ModelFactory | None:
+    """The model of one of Hugging Face's names; None where there is none."""
+    return next((cls for ending, cls in _MODELS.items() if str(name).endswith(ending)), None)
+
+
+def model_of(modules: Set[str], classifier_width: int | None) -> ModelFactory:
+    """The model with a head of these modules ("lm_head/dense", …); `classifier_width` is of a classifier's output."""
+    for module, model in (
+        ("lm_head/dense", ForMaskedLM),
+        ("qa_outputs", ForQuestionAnswering),
+        ("classifier/dense", ForSequenceClassification),
+    ):
+        if module in modules:
+            return model
+    if "classifier" in modules:
+        is_choice = classifier_width == 1 and "pooler" in modules
+        return ForMultipleChoice if is_choice else ForTokenClassification
+    return Longformer

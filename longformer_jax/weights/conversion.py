@@ -1,0 +1,77 @@
+"""Makes a Longformer of RoBERTa (section 5 of the paper)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from longformer_jax.errors import InputError
+from longformer_jax.models import LongformerConfig
+
+POSITIONS = ("copied", "random")
+_DEFAULT_WINDOW = 512
+
+
+def roberta_to_longformer(
+    config: LongformerConfig,
+    params: Any,
+    *,
+    max_length: int = 4096,
+    attention_window: int | tuple[int, ...] | None = None,
+    positions: str = "copied",
+    seed: int = 0,
+) -> tuple[LongformerConfig, Any]:
+    """Lengthens the position table and gives global tokens projections of their own, copies of the ordinary ones.
+
+    The new table keeps the `pad_token_id + 1` reserved rows, and then repeats the other rows over and over, as long as
+    it takes. So a text as long as before and within the window gets the same output. A Longformer may be lengthened
+    too; it keeps its global projections.
+
+    Args:
+      config, params: of any model, as `load_pretrained` returns them; both stay as they are.
+      max_length: the most tokens of a sequence that the new table shall serve.
+      attention_window: of all layers, or of each, bottom first: both sides together. None is 512 for RoBERTa and no
+        change for a Longformer.
+      positions: "copied", or "random" for the paper's ablation (table 5): rows that RoBERTa did not have are drawn from
+        N(0, initializer_range²), the others kept.
+      seed: of the random rows.
+
+    Returns:
+      The configuration and the parameters of the Longformer, which share all arrays but the position table.
+
+    Raises:
+      InputError: `max_length` is less than the table serves already, or another argument is none.
+    """
+    if type(max_length) is not int or max_length < config.max_length:
+        raise InputError(
+            f"max_length is {max_length!r}; expected at least {config.max_length}, which the position table serves "
+            "already"
+        )
+    if positions not in POSITIONS:
+        raise InputError(f"positions is {positions!r}; expected one of {', '.join(POSITIONS)}")
+    if attention_window is None:
+        attention_window = _DEFAULT_WINDOW if config.attention_mode == "full" else config.attention_window
+    reserved = config.pad_token_id + 1
+    new_config = dataclasses.replace(
+        config,
+        max_position_embeddings=max_length + reserved,
+        attention_window=attention_window,
+        attention_mode="sliding_window",
+        global_projections=True,
+    )
+
+    encoder = params.get("longformer", params)
+    layers = dict(encoder["layers"])
+    for name in ("query", "key", "value"):
+        layers.setdefault(f"{name}_global", layers[name])
+    table = jnp.asarray(encoder["position_embeddings"]["embedding"])
+    if positions == "copied":
+        rows = jnp.arange(max_length) % config.max_length + reserved
+        table = jnp.concatenate([table[:reserved], table[rows]])
+    else:
+        shape = (max_length - config.max_length, config.hidden_size)
+        new_rows = config.initializer_range * jax.random.normal(jax.random.key(seed), shape)
+        table = jnp.concatenate([table, new_rows])
+    encoder = {**encoder, "layers": layers, "position_embeddings": {"embedding": table}}
+    return new_config, {**params, "longformer": encoder} if "longformer" in params else encoder

@@ -1,0 +1,122 @@
+"""Converts RoBERTa to Longformer.
+
+  python -m longformer_jax.weights.convert roberta-base longformer-base-4096 --max_length=4096 --attention_window=512
+
+OUT gets config.json, the weights and the tokenizer's files; `longformer_jax.weights.load_pretrained("OUT")` loads it.
+The head of the masked language model, or another one that the source has, comes along.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from longformer_jax.command_line import fail
+from longformer_jax.errors import InputError
+from longformer_jax.weights.conversion import POSITIONS, roberta_to_longformer
+from longformer_jax.weights.hub import TOKENIZER_FILES, find_directory
+from longformer_jax.weights.pretrained import find_model, load_pretrained, save_converted, save_pretrained
+
+_FORMATS = {"orbax": save_converted, "safetensors": save_pretrained}
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    max_length: int = 4096,
+    attention_window: int | tuple[int, ...] | None = None,
+    positions: str = "copied",
+    seed: int = 0,
+    format: str = "orbax",
+    revision: str | None = None,
+) -> None:
+    """Writes directory `out`, all of it or nothing.
+
+    Args:
+      source, revision: as `load_pretrained`'s.
+      out: a new or empty directory.
+      max_length, attention_window, positions, seed: as `roberta_to_longformer`'s.
+      format: "orbax", or "safetensors", which transformers loads too.
+
+    Raises:
+      InputError: as `load_pretrained` and `roberta_to_longformer`, or `out` has something in it.
+    """
+    out = Path(out).expanduser().absolute()
+    if format not in _FORMATS:
+        raise InputError(f"format is {format!r}; expected one of {', '.join(_FORMATS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out is {str(out)!r}, which is there already; expected a new or empty directory")
+    directory = find_directory(source, revision)
+    config, params = load_pretrained(directory, find_model(directory))
+    config, params = roberta_to_longformer(
+        config, params, max_length=max_length, attention_window=attention_window, positions=positions, seed=seed
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        model = Path(temporary) / "model"
+        model.mkdir()
+        _copy_tokenizer(directory, model, max_length)
+        _FORMATS[format](model, config, params)
+        model.rename(out)
+
+
+def _copy_tokenizer(source: Path, out: Path, max_length: int) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+    path = out / "tokenizer_config.json"  # says where to truncate
+    if path.is_file():
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values.update(model_max_length=max_length)
+        except (ValueError, AttributeError):
+            raise InputError(f"{source / path.name} is damaged; expected a JSON object") from None
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(2, message)
+
+
+def _window(text: str) -> int | tuple[int, ...]:
+    entries = tuple(int(entry) for entry in text.split(","))
+    return entries if len(entries) > 1 else entries[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; exits with 2 on bad input."""
+    parser = _Parser(
+        prog="python -m longformer_jax.weights.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", help="a directory, or a model of the Hugging Face hub")
+    parser.add_argument("out", help="a new directory")
+    parser.add_argument("--max_length", type=int, default=4096, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument(
+        "--attention_window",
+        type=_window,
+        metavar="W[,W…]",
+        help="both sides together, of all layers or of each, bottom first (default: 512, a Longformer's stays)",
+    )
+    parser.add_argument("--positions", choices=POSITIONS, default="copied", help="new rows (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of random positions (default: %(default)s)")
+    parser.add_argument("--format", choices=_FORMATS, default="orbax", help="of the weights (default: %(default)s)")
+    parser.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save
+    try:
+        convert(**vars(parser.parse_args(arguments)))
+    except InputError as error:
+        fail(2, error)
+
+
+if __name__ == "__main__":
+    main()

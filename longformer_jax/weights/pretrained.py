@@ -1,0 +1,288 @@
+"""Loads weights of RoBERTa and Longformer into our parameter trees, and saves them in Hugging Face's format."""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from longformer_jax.errors import InputError
+from longformer_jax.models import Longformer, LongformerConfig
+from longformer_jax.weights import names
+from longformer_jax.weights.architectures import (
+    ModelFactory,
+    abstract_params,
+    ending_of,
+    init_params,
+    make_module,
+    model_called,
+    model_of,
+)
+from longformer_jax.weights.hub import find_directory
+from longformer_jax.weights.hugging_face_config import CONFIG, config_to_hugging_face, read_config, read_values
+from longformer_jax.weights.stored_tensor import StoredTensor
+from longformer_jax.weights.tensor_files import SAFETENSORS, has_tensors, read_tensors
+
+_log = logging.getLogger(__name__)
+
+# What a checkpoint need not have; all else is the encoder.
+_HEADS = ("pooler", "lm_head", "classifier", "qa_outputs")
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def load_pretrained(
+    source: str | os.PathLike[str],
+    model: ModelFactory = Longformer,
+    *,
+    revision: str | None = None,
+    num_labels: int | None = None,
+    seed: int = 0,
+) -> tuple[LongformerConfig, Any]:
+    """Loads a model's configuration and parameters.
+
+    Weights of RoBERTa (XLM-RoBERTa, CamemBERT) load into the same encoder with full attention; `roberta_to_longformer`
+    makes a Longformer of them. A head or pooler that the checkpoint does not have at all is initialised, with a warning
+    in the log; heads that `model` does not have are passed over.
+
+    Args:
+      source: a directory that transformers, `save_pretrained` or `longformer_jax.weights.convert` has written, or the
+        name of a model on the Hugging Face hub.
+      model: the class whose parameters are wanted, `Longformer` or one with a head.
+      revision: on the hub: branch, tag or commit.
+      num_labels: of a classification head that is initialised; None is what config.json says.
+      seed: of what is initialised.
+
+    Returns:
+      The configuration and the parameters, float32 on the default device.
+
+    Raises:
+      InputError: the model cannot be found or is of another kind; its files are missing, damaged or dangerous; tensors
+        are missing or of other shapes; a masked language model's output projection is not the transposed embedding.
+    """
+    directory = find_directory(source, revision)
+    stored_config = read_config(directory)
+    config = stored_config if num_labels is None else dataclasses.replace(stored_config, num_labels=num_labels)
+    module = make_module(model, config)
+    expected = abstract_params(module)
+    if has_tensors(directory):
+        params = _gather(expected, _read_tensors(directory), config, directory)
+    else:
+        params = _load_converted(expected, stored_config, directory)
+    if absent := expected.keys() - params.keys():
+        modules = ", ".join(sorted({path.rsplit("/", 1)[0] for path in absent}))
+        _log.warning("%s has no %s; initialised at random (seed %d)", directory, modules, seed)
+        params |= _initialise(module, absent, seed)
+    return config, unflatten_dict(params, sep="/")
+
+
+def find_model(directory: Path) -> ModelFactory:
+    """The model, with its head, that a directory has the weights of; raises InputError as `load_pretrained` does."""
+    if not has_tensors(directory):
+        return _converted_model(directory)
+    stored = _read_tensors(directory)
+    modules = {module for module in map(names.module_of, stored) if module is not None}
+    width = next((x.shape[0] for name, x in stored.items() if name == "classifier.weight" and x.shape), None)
+    return model_of(modules, width)
+
+
+def save_pretrained(
+    directory: str | os.PathLike[str], config: LongformerConfig, params: Any, model: ModelFactory | None = None
+) -> None:
+    """Writes model.safetensors and config.json, which transformers loads as its class of the same name.
+
+    Full attention without global projections is written as RoBERTa, all else as Longformer; transformers passes over
+    dilation, and over what else its Longformer does not have.
+
+    Args:
+      directory: made where there is none; files of these two names are replaced.
+      config, params: of the model, as `load_pretrained` returns them.
+      model: its class; None infers it from the parameters.
+
+    Raises:
+      InputError: the parameters are not those of the model.
+    """
+    flat = flatten_dict(params, sep="/")
+    model = model or _model_of_params(flat)
+    if model is Longformer and "pooler/kernel" not in flat:
+        model = functools.partial(Longformer, add_pooling_layer=False)
+    module = make_module(model, config)
+    _check_params(flat, module)
+    values = config_to_hugging_face(config, ending_of(module))
+    tensors = {}
+    for path, x in flat.items():
+        x = np.asarray(x, np.float32)
+        layers = x if names.is_stacked(path) else [x]
+        prefix = f"{values['model_type']}." if path.startswith("longformer/") else ""
+        for name, tensor in zip(names.hugging_face_names(path, len(layers)), layers, strict=True):
+            tensors[prefix + name] = np.ascontiguousarray(tensor.T if names.is_kernel(path) else tensor)
+    directory = Path(directory).expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / SAFETENSORS, lambda path: save_file(tensors, path, {"format": "pt"}))
+    write_config(directory, values)
+
+
+def save_converted(directory: Path, config: LongformerConfig, params: Any) -> None:
+    """Writes config.json and the parameters as a checkpoint of Orbax, for `load_pretrained`."""
+    from longformer_jax.checkpoints import save_params  # imports Orbax
+
+    flat = flatten_dict(params, sep="/")
+    module = make_module(_model_of_params(flat), config)
+    _check_params(flat, module)
+    save_params(directory, params)
+    write_config(directory, config_to_hugging_face(config, ending_of(module)))
+
+
+def write_config(directory: Path, values: Mapping[str, Any]) -> None:
+    """Writes DIRECTORY/config.json."""
+    _replace(directory / CONFIG, lambda path: path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file, all of it or nothing."""
+    partial = path.with_name(f"{path.name}.partial")
+    write(partial)
+    partial.replace(path)
+
+
+def _read_tensors(directory: Path) -> dict[str, StoredTensor]:
+    return names.without_prefix(read_tensors(directory))
+
+
+def _gather(
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+    stored: Mapping[str, StoredTensor],
+    config: LongformerConfig,
+    directory: Path,
+) -> dict[str, jax.Array]:
+    """The parameters that are stored: the encoder's, and those of heads, unless all of a head is absent."""
+    parts = {path: names.hugging_face_names(path, config.num_hidden_layers) for path in expected}
+    present = {_head_of(path) for path in expected if any(name in stored for name in parts[path])} | {None}
+    parts = {path: tensors for path, tensors in parts.items() if _head_of(path) in present}
+    if config.global_projections and not any("_global." in name for name in stored):
+        raise InputError(
+            f"{directory} has no global projections, which its {CONFIG} promises; expected a Longformer's (python "
+            "-m longformer_jax.weights.convert makes one of a RoBERTa with its own config.json)"
+        )
+    wrong = []
+    for path, tensors in parts.items():
+        shape = names.hugging_face_shape(path, expected[path].shape)
+        for name in tensors:
+            if name not in stored:
+                wrong.append(f"{name} is missing")
+            elif stored[name].shape != shape:
+                wrong.append(f"{name} is {list(stored[name].shape)} instead of {list(shape)}")
+            elif stored[name].dtype not in _FLOATS:
+                wrong.append(f"{name} is of {stored[name].dtype} instead of float32")
+    for name in stored:
+        if (names.layer_number(name) or 0) >= config.num_hidden_layers:
+            wrong.append(f"{name} is of a layer that is none of the {config.num_hidden_layers}")
+        elif not names.is_known(name):
+            _log.info("%s has the tensor %s, which is of no use here", directory, name)
+    if wrong:
+        raise InputError(f"the weights in {directory} are not what its {CONFIG} describes: {_listing(wrong)}")
+    if "lm_head" in present:
+        _check_tied(stored, directory)
+    return {path: _read(path, tensors, expected[path].shape, stored) for path, tensors in parts.items()}
+
+
+def _head_of(path: str) -> str | None:
+    """The head that a parameter belongs to; None for the encoder."""
+    first = names.encoder_path(path).split("/")[0]
+    return first if first in _HEADS else None
+
+
+def _read(path: str, tensors: list[str], shape: tuple[int, ...], stored: Mapping[str, StoredTensor]) -> jax.Array:
+    """A parameter; one at a time, so that there is only one on the host beside those on the device."""
+
+    def read(name: str) -> np.ndarray:
+        return stored[name].read().T if names.is_kernel(path) else stored[name].read()
+
+    with np.errstate(all="ignore"):  # float64 may be too large, and NaN is a number as any other
+        if not names.is_stacked(path):
+            return jnp.array(read(tensors[0]), jnp.float32)  # a copy, as files may change
+        array = np.empty(shape, np.float32)
+        for layer, name in enumerate(tensors):
+            array[layer] = read(name)
+        return jnp.asarray(array)
+
+
+def _check_tied(stored: Mapping[str, StoredTensor], directory: Path) -> None:
+    for other, name in names.TIED.items():
+        if other in stored and stored[other] is not stored[name]:
+            one, two = stored[other].read(), stored[name].read()
+            if not np.array_equal(one, two, equal_nan=True):
+                raise InputError(f"{other} in {directory} is not {name}; expected them to be tied, as they are here")
+
+
+def _load_converted(
+    expected: Mapping[str, jax.ShapeDtypeStruct], config: LongformerConfig, directory: Path
+) -> dict[str, jax.Array]:
+    """What `save_converted` wrote, as far as it is expected."""
+    from longformer_jax.checkpoints import load_params
+
+    module = make_module(_converted_model(directory), config)
+    loaded: dict[str, Any] = flatten_dict(
+        load_params(directory, unflatten_dict(abstract_params(module), sep="/")), sep="/"
+    )
+    saved = {names.encoder_path(path): x for path, x in loaded.items()}
+    params = {path: saved[names.encoder_path(path)] for path in expected if names.encoder_path(path) in saved}
+    wrong = [
+        f"{path} is {list(x.shape)} instead of {list(expected[path].shape)}"
+        for path, x in params.items()
+        if x.shape != expected[path].shape
+    ]
+    if wrong:
+        raise InputError(f"the parameters in {directory} are not those of the model: {_listing(wrong)}")
+    return params
+
+
+def _converted_model(directory: Path) -> ModelFactory:
+    from longformer_jax.checkpoints import has_params
+
+    if not has_params(directory):
+        read_tensors(directory)  # says what is expected
+    architectures = read_values(directory).get("architectures")
+    model = model_called(architectures[0]) if isinstance(architectures, list) and architectures else None
+    if model is None:
+        raise InputError(f"{directory / CONFIG}: architectures is {architectures!r}; expected the name of a Longformer")
+    return model
+
+
+def _initialise(module: Any, paths: set[str], seed: int) -> dict[str, jax.Array]:
+    def init():
+        params = flatten_dict(init_params(module, seed), sep="/")
+        return {path: params[path] for path in paths}
+
+    return jax.jit(init)()  # so that nothing else is computed
+
+
+def _model_of_params(flat: Mapping[str, Any]) -> ModelFactory:
+    modules = {names.encoder_path(path).rpartition("/")[0] for path in flat}
+    kernel = flat.get("classifier/kernel")
+    return model_of(modules, None if kernel is None else np.shape(kernel)[-1])
+
+
+def _check_params(flat: Mapping[str, Any], module: Any) -> None:
+    expected = {path: x.shape for path, x in abstract_params(module).items()}
+    found = {path: tuple(np.shape(x)) for path, x in flat.items()}
+    wrong = [
+        f"{path} is {found.get(path, 'missing')} instead of {expected.get(path, 'absent')}"
+        for path in sorted(found.keys() | expected.keys())
+        if found.get(path) != expected.get(path)
+    ]
+    if wrong:
+        raise InputError(f"params are not those of {type(module).__name__}: {_listing(wrong)}")
+
+
+def _listing(wrong: list[str]) -> str:
+    """The first few of many."""
+    return f"{len(wrong)} tensors differ: {'; '.join(wrong[:4])}{'; …' if len(wrong) > 4 else ''}"

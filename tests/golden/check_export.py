@@ -1,0 +1,78 @@
+"""Checks that transformers loads what `save_pretrained` and the converter write, and computes the same with it.
+
+  .venv/bin/python tests/golden/check_export.py write DIR     (this project's environment)
+  python tests/golden/check_export.py read DIR                (an environment with torch and transformers)
+
+Every model of tests/golden/encoder, and a converted RoBERTa. Passed with torch 2.13.0 and transformers 5.24.0.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+ENCODER = pathlib.Path(__file__).parent / "encoder"
+CONVERTED = "converted"
+
+
+def token_ids() -> np.ndarray:
+    ids = np.random.default_rng(0).integers(4, 40, (2, 90))
+    ids[1, 70:] = 1
+    return ids
+
+
+def write(out: pathlib.Path) -> None:
+    from longformer_jax import ForMaskedLM
+    from longformer_jax.weights import load_pretrained, save_pretrained
+    from longformer_jax.weights.convert import convert
+    from longformer_jax.weights.pretrained import find_model
+
+    for directory in sorted(ENCODER.iterdir()):
+        config, params = load_pretrained(directory, find_model(directory))
+        save_pretrained(out / directory.name, config, params)
+    convert(ENCODER / "RobertaForMaskedLM", out / CONVERTED, max_length=100, attention_window=8, format="safetensors")
+    config, params = load_pretrained(out / CONVERTED, ForMaskedLM)
+    ids = token_ids()
+    is_global = np.zeros_like(ids)
+    is_global[:, :2] = 1
+    np.save(out / "logits.npy", ForMaskedLM(config).apply({"params": params}, ids, ids != 1, is_global).logits)
+
+
+def read(out: pathlib.Path) -> None:
+    import torch
+    import transformers
+
+    def load(directory: pathlib.Path):
+        name = json.loads((directory / "config.json").read_text())["architectures"][0]
+        model, info = getattr(transformers, name).from_pretrained(directory, output_loading_info=True)
+        print(directory.name, name, info)
+        assert not any(info.values())
+        return model.eval()
+
+    for directory in sorted(ENCODER.iterdir()):
+        ours, theirs = load(out / directory.name), load(directory)
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+        for key, x in theirs.state_dict().items():
+            assert torch.equal(x, ours.state_dict()[key]), key
+        different = {
+            key: (x, ours.config.to_dict().get(key))
+            for key, x in theirs.config.to_dict().items()
+            if x != ours.config.to_dict().get(key) and key != "_name_or_path"
+        }
+        assert not different, different
+    for automatic in (transformers.AutoModel, transformers.AutoModelForMaskedLM):
+        automatic.from_pretrained(out / "LongformerForMaskedLM")
+    ids = torch.tensor(token_ids())
+    is_global = torch.zeros_like(ids)
+    is_global[:, :2] = 1
+    mask = (ids != 1).long()
+    with torch.no_grad():
+        logits = load(out / CONVERTED)(ids, attention_mask=mask, global_attention_mask=is_global).logits
+    difference = np.abs(logits.numpy() - np.load(out / "logits.npy"))[mask.bool().numpy()].max()
+    print(f"converted: largest difference of a logit {difference:.1e}")
+    assert difference < 1e-4
+
+
+if __name__ == "__main__":
+    {"write": write, "read": read}[sys.argv[1]](pathlib.Path(sys.argv[2]))

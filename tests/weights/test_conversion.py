@@ -1,0 +1,236 @@
+"""RoBERTa to Longformer."""
+
+import dataclasses
+import functools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from checkpoint import ENCODER, assert_same, flat, write
+
+from longformer_jax import ForMaskedLM, ForSequenceClassification, InputError, Longformer
+from longformer_jax.weights import convert, load_pretrained, roberta_to_longformer
+from longformer_jax.weights.pretrained import save_converted
+
+ROBERTA = ENCODER / "RobertaForMaskedLM"  # 66 rows, 2 of them reserved
+
+
+def positions_of(params) -> np.ndarray:
+    return np.asarray(params.get("longformer", params)["position_embeddings"]["embedding"])
+
+
+@pytest.fixture(scope="module")
+def roberta():
+    return load_pretrained(ROBERTA, ForMaskedLM)
+
+
+@pytest.mark.parametrize("max_length", [64, 65, 128, 200, 511])
+def test_positions_are_copied(roberta, max_length: int) -> None:
+    config, params = roberta_to_longformer(*roberta, max_length=max_length)
+    old, new = positions_of(roberta[1]), positions_of(params)
+    assert len(new) == config.max_position_embeddings == max_length + 2
+    assert config.max_length == max_length
+    # AI2's loop.
+    expected = np.empty((max_length + 2, 16), np.float32)
+    expected[:2] = old[:2]
+    k = 2
+    while k < max_length + 2:
+        expected[k : k + 64] = old[2 : 2 + max_length + 2 - k]
+        k += 64
+    np.testing.assert_array_equal(new, expected)
+
+
+def test_random_positions(roberta) -> None:
+    old = positions_of(roberta[1])
+    config, params = roberta_to_longformer(*roberta, max_length=2000, positions="random", seed=3)
+    new = positions_of(params)
+    np.testing.assert_array_equal(new[:66], old)
+    assert new.shape == (2002, 16) and new.dtype == np.float32
+    assert abs(new[66:].std() / config.initializer_range - 1) < 0.03 and abs(new[66:].mean()) < 0.001
+    _, same = roberta_to_longformer(*roberta, max_length=2000, positions="random", seed=3)
+    assert_same(same, params)
+    _, other = roberta_to_longformer(*roberta, max_length=2000, positions="random", seed=4)
+    assert np.all(positions_of(other)[66:] != new[66:])
+
+
+def test_everything_else_stays(roberta) -> None:
+    before = jax.tree.map(np.array, roberta[1])
+    config, params = roberta_to_longformer(*roberta, max_length=128, attention_window=(8, 32))
+    assert_same(roberta[1], before)
+    assert config == dataclasses.replace(
+        roberta[0],
+        max_position_embeddings=130,
+        attention_window=(8, 32),
+        attention_mode="sliding_window",
+        global_projections=True,
+    )
+    before, after = flat(before), flat(params)
+    for path, x in after.items():
+        if path != "longformer/position_embeddings/embedding":
+            np.testing.assert_array_equal(x, before[path.replace("_global", "")], path)
+    added = {
+        f"longformer/layers/{name}_global/{leaf}" for name in ("query", "key", "value") for leaf in ("kernel", "bias")
+    }
+    assert after.keys() == before.keys() | added
+    shapes = jax.eval_shape(ForMaskedLM(config).init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, params)
+
+
+def test_within_its_window_it_computes_what_roberta_does(roberta) -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, 40, (2, 30))
+    mask = np.arange(30) < np.array([[30], [21]])
+    ids = np.where(mask, ids, 1)
+    expected = jax.jit(ForMaskedLM(roberta[0]).apply)({"params": roberta[1]}, ids, mask).logits
+    config, params = roberta_to_longformer(*roberta, max_length=100, attention_window=60)
+    is_global = np.zeros_like(mask)
+    is_global[:, [0, 5]] = True
+    apply = jax.jit(functools.partial(ForMaskedLM(config).apply, max_global_tokens=2))
+    for global_mask in (is_global, np.zeros_like(is_global)):
+        logits = apply({"params": params}, ids, mask, global_mask).logits
+        np.testing.assert_allclose(logits[mask], expected[mask], atol=1e-4)
+
+
+def test_a_longformer_is_lengthened() -> None:
+    longformer = load_pretrained(ENCODER / "LongformerModel")
+    config, params = roberta_to_longformer(*longformer, max_length=100)
+    assert config == dataclasses.replace(longformer[0], max_position_embeddings=102)
+    old = positions_of(longformer[1])
+    np.testing.assert_array_equal(positions_of(params), np.concatenate([old, old[2:38]]))
+    del params["position_embeddings"], longformer[1]["position_embeddings"]
+    assert_same(params, longformer[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_length": 63}, "max_length is 63; expected at least 64, which the position table serves already"),
+        ({"max_length": "4096"}, "max_length is '4096'; expected at least 64"),
+        ({"attention_window": 7}, "attention_window is 7; expected even numbers"),
+        ({"attention_window": (8, 8, 8)}, "attention_window has 3 entries; expected one for each of the 2 layers"),
+        ({"positions": "zero"}, "positions is 'zero'; expected one of copied, random"),
+    ],
+)
+def test_bad_arguments(roberta, arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        roberta_to_longformer(*roberta, **{"max_length": 128} | arguments)
+
+
+def run(*arguments: object, capsys) -> str:
+    """What the command line says before it exits with 2."""
+    with pytest.raises(SystemExit) as raised:
+        convert.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert raised.value.code == 2 and captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("format", ["orbax", "safetensors"])
+def test_command_line(tmp_path: Path, roberta, format: str, capsys, caplog) -> None:
+    source = write(tmp_path / "source", "RobertaForMaskedLM")
+    (source / "vocab.json").write_text("{}")
+    (source / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64, "do_lower_case": False}))
+    out = tmp_path / "new" / "out"
+    convert.main([str(source), str(out), "--max_length=100", "--attention_window=8,16", f"--format={format}"])
+    assert capsys.readouterr() == ("", "")
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    weights = "params" if format == "orbax" else "model.safetensors"
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["config.json", "tokenizer_config.json", "vocab.json", weights]
+    )
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {"model_max_length": 100, "do_lower_case": False}
+
+    config, params = load_pretrained(out, ForMaskedLM)
+    expected_config, expected = roberta_to_longformer(*roberta, max_length=100, attention_window=(8, 16))
+    assert config == expected_config
+    assert_same(params, expected)
+    assert not caplog.records
+
+    assert "out is" in run(source, out, capsys=capsys)
+
+
+def test_converted_weights_for_other_models(tmp_path: Path, roberta, caplog) -> None:
+    config, params = roberta_to_longformer(*roberta, max_length=128)
+    save_converted(tmp_path, config, params)
+    new_config, new = load_pretrained(tmp_path, ForSequenceClassification, num_labels=4)
+    assert new_config == dataclasses.replace(config, num_labels=4)
+    assert_same(new["longformer"], params["longformer"])
+    assert new["classifier"]["out_proj"]["kernel"].shape == (16, 4)
+    _, base = load_pretrained(tmp_path)
+    assert_same({"pooler": base["pooler"], **params["longformer"]}, base)
+    assert [record.getMessage().split(";")[0].split(" has ")[1] for record in caplog.records] == [
+        "no classifier/dense, classifier/out_proj",
+        "no pooler",
+    ]
+    # It can be lengthened again, and its name says what it is.
+    out = tmp_path / "longer"
+    convert.convert(tmp_path, out, max_length=150)
+    assert load_pretrained(out, ForMaskedLM)[0].max_length == 150
+    config_json = tmp_path / "config.json"
+    config_json.write_text(config_json.read_text().replace("LongformerForMaskedLM", "Other"))
+    with pytest.raises(InputError, match=r"architectures is \['Other'\]; expected the name of a Longformer"):
+        load_pretrained(tmp_path)
+
+
+def test_converted_head_of_another_shape(tmp_path: Path) -> None:
+    model = ForSequenceClassification
+    config, params = load_pretrained(ENCODER / "LongformerForSequenceClassification", model)
+    save_converted(tmp_path, config, params)
+    assert_same(load_pretrained(tmp_path, model)[1], params)
+    with pytest.raises(InputError, match=r"classifier/out_proj/\w+ is \[.*3\] instead of \[.*5\]"):
+        load_pretrained(tmp_path, model, num_labels=5)
+    file = max(
+        (path for path in (tmp_path / "params").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        load_pretrained(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("RobertaForSequenceClassification", ForSequenceClassification), ("RobertaModel", Longformer)],
+)
+def test_the_head_comes_along(tmp_path: Path, name: str, model, caplog) -> None:
+    convert.convert(ENCODER / name, tmp_path / "out", max_length=128)
+    _, params = load_pretrained(tmp_path / "out", model)
+    _, expected = roberta_to_longformer(*load_pretrained(ENCODER / name, model), max_length=128)
+    assert_same(params, expected)
+    assert not caplog.records
+
+
+def test_errors_of_the_command_line(tmp_path: Path, capsys) -> None:
+    for arguments, message in [
+        ((), "error: the following arguments are required: source, out\n"),
+        ((ROBERTA, tmp_path / "out", "--max_length=x"), "error: argument --max_length: invalid int value: 'x'\n"),
+        ((ROBERTA, tmp_path / "out", "--attention_window=8,"), "error: argument --attention_window: invalid"),
+        ((ROBERTA, tmp_path / "out", "--max_length=63"), "error: max_length is 63; expected at least 64"),
+        ((ROBERTA, tmp_path / "out", "--format=pickle"), "error: argument --format: invalid choice"),
+        ((tmp_path / "none", tmp_path / "out"), "error: source is '.*none', which is no directory"),
+        ((tmp_path, tmp_path / "out"), "error: .* holds no weights; expected model.safetensors"),
+    ]:
+        said = run(*arguments, capsys=capsys)
+        assert re.match(message, said), said
+        assert not list(tmp_path.iterdir())
+
+
+def test_damaged_tokenizer(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", "RobertaModel")
+    (source / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(InputError, match="tokenizer_config.json is damaged"):
+        convert.convert(source, tmp_path / "out", max_length=128)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_module_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "longformer_jax.weights.convert"]
+    ran = subprocess.run([*command, ROBERTA, tmp_path / "out", "--max_length=80"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert (tmp_path / "out" / "config.json").is_file()
