@@ -1,8 +1,9 @@
-"""Evaluates what train.py left in a workdir: bits per character, or a sample.
+"""Evaluates what train.py left in a workdir: bits per character or masked token, or a sample.
 
 python eval.py --workdir=runs/quickstart --split=validation --protocol=stream
 python eval.py --workdir=runs/enwik8_small --split=test --protocol=paper
 python eval.py --workdir=runs/quickstart --sample=500 --temperature=0.8
+python eval.py --workdir=runs/roberta_base --split=validation
 """
 
 from absl import app, flags, logging
@@ -14,17 +15,21 @@ from longformer_jax.host_memory import reuse_freed_memory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the latest without.")
-_SPLIT = flags.DEFINE_string("split", "test", "train, validation or test.")
-_PROTOCOL = flags.DEFINE_string(
+
+# Options of an evaluation: those that are not given are left to the kind of experiment.
+flags.DEFINE_string("split", None, "train, validation or test; test without, or validation where there is no test.")
+flags.DEFINE_string(
     "protocol",
-    "paper",
+    None,
     "paper: overlapping sequences, the last --stride characters of each are scored. "
-    "stream: one pass with a cache, every character is scored.",
+    "stream: one pass with a cache, every character is scored. Of a character LM; paper without.",
 )
-_LENGTH = flags.DEFINE_integer("sequence_length", 32_256, "Characters of a sequence of the paper's protocol.")
-_STRIDE = flags.DEFINE_integer("stride", 512, "How far a sequence of the paper's protocol begins after the last.")
-_BATCH = flags.DEFINE_integer("batch_size", 8, "Sequences at once in the paper's protocol.", lower_bound=1)
-_LIMIT = flags.DEFINE_integer("limit", None, "Score so many characters only.")
+flags.DEFINE_integer("sequence_length", None, "Characters of a sequence of the paper's protocol; 32,256 without.")
+flags.DEFINE_integer("stride", None, "How far a sequence of the paper's protocol begins after the last; 512 without.")
+flags.DEFINE_integer("batch_size", None, "Sequences at once; 8 without.", lower_bound=1)
+flags.DEFINE_integer("limit", None, "Score so many characters only, or sequences of a masked LM.")
+_OPTIONS = ("split", "protocol", "step", "sequence_length", "stride", "batch_size", "limit")
+
 _SAMPLE = flags.DEFINE_integer("sample", None, "Writes so many characters of text instead.")
 _PROMPT = flags.DEFINE_string("prompt", "\n", "What the sample goes on from.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sample.")
@@ -48,21 +53,8 @@ def _run() -> str:
             top_k=_TOP_K.value,
             top_p=_TOP_P.value,
         )
-    result = evaluate(
-        workdir,
-        split=_SPLIT.value,
-        protocol=_PROTOCOL.value,
-        step=_STEP.value,
-        sequence_length=_LENGTH.value,
-        stride=_STRIDE.value,
-        batch_size=_BATCH.value,
-        limit=_LIMIT.value,
-    )
-    return (
-        f"{result.split}, protocol {result.protocol}, step {result.step:,}: "
-        f"{result.bits_per_character:.4f} bits per character over {result.characters:,} characters, "
-        f"{result.characters_per_second:,.0f} characters/s"
-    )
+    given = {name: flags.FLAGS[name].value for name in _OPTIONS}
+    return str(evaluate(workdir, **{name: value for name, value in given.items() if value is not None}))
 
 
 def main(arguments: list[str]) -> None:

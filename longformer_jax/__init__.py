@@ -23,6 +23,7 @@ from longformer_jax.models import (
     prefill,
     question_mask,
 )
+from longformer_jax.weights import load_pretrained, load_tokenizer, roberta_to_longformer, save_pretrained
 
 __all__ = [
     "CharLM",
@@ -41,7 +42,11 @@ __all__ = [
     "generate",
     "global_capacity",
     "init_cache",
+    "load_pretrained",
+    "load_tokenizer",
     "merge_attention",
     "prefill",
     "question_mask",
+    "roberta_to_longformer",
+    "save_pretrained",
 ]

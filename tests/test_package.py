@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A package may import itself and what stands after it, nothing that stands before.
 LAYERS = {
-    "training": {"models", "data", "attention"},
-    "evaluation": {"training", "models", "data", "attention"},
+    "evaluation": {"training", "models", "data", "weights", "attention"},
+    "training": {"models", "data", "weights", "attention"},
+    "weights": {"models", "attention"},
     "models": {"attention"},
     "data": set(),
     "attention": set(),
@@ -56,6 +57,11 @@ def test_imports_point_one_way(package: str) -> None:
     for file in files:
         inside = {name.split(".")[1] for name in imported_modules(file) if name.startswith("longformer_jax.")}
         assert inside & LAYERS.keys() <= LAYERS[package] | {package}, file
+
+
+def test_checkpoints_import_nothing_of_the_library() -> None:
+    modules = imported_modules(ROOT / "longformer_jax" / "checkpoints.py")
+    assert [name for name in modules if name.startswith("longformer_jax")] == ["longformer_jax.errors.InputError"]
 
 
 def test_kernels_import_nothing_of_the_library() -> None:

@@ -16,7 +16,8 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.timing import measure_jax
 from configs.char_lm import paper
 from longformer_jax import CharLMConfig, banded_attention
-from longformer_jax.training.config import ExperimentConfig, OptimizerConfig, Phase
+from longformer_jax.training.char_lm import CharLMExperiment, CharLMPhase
+from longformer_jax.training.config import OptimizerConfig
 from longformer_jax.training.flops import peak_flops, training_flops_per_character
 from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch
 from longformer_jax.training.step import compile_train_step, init_state, make_eval_step
@@ -26,7 +27,7 @@ VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
 STEPS = 7
 
 
-def experiment(variant: str, implementation: str | None) -> ExperimentConfig:
+def experiment(variant: str, implementation: str | None) -> CharLMExperiment:
     """enwik8_small; the numbers of steps play no part here."""
     config = paper.experiment("enwik8", paper.SMALL_WINDOWS, paper.SMALL_DILATIONS, (1,) * 5, dropout_rate=0.2)
     config = paper.variant(config, variant)
@@ -61,7 +62,7 @@ def measure(
                 print(f"  {key} {record}", file=sys.stderr)
 
 
-def measure_phase(config: ExperimentConfig, phase: int) -> dict[str, Any]:
+def measure_phase(config: CharLMExperiment, phase: int) -> dict[str, Any]:
     """Characters per second, model FLOP utilisation, memory, and the share of attention in a step's time."""
     mesh = make_mesh(config.mesh)
     accumulate = accumulation_steps(config, phase, mesh)
@@ -115,7 +116,7 @@ def attention_milliseconds(model: CharLMConfig, batch: int, length: int) -> floa
 # ---- A real run ------------------------------------------------------------------------------------------------------
 
 
-def train(results: Results, minutes: float, file: Path, config: ExperimentConfig) -> None:
+def train(results: Results, minutes: float, file: Path, config: CharLMExperiment) -> None:
     """Trains the first phase of `config` on the file for so long, the rate decaying to the end; adds the curve.
 
     The last twentieth of the file is for validation.
@@ -145,7 +146,7 @@ def train(results: Results, minutes: float, file: Path, config: ExperimentConfig
     total = max(10, int(0.93 * minutes * 60 / min(times)))  # leaves time for validation
 
     optimizer = OptimizerConfig(clip_norm=1.0, decay="linear", final_fraction=0.05, warmup_fraction=0.05)
-    phases = (Phase(**{**dataclasses.asdict(phase), "steps": total, "learning_rate": 1e-3}),)
+    phases = (CharLMPhase(**{**dataclasses.asdict(phase), "steps": total, "learning_rate": 1e-3}),)
     config = dataclasses.replace(config, phases=phases, optimizer=optimizer)
     step_fn, evaluate = compile_train_step(config, 0, accumulate, mesh), make_eval_step(config, 0, mesh)
     count = min(phase.batch_size, (len(validation) - 1) // phase.sequence_length)

@@ -11,7 +11,7 @@ import dataclasses
 
 from longformer_jax.errors import InputError
 from longformer_jax.models import CharLMConfig
-from longformer_jax.training import DataConfig, ExperimentConfig, Phase
+from longformer_jax.training import CharLMExperiment, CharLMPhase, DataConfig
 
 SEQUENCE_LENGTHS = (2048, 4096, 8192, 16384, 23040)
 LEARNING_RATE = 2.5e-4  # of the first phase
@@ -31,10 +31,10 @@ CHARACTERS_PER_DEVICE = 2**17
 FAST_POSITION_DIM = 64
 
 
-def phases(windows: tuple[int, ...], steps: tuple[int, ...]) -> tuple[Phase, ...]:
+def phases(windows: tuple[int, ...], steps: tuple[int, ...]) -> tuple[CharLMPhase, ...]:
     """One phase for each entry of `steps`; `windows` are those of the first."""
     return tuple(
-        Phase(
+        CharLMPhase(
             sequence_length=SEQUENCE_LENGTHS[i],
             windows=tuple(window * 2**i for window in windows),
             learning_rate=LEARNING_RATE / 2**i,
@@ -48,7 +48,7 @@ def phases(windows: tuple[int, ...], steps: tuple[int, ...]) -> tuple[Phase, ...
 
 def experiment(
     source: str, windows: tuple[int, ...], dilations: tuple[int, ...], steps: tuple[int, ...], dropout_rate: float
-) -> ExperimentConfig:
+) -> CharLMExperiment:
     """The model and its training, at full size."""
     model = CharLMConfig(
         embed_dim=512,
@@ -63,12 +63,12 @@ def experiment(
         dtype="bfloat16",
         remat=True,
     )
-    return ExperimentConfig(
+    return CharLMExperiment(
         model=model, phases=phases(windows, steps), data=DataConfig(source=source), eval_interval=5000
     )
 
 
-def variant(config: ExperimentConfig, name: str) -> ExperimentConfig:
+def variant(config: CharLMExperiment, name: str) -> CharLMExperiment:
     """Variant `name` of an experiment: "" (the paper's), "fast" or "smoke"."""
     if name == "":
         return config
@@ -79,7 +79,7 @@ def variant(config: ExperimentConfig, name: str) -> ExperimentConfig:
     raise InputError(f"config variant is {name!r}; expected '', 'fast' or 'smoke'")
 
 
-def smoke(config: ExperimentConfig) -> ExperimentConfig:
+def smoke(config: CharLMExperiment) -> CharLMExperiment:
     """An eighth of the widths, lengths and windows and a few steps of each phase, on the embedded text or a given file.
 
     As many layers, phases and dilated heads as the full experiment has, so that two cores go through all of it within

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from longformer_jax.errors import InputError
 from longformer_jax.models import CharLMConfig
-from longformer_jax.training import ExperimentConfig, OptimizerConfig, Phase
+from longformer_jax.training import CharLMExperiment, CharLMPhase, OptimizerConfig
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "minute"):
         raise InputError(f"config variant is {variant!r}; expected '' or 'minute'")
     windows = (16, 32, 64, 64)
-    config = ExperimentConfig(
+    config = CharLMExperiment(
         model=CharLMConfig(
             embed_dim=128,
             num_layers=4,
@@ -39,8 +39,8 @@ def get_config(variant: str = "") -> ConfigDict:
             dtype="float32",
         ),
         phases=(
-            Phase(sequence_length=128, windows=windows, learning_rate=4e-3, batch_size=8, steps=1250),
-            Phase(
+            CharLMPhase(sequence_length=128, windows=windows, learning_rate=4e-3, batch_size=8, steps=1250),
+            CharLMPhase(
                 sequence_length=256,
                 windows=tuple(2 * window for window in windows),
                 learning_rate=1.5e-3,

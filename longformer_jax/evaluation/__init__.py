@@ -1,4 +1,4 @@
-"""Evaluation of trained models: bits per character by two protocols, and samples."""
+"""Evaluation of trained models: of a workdir, whatever it holds, and of texts by two protocols."""
 
 from longformer_jax.evaluation.protocols import BitsPerCharacter, score_overlapping, score_stream
 from longformer_jax.evaluation.workdir import evaluate, sample_text

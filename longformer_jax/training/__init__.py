@@ -1,34 +1,44 @@
-"""Training of the character LM: experiment configurations, the loop, and what it leaves in a workdir."""
+"""Training: experiment configurations, the loop, and what it leaves in a workdir."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from longformer_jax.training.config import (
-    DataConfig,
-    ExperimentConfig,
-    MeshConfig,
-    OptimizerConfig,
-    Phase,
-)
+from longformer_jax.training.config import ExperimentConfig, MeshConfig, OptimizerConfig, Phase
 from longformer_jax.training.monitor import DivergenceError
 
 if TYPE_CHECKING:
-    from longformer_jax.training.checkpoints import restore_params
+    from longformer_jax.training.char_lm import CharLMExperiment, CharLMPhase, DataConfig
     from longformer_jax.training.loop import train
+    from longformer_jax.training.masked_lm import MaskedLMExperiment, TokenDataConfig, export_model
+    from longformer_jax.training.workdir import restore_params
 
 __all__ = [
+    "CharLMExperiment",
+    "CharLMPhase",
     "DataConfig",
     "DivergenceError",
     "ExperimentConfig",
+    "MaskedLMExperiment",
     "MeshConfig",
     "OptimizerConfig",
     "Phase",
+    "TokenDataConfig",
+    "export_model",
     "restore_params",
     "train",
 ]
 
 # Imported when asked for: Orbax and matplotlib load slowly, and a configuration or a single step needs neither.
-_LATER = {"restore_params": "checkpoints", "train": "loop"}
+_LATER = {
+    "CharLMExperiment": "char_lm",
+    "CharLMPhase": "char_lm",
+    "DataConfig": "char_lm",
+    "MaskedLMExperiment": "masked_lm",
+    "TokenDataConfig": "masked_lm",
+    "export_model": "masked_lm",
+    "restore_params": "workdir",
+    "train": "loop",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,22 @@
-"""What an experiment is: frozen dataclasses, built and validated from an ml_collections ConfigDict."""
+"""What every experiment has: frozen dataclasses, built and validated from an ml_collections ConfigDict.
 
+A kind of experiment is a subclass of `ExperimentConfig` in a file of its own, and a line of `OBJECTIVES`.
+"""
+
+import abc
 import dataclasses
+import importlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from longformer_jax.data import Corpus, check_vocab, load_corpus
+import jax
+from jax.sharding import Mesh
+
 from longformer_jax.errors import InputError
-from longformer_jax.models import CharLMConfig
 from longformer_jax.training.serialization import build, check, to_config_dict
 
 if TYPE_CHECKING:
@@ -17,45 +24,28 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 
-DECAYS = ("constant", "linear", "cosine")
+# The kinds of experiments, by the name that config.json has as `objective`: module and class.
+OBJECTIVES = {
+    "char_lm": ("longformer_jax.training.char_lm", "CharLMExperiment"),
+    "masked_lm": ("longformer_jax.training.masked_lm", "MaskedLMExperiment"),
+}
+
+DECAYS = ("constant", "linear", "cosine", "polynomial")
 
 # What may differ when a workdir is resumed: nothing here changes what is learnt, but for the dropout masks, which
 # follow from how a batch is cut.
 _HARMLESS = re.compile(
-    r"(log|eval|checkpoint)_interval|eval_sequences|keep_checkpoints|mesh\..*|data\.data_dir"
+    r"(log|eval|checkpoint)_interval|eval_sequences|keep_checkpoints|mesh\..*|data\.(data|cache)_dir"
     r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device"
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the text comes from: the arguments of `load_corpus`.
-
-    Attributes:
-      source: a source of `load_corpus`; None is the file `path` where one is given, else the embedded text.
-      path: the file, or the directory of a manual download.
-      data_dir: where prepared data sets are kept; None is TFDS's usual place.
-      split: fractions of train, validation and test, for a file of one's own.
-    """
-
-    source: str | None = None
-    path: str | None = None
-    data_dir: str | None = None
-    split: tuple[float, ...] = (0.90, 0.05, 0.05)
-
-    def load(self) -> Corpus:
-        """The corpus; raises InputError where `load_corpus` does."""
-        source = self.source or ("text_file" if self.path else "tiny_shakespeare")
-        return load_corpus(source, path=self.path, data_dir=self.data_dir, split=self.split)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One stage of training (paper, section 4.2): later ones see longer sequences through wider windows.
+    """One stage of training.
 
     Attributes:
-      sequence_length: characters of a sequence.
-      windows: how many preceding characters each layer sees, in steps of the layer's dilation, bottom layer first.
+      sequence_length: tokens of a sequence (characters are the tokens of a character LM).
       learning_rate: the rate that the phase warms up to.
       batch_size: sequences of an optimizer step, over all devices.
       steps: optimizer steps.
@@ -64,7 +54,6 @@ class Phase:
     """
 
     sequence_length: int
-    windows: tuple[int, ...]
     learning_rate: float
     batch_size: int
     steps: int
@@ -84,36 +73,50 @@ class OptimizerConfig:
     Attributes:
       b1, b2, eps: Adam's.
       weight_decay: decoupled, on kernels and embeddings only.
-      clip_norm: the largest global norm of the gradient.
-      warmup_fraction: the part of a phase's steps with a linear warm-up, of at most `max_warmup_steps`.
-      decay: how the rate moves after the warm-up, "constant", "linear" or "cosine", to `final_fraction` of it.
+      clip_norm: the largest global norm of the gradient; None does not clip.
+      warmup_steps: how many steps of a phase warm up linearly. None: the part `warmup_fraction` of its steps, but at
+        most `max_warmup_steps`.
+      decay: how the rate moves after the warm-up, "constant", "linear", "cosine" or "polynomial", to `final_fraction`
+        of it at the end of the phase.
+      power: of the polynomial, the exponent of the part of the steps that is left.
+      train_only: a regular expression; only parameters with a match in their path, such as
+        "longformer/position_embeddings/embedding", are trained. None: all.
     """
 
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
-    clip_norm: float = 0.25
+    clip_norm: float | None = 0.25
+    warmup_steps: int | None = None
     warmup_fraction: float = 0.1
     max_warmup_steps: int = 10_000
     decay: str = "constant"
     final_fraction: float = 0.0
+    power: float = 1.0
+    train_only: str | None = None
 
     def __post_init__(self) -> None:
         for field in ("b1", "b2", "warmup_fraction"):
             value = getattr(self, field)
             check(0 <= value < 1, field, value, "a number of at least 0 and below 1")
-        for field in ("eps", "clip_norm"):
+        for field in ("eps", "clip_norm", "power"):
             value = getattr(self, field)
-            check(value > 0, field, value, "a positive number")
-        for field in ("weight_decay", "max_warmup_steps"):
+            check(value is None or value > 0, field, value, "a positive number")
+        for field in ("weight_decay", "warmup_steps", "max_warmup_steps"):
             value = getattr(self, field)
-            check(value >= 0, field, value, "at least 0")
+            check(value is None or value >= 0, field, value, "at least 0")
         check(self.decay in DECAYS, "decay", self.decay, f"one of {', '.join(DECAYS)}")
         check(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "a number from 0 to 1")
+        try:
+            re.compile(self.train_only or "")
+        except re.error as error:
+            check(False, "train_only", self.train_only, f"a regular expression ({error})")
 
-    def warmup_steps(self, steps: int) -> int:
-        """Of a phase with so many steps."""
+    def warmup(self, steps: int) -> int:
+        """How many steps warm up in a phase with so many steps."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
         return min(int(self.warmup_fraction * steps), self.max_warmup_steps)
 
 
@@ -132,14 +135,15 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
-    """Everything that decides what is trained, and how it is reported.
+class ExperimentConfig(abc.ABC):
+    """Everything that decides what is trained, and how it is reported; the methods are what the loop asks a kind for.
 
     Attributes:
-      model: the architecture. Its windows are set to those of the first phase; `model_in_phase` gives the others.
+      model: the architecture.
       phases: the stages, in order.
-      data, optimizer, mesh: see there.
-      seed: of parameters, dropout and the order of the text.
+      data: where the data comes from.
+      optimizer, mesh: see there.
+      seed: of parameters, dropout and the order of the data.
       log_interval: steps between lines of the log.
       eval_interval: steps between validations; 0 is never. There is one at the end, too.
       eval_sequences: how many validation sequences, of the phase's length, are looked at (fewer where there are fewer).
@@ -147,9 +151,9 @@ class ExperimentConfig:
       keep_checkpoints: how many of the latest are kept.
     """
 
-    model: CharLMConfig
+    model: Any
     phases: tuple[Phase, ...]
-    data: DataConfig = DataConfig()
+    data: Any
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
@@ -158,6 +162,18 @@ class ExperimentConfig:
     eval_sequences: int = 64
     checkpoint_interval: int = 1000
     keep_checkpoints: int = 2
+
+    # The kind's name in OBJECTIVES.
+    objective: ClassVar[str]
+    # What a token is called, in full and in the log.
+    unit: ClassVar[str] = "tokens"
+    unit_symbol: ClassVar[str] = "tok"
+    # The loss as it is reported: its key, its name in full, and what the loss is divided by to get it.
+    score: ClassVar[str] = "bpc"
+    score_name: ClassVar[str] = "bits per token"
+    score_scale: ClassVar[float] = math.log(2)
+    # Whether there is a validation before training, too.
+    validates_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check(len(self.phases) > 0, "phases", self.phases, "at least one phase")
@@ -171,16 +187,59 @@ class ExperimentConfig:
         ):
             value = getattr(self, field)
             check(value >= minimum, field, value, f"at least {minimum}")
-        for index in range(len(self.phases)):
-            try:
-                self.model_in_phase(index)
-            except InputError as error:
-                raise InputError(f"phases[{index}].{error}") from None
-        object.__setattr__(self, "model", self.model_in_phase(0))
+        warmup = self.optimizer.warmup_steps
+        for index, phase in enumerate(self.phases):
+            expected = f"less than the {phase.steps} steps of phases[{index}]"
+            check(warmup is None or warmup < phase.steps, "optimizer.warmup_steps", warmup, expected)
 
-    def model_in_phase(self, index: int) -> CharLMConfig:
-        """The model as phase `index` runs it: the same parameters behind the phase's windows."""
-        return dataclasses.replace(self.model, windows=self.phases[index].windows)
+    # What a kind of experiment is.
+
+    @abc.abstractmethod
+    def load_data(self) -> Any:
+        """The data, anything with a `name`; raises InputError where it does not fit the experiment."""
+
+    @abc.abstractmethod
+    def train_batches(
+        self, data: Any, phase: int, *, start_step: int, process_index: int, process_count: int
+    ) -> Iterator[Any]:
+        """This process's part of the batches of a phase, from a step on: trees of numpy arrays `[B / P, …]`."""
+
+    @abc.abstractmethod
+    def batch_spec(self, phase: int) -> Any:
+        """The shapes and dtypes of a batch of a phase, over all processes: a tree of arrays `[B, …]`."""
+
+    @abc.abstractmethod
+    def init_params(self) -> Any:
+        """Parameters from the seed, float32; traced."""
+
+    def pretrained_params(self) -> Any:
+        """The parameters to begin with, arrays on the host; None where `init_params` makes them."""
+        return None
+
+    def prepare(self, batch: Any, key: jax.Array) -> Any:
+        """Makes what `loss` takes of a whole batch, a tree of arrays `[A, B / A, …]`; traced, in the step.
+
+        Microbatch a has the rows a, a + A, a + 2A, … of the batch.
+        """
+        return batch
+
+    @abc.abstractmethod
+    def loss(self, phase: int, params: Any, microbatch: Any, key: jax.Array) -> jax.Array:
+        """A scalar, whose mean over the microbatches, trees of arrays `[B / A, …]`, is minimised; traced."""
+
+    @abc.abstractmethod
+    def validator(self, phase: int, data: Any, batch_size: int, mesh: Mesh) -> Callable[[Any], dict[str, float]]:
+        """A function of parameters that gives what a validation reports, the `score` first."""
+
+    @abc.abstractmethod
+    def flops_per_token(self, phase: int, params: Any) -> float:
+        """Model FLOPs of training for each token."""
+
+    def export(self, workdir: Path, params: Any) -> str | None:
+        """Writes what the run is for, when it has ended, and says so in a line of the log."""
+        return None
+
+    # What follows from the phases.
 
     @property
     def total_steps(self) -> int:
@@ -196,39 +255,21 @@ class ExperimentConfig:
                 return index
         return len(self.phases) - 1
 
-    def characters_at(self, step: int) -> int:
-        """How many characters `step` steps have trained on."""
-        characters = 0
+    def tokens_at(self, step: int) -> int:
+        """How many tokens `step` steps have trained on."""
+        tokens = 0
         for phase in self.phases:
             steps = min(step, phase.steps)
-            characters += steps * phase.batch_size * phase.sequence_length
+            tokens += steps * phase.batch_size * phase.sequence_length
             step -= steps
-        return characters
+        return tokens
 
-    def load_corpus(self) -> Corpus:
-        """The corpus, with every split long enough for every phase and its token ids known to the model.
-
-        Raises:
-          InputError: where `load_corpus` does; a split is shorter than a phase's sequence and its last target; or a
-            token id does not fit the model's vocabulary.
-        """
-        corpus = self.data.load()
-        for split in ("train", "validation") if self.eval_interval else ("train",):
-            size = len(corpus.split(split))
-            for index, phase in enumerate(self.phases):
-                check(
-                    phase.sequence_length < size,
-                    f"phases[{index}].sequence_length",
-                    phase.sequence_length,
-                    f"less than the {size:,} characters of the {split} split of {corpus.name}",
-                )
-        check_vocab(corpus, self.model.vocab_size)
-        return corpus
+    # To and from files.
 
     def to_config_dict(self) -> "ConfigDict":
         """The inverse of `from_config_dict`: what a file of configs/ returns, with every field open to overriding."""
         config = to_config_dict(self)
-        del config.model.windows
+        config.objective = self.objective
         return config
 
     @classmethod
@@ -247,20 +288,22 @@ class ExperimentConfig:
           InputError: an unknown or missing key, a value of the wrong type, or one that cannot be; the field is named by
             its path, such as `phases[2].windows`.
         """
-        phases, model = values.get("phases"), values.get("model")
+        fields = dict(values)
+        kind = _kind(fields.pop("objective", "char_lm"))
+        check(issubclass(kind, cls), "objective", kind.objective, getattr(cls, "objective", ""))
+        phases = fields.get("phases")
         if not isinstance(phases, list | tuple) or not phases:
             raise InputError(f"phases is {phases!r}; expected a list of at least one phase")
-        if not isinstance(model, Mapping):
-            raise InputError(f"model is {model!r}; expected a mapping")
-        if "windows" in model:
-            raise InputError(f"model.windows is {model['windows']!r}; expected no such key, as phases have the windows")
-        return build(cls, values, "")
+        return kind.build(fields)  # pyrefly: ignore[bad-return]
+
+    @classmethod
+    def build(cls, fields: Mapping[str, Any]) -> Self:
+        """`from_dict` for one kind of experiment."""
+        return build(cls, fields, "")
 
     def to_dict(self) -> dict[str, Any]:
         """The inverse of `from_dict`, in types that JSON has."""
-        values = json.loads(json.dumps(dataclasses.asdict(self)))
-        del values["model"]["windows"]
-        return values
+        return {"objective": self.objective} | json.loads(json.dumps(dataclasses.asdict(self)))
 
     def save(self, workdir: Path) -> None:
         """Writes config.json, all of it or nothing."""
@@ -295,7 +338,7 @@ class ExperimentConfig:
             len(self.phases) == len(previous.phases)
             and self.phases[-1].steps > previous.phases[-1].steps
             and self.optimizer.decay == "constant"
-            and len({config.optimizer.warmup_steps(config.phases[-1].steps) for config in (self, previous)}) == 1
+            and len({config.optimizer.warmup(config.phases[-1].steps) for config in (self, previous)}) == 1
         )
         changed = [
             f"{field} ({old.get(field)!r}, now {new.get(field)!r})"
@@ -309,6 +352,12 @@ class ExperimentConfig:
                 f"the workdir holds a run of another configuration: {', '.join(changed)} changed; "
                 "expected the same configuration or another workdir"
             )
+
+
+def _kind(objective: object) -> type[ExperimentConfig]:
+    check(objective in OBJECTIVES, "objective", objective, f"one of {', '.join(OBJECTIVES)}")
+    module, name = OBJECTIVES[str(objective)]
+    return getattr(importlib.import_module(module), name)
 
 
 def _flatten(value: object, path: str = "") -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from longformer_jax.models import CharLMConfig
+from longformer_jax.models import CharLMConfig, LongformerConfig
 
 # Dense bfloat16 FLOP/s of one device, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -53,3 +53,24 @@ def training_flops_per_character(config: CharLMConfig, params: Any, sequence_len
     terms = 3 if config.positions == "transformer_xl" else 2
     forward = 2 * (layers + output) + 2 * terms * config.head_dim * pairs
     return 3 * float(forward)
+
+
+def encoder_flops_per_token(config: LongformerConfig, sequence_length: int) -> float:
+    """FLOPs of a forward and a backward pass (twice the forward) of the encoder for one token of a sequence, without
+    remat, embeddings, heads and global tokens; counted as in `training_flops_per_character`.
+
+    Args:
+      config: the model.
+      sequence_length: T; tokens at the ends of a sequence see fewer keys.
+    """
+    E, positions = config.hidden_size, np.arange(sequence_length)
+    forward = 0.0
+    for group in config.layer_groups:
+        visible = float(sequence_length)
+        if group.window is not None:
+            left, right = (np.minimum(reach // group.dilation, group.window) for reach in (positions, positions[::-1]))
+            visible = float(np.mean(left + right + 1))
+        forward += (group.stop - group.start) * (
+            2 * (4 * E * E + 2 * E * config.intermediate_size) + 2 * 2 * E * visible
+        )
+    return 3 * forward

@@ -11,17 +11,15 @@ from typing import Any
 
 import jax
 
-from longformer_jax.data import Corpus, train_batches
+from longformer_jax.checkpoints import DIRECTORY, Checkpoints
 from longformer_jax.errors import InputError
-from longformer_jax.training.checkpoints import DIRECTORY, Checkpoints
 from longformer_jax.training.config import ExperimentConfig
-from longformer_jax.training.flops import peak_flops, training_flops_per_character
-from longformer_jax.training.metrics import MetricsLog, plot_curve
+from longformer_jax.training.flops import peak_flops
+from longformer_jax.training.metrics import METRICS_FILE, MetricsLog, plot_curve, read_metrics
 from longformer_jax.training.monitor import DivergenceError, StepMonitor
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
-from longformer_jax.training.validation import Validator
 
 # `profile` traces this many steps, after as many others in which caches get warm.
 _PROFILED_STEPS = 3
@@ -40,11 +38,11 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
       profile: writes a trace of a few steps to WORKDIR/profile, for TensorBoard or Perfetto.
 
     Raises:
-      InputError: the corpus, the devices, the workdir or its checkpoint do not fit `config`; before anything compiles.
+      InputError: the data, the devices, the workdir or its checkpoint do not fit `config`; before anything compiles.
       DivergenceError: the loss or the gradient norm is not finite. The latest checkpoint is from before that.
     """
     workdir = Path(workdir)
-    corpus = config.load_corpus()
+    data = config.load_data()
     mesh = make_mesh(config.mesh)
     accumulate = [accumulation_steps(config, index, mesh) for index in range(len(config.phases))]
     abstract = abstract_state(config, mesh)
@@ -67,11 +65,11 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
                 config.save(workdir)
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
-                f"{parameters / 1e6:.1f}M parameters on {corpus.name}, {mesh.size} x {jax.devices()[0].device_kind} "
+                f"{parameters / 1e6:.1f}M parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
                 f"(data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}), "
                 + (f"continuing after step {start:,}" if start else "from the beginning")
             )
-            run = _Run(config, workdir, corpus, mesh, accumulate, checkpoints, log, stop, profile, start)
+            run = _Run(config, workdir, data, mesh, accumulate, checkpoints, log, stop, profile, start)
             try:
                 state = run.train(state)
             except DivergenceError as error:
@@ -80,7 +78,7 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
                 kept = f"checkpoint {last} in {workdir / DIRECTORY} is the last good one" if last else "none was saved"
                 raise DivergenceError(f"{error}; {kept}; in another workdir, a lower learning_rate may help") from None
     if jax.process_index() == 0:
-        plot_curve(workdir)
+        plot_curve(workdir, config.unit, config.score, config.score_name)
     return state
 
 
@@ -90,7 +88,7 @@ class _Run:
 
     config: ExperimentConfig
     workdir: Path
-    corpus: Corpus
+    data: Any
     mesh: jax.sharding.Mesh
     accumulate: list[int]
     checkpoints: Checkpoints
@@ -110,7 +108,19 @@ class _Run:
                 state, step = self._train_phase(index, state, step, end)
         if self.stopped:
             self.log.say(f"stopped and saved after step {step:,}; the same command continues from there")
+        elif self.start < self.config.total_steps:
+            self._conclude(state)
         return state
+
+    def _conclude(self, state: State) -> None:
+        """What a run that has come to its end says and leaves."""
+        config = self.config
+        if config.validates_first and config.eval_interval and jax.process_index() == 0:
+            records = read_metrics(self.workdir / METRICS_FILE)
+            first, *_, last = (record[config.score] for record in records if record["split"] == "validation")
+            self.log.say(f"validation {config.score} {first:.4f} before training, {last:.4f} after")
+        if exported := config.export(self.workdir, state["params"]):
+            self.log.say(exported)
 
     def _train_phase(self, index: int, state: State, step: int, end: int) -> tuple[State, int]:
         """The steps after `step` up to `end`, fewer if told to stop; returns the state and its number of steps."""
@@ -119,22 +129,21 @@ class _Run:
         train_step = compile_train_step(config, index, accumulate, self.mesh)
         self.log.say(
             f"phase {index + 1} of {len(config.phases)}, up to step {end:,}: {phase.batch_size} x "
-            f"{phase.sequence_length:,} characters a step, {phase.batch_size // accumulate} sequences at once; "
+            f"{phase.sequence_length:,} {config.unit} a step, {phase.batch_size // accumulate} sequences at once; "
             f"compiled in {time.perf_counter() - began:.1f} s"
         )
-        batches = train_batches(
-            self.corpus.split("train"),
-            sequence_length=phase.sequence_length,
-            batch_size=phase.batch_size,
-            seed=config.seed,
+        batches = config.train_batches(
+            self.data,
+            index,
             start_step=step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         validate = None
         if config.eval_interval:
-            at_once = phase.batch_size // accumulate
-            validate = Validator(config, index, self.corpus.split("validation"), at_once, self.mesh)
+            validate = config.validator(index, self.data, phase.batch_size // accumulate, self.mesh)
+            if config.validates_first and step == 0:
+                self._report_validation(index, step, validate(state["params"]))
         monitor = StepMonitor(config.log_interval, self._reporter(index, state["params"]))
         while step < end and not self.stopped:
             self._trace(step, monitor)
@@ -159,38 +168,38 @@ class _Run:
     def _reporter(self, index: int, params: Any) -> Callable[[int, dict[str, float], float], None]:
         """What a phase's `StepMonitor` calls with the means of an interval."""
         config, phase = self.config, self.config.phases[index]
-        total = config.characters_at(config.total_steps)
-        flops = training_flops_per_character(config.model_in_phase(index), params, phase.sequence_length)
+        total = config.tokens_at(config.total_steps)
+        flops = config.flops_per_token(index, params)
         peak = peak_flops()
 
         def report(step: int, means: dict[str, float], seconds: float) -> None:
-            characters = config.characters_at(step)
+            tokens = config.tokens_at(step)
             rate = phase.batch_size * phase.sequence_length / seconds
             values = {
-                "characters": characters,
+                config.unit: tokens,
                 "phase": index + 1,
-                "bpc": means["loss"] / math.log(2),
+                config.score: means["loss"] / config.score_scale,
                 "grad_norm": means["grad_norm"],
                 "learning_rate": means["learning_rate"],
-                "characters_per_second": rate,
+                f"{config.unit}_per_second": rate,
             }
             if peak:
                 values["mfu"] = flops * rate / peak
             self.log.write("train", step, values)
             utilisation = f"mfu {values['mfu']:.1%}  " if peak else ""
             self.log.say(
-                f"step {step:,}/{config.total_steps:,}  phase {index + 1}  bpc {values['bpc']:.4f}  "
-                f"grad {means['grad_norm']:.3f}  lr {means['learning_rate']:.2e}  {rate:,.0f} char/s  {utilisation}"
-                f"eta {datetime.timedelta(seconds=round((total - characters) / rate))}"
+                f"step {step:,}/{config.total_steps:,}  phase {index + 1}  {config.score} {values[config.score]:.4f}  "
+                f"grad {means['grad_norm']:.3f}  lr {means['learning_rate']:.2e}  {rate:,.0f} {config.unit_symbol}/s  "
+                f"{utilisation}eta {datetime.timedelta(seconds=round((total - tokens) / rate))}"
             )
 
         return report
 
-    def _report_validation(self, index: int, step: int, bpc: float) -> None:
-        self.log.write(
-            "validation", step, {"characters": self.config.characters_at(step), "phase": index + 1, "bpc": bpc}
-        )
-        self.log.say(f"step {step:,}/{self.config.total_steps:,}  phase {index + 1}  validation bpc {bpc:.4f}")
+    def _report_validation(self, index: int, step: int, values: dict[str, float]) -> None:
+        config = self.config
+        self.log.write("validation", step, {config.unit: config.tokens_at(step), "phase": index + 1, **values})
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self.log.say(f"step {step:,}/{config.total_steps:,}  phase {index + 1}  validation {numbers}")
 
     def _trace(self, step: int, monitor: StepMonitor) -> None:
         """Starts or ends the trace that `profile` asks for, where it is due after `step` steps."""

@@ -20,8 +20,8 @@ except ImportError:  # an optional extra
 class MetricsLog:
     """Writes what is measured, in the first process only; a context manager.
 
-    metrics.jsonl has one JSON object a line: `split` ("train" or "validation"), `step`, `characters` (trained on so
-    far), `bpc`, and for "train" the rest of the line on the terminal.
+    metrics.jsonl has one JSON object a line: `split` ("train" or "validation"), `step`, `characters` or `tokens`
+    (trained on so far), `bpc` or another score, and for "train" the rest of the line on the terminal.
     """
 
     def __init__(self, workdir: Path, *, step: int, total_steps: int) -> None:
@@ -32,7 +32,7 @@ class MetricsLog:
         self._bar = tqdm(total=total_steps, initial=step, disable=not show, dynamic_ncols=True, unit="step")
         if self._writes:
             path = workdir / METRICS_FILE
-            kept = [record for record in read_metrics(path) if record["step"] <= step]
+            kept = [record for record in read_metrics(path) if step and record["step"] <= step]
             path.write_text("".join(json.dumps(record) + "\n" for record in kept))
             self._file = path.open("a", buffering=1)
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1) if SummaryWriter else None
@@ -73,15 +73,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def plot_curve(workdir: Path) -> None:
-    """Draws curve.png: bits per character against characters, of training and validation."""
+def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:
+    """Draws curve.png: the score against what was trained on, of training and validation.
+
+    Args:
+      workdir: with metrics.jsonl.
+      unit: the key of what was trained on, "characters" or "tokens".
+      score: the key of the score, such as "bpc".
+      score_name: what the score is called.
+    """
     from matplotlib.figure import Figure  # takes half a second, which evaluation and a failing start are spared
 
     records = read_metrics(workdir / METRICS_FILE)
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="characters trained on", ylabel="bits per character")
+    axes = figure.add_subplot(xlabel=f"{unit} trained on", ylabel=score_name)
     for split, style in (("train", "-"), ("validation", "o-")):
-        points = [(record["characters"], record["bpc"]) for record in records if record["split"] == split]
+        points = [(record[unit], record[score]) for record in records if record["split"] == split]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=f"{split}, {points[-1][1]:.3f} at the end", markersize=4)
     axes.grid(alpha=0.3)

@@ -1,10 +1,12 @@
 """AdamW with clipping, and the learning rate over all phases (paper, appendix B)."""
 
+import re
 from typing import Any
 
 import jax
 import optax
 
+from longformer_jax.errors import InputError
 from longformer_jax.training.config import ExperimentConfig, OptimizerConfig, Phase
 
 # Matrices; biases, LayerNorm scales and the position biases u and v are not decayed.
@@ -23,21 +25,22 @@ def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:
 
 def _phase_schedule(phase: Phase, optimizer: OptimizerConfig) -> optax.Schedule:
     rate, fraction = phase.learning_rate, optimizer.final_fraction
-    warmup = optimizer.warmup_steps(phase.steps)
+    warmup = optimizer.warmup(phase.steps)
     remaining = phase.steps - warmup
     after = {
         "constant": lambda: optax.constant_schedule(rate),
         "linear": lambda: optax.linear_schedule(rate, rate * fraction, remaining),
         "cosine": lambda: optax.cosine_decay_schedule(rate, remaining, alpha=fraction),
+        "polynomial": lambda: optax.polynomial_schedule(rate, rate * fraction, optimizer.power, remaining),
     }[optimizer.decay]()
     return optax.join_schedules([lambda step: rate * (step + 1) / (warmup + 1), after], [warmup])
 
 
 def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW under `learning_rate_schedule`."""
+    """Clipping by the global norm, then AdamW under `learning_rate_schedule`, for the parameters that are trained."""
     optimizer = config.optimizer
-    return optax.chain(
-        optax.clip_by_global_norm(optimizer.clip_norm),
+    chain = optax.chain(
+        optax.identity() if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm),
         optax.adamw(
             learning_rate_schedule(config),
             b1=optimizer.b1,
@@ -47,6 +50,26 @@ def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:
             mask=_decay_mask,
         ),
     )
+    if not optimizer.train_only:
+        return chain
+
+    def label(params: Any) -> Any:
+        return jax.tree.map(lambda yes: "train" if yes else "freeze", trained(optimizer, params))
+
+    return optax.multi_transform({"train": chain, "freeze": optax.set_to_zero()}, label)
+
+
+def trained(optimizer: OptimizerConfig, params: Any) -> Any:
+    """A tree like `params` of booleans: whether a parameter is trained; raises InputError where none is."""
+
+    def matches(path: tuple[Any, ...], _: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return re.search(optimizer.train_only or "", name) is not None
+
+    result = jax.tree_util.tree_map_with_path(matches, params)
+    if not any(jax.tree.leaves(result)):
+        raise InputError(f"optimizer.train_only is {optimizer.train_only!r}; expected a match in a parameter's path")
+    return result
 
 
 def _decay_mask(params: Any) -> Any:

@@ -14,9 +14,11 @@ from longformer_jax.training.config import ExperimentConfig, MeshConfig
 BATCH_AXES = ("data", "fsdp")
 
 # The first pattern found in a tensor's path decides; what it leaves open is replicated. The matrices of all layers,
-# [L, in, out], hold nearly all parameters. The optimizer's moments have the paths of their parameters.
+# [L, in, out], and the encoder's tables, [V, E], hold nearly all parameters. The optimizer's moments have the paths of
+# their parameters.
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r"layers/.*(kernel|relative)", P(None, "fsdp")),
+    (r"(word|position)_embeddings/", P(None, "fsdp")),
     (r"", P()),
 )
 
@@ -63,7 +65,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def microbatch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of a batch `[A, B / A, T + 1]`: each of the A microbatches over all devices."""
+    """Of a batch `[A, B / A, …]`: each of the A microbatches over all devices."""
     return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
@@ -86,15 +88,20 @@ def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh) -> int:
     )
 
 
-def put_batch(rows: np.ndarray, accumulate: int, mesh: Mesh) -> jax.Array:
+def put_batch(rows: Any, accumulate: int, mesh: Mesh) -> Any:
     """Puts the rows of a batch that this process holds on the mesh.
 
     Args:
-      rows: uint8 `[B / P, T + 1]`, the rows of this process, one of P.
+      rows: a tree of arrays `[B / P, …]`, the rows of this process, one of P.
       accumulate: A, the number of microbatches.
 
     Returns:
-      uint8 `[A, B / A, T + 1]` over all processes, the same for any P: microbatch a has the rows a, a + A, a + 2A, …
+      A tree of arrays `[A, B / A, …]` over all processes, the same for any P: microbatch a has the rows a, a + A,
+      a + 2A, …
     """
-    microbatches = rows.reshape(-1, accumulate, rows.shape[-1]).swapaxes(0, 1)
-    return jax.make_array_from_process_local_data(microbatch_sharding(mesh), microbatches)
+
+    def put(array: np.ndarray) -> jax.Array:
+        microbatches = array.reshape(-1, accumulate, *array.shape[1:]).swapaxes(0, 1)
+        return jax.make_array_from_process_local_data(microbatch_sharding(mesh), microbatches)
+
+    return jax.tree.map(put, rows)

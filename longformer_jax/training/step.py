@@ -13,33 +13,27 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longformer_jax.models import CharLM, CharLMConfig
 from longformer_jax.training.config import ExperimentConfig
-from longformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from longformer_jax.training.optimizer import learning_rate_schedule, make_optimizer, trained
 from longformer_jax.training.sharding import BATCH_AXES, microbatch_sharding, replicated, state_shardings
 
 State = dict[str, Any]
 
 
 @functools.cache
-def abstract_params(config: CharLMConfig) -> Any:
+def abstract_params(config: ExperimentConfig) -> Any:
     """The shapes and dtypes of a model's parameters, without computing any."""
-    return jax.eval_shape(lambda: _init_params(config, 0))
+    return jax.eval_shape(config.init_params)
 
 
-def _init_params(config: CharLMConfig, seed: int) -> Any:
-    return CharLM(config).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-
-
-def _init_state(config: ExperimentConfig) -> State:
-    params = _init_params(config.model, config.seed)
+def _init_state(config: ExperimentConfig, params: Any) -> State:
     return {"params": params, "opt_state": make_optimizer(config).init(params), "step": jnp.zeros((), jnp.int32)}
 
 
 @functools.cache
 def abstract_state(config: ExperimentConfig, mesh: Mesh) -> State:
     """The shapes, dtypes and shardings of a state; raises InputError where the mesh does not fit the tensors."""
-    shapes = jax.eval_shape(lambda: _init_state(config))
+    shapes = jax.eval_shape(lambda: _init_state(config, config.init_params()))
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
@@ -48,51 +42,49 @@ def abstract_state(config: ExperimentConfig, mesh: Mesh) -> State:
 
 
 def init_state(config: ExperimentConfig, mesh: Mesh) -> State:
-    """A new state, a function of the seed alone, made where it belongs."""
+    """A new state, of pretrained parameters where there are any, else a function of the seed; made where it belongs."""
     shardings = jax.tree.map(lambda tensor: tensor.sharding, abstract_state(config, mesh))
-    return jax.jit(lambda: _init_state(config), out_shardings=shardings)()
-
-
-def _nats(model: CharLM, params: Any, sequences: jax.Array, **kwargs: Any) -> jax.Array:
-    """The cross entropy of each character but the first: sequences uint8 `[B, T + 1]`, result float32 `[B, T]`."""
-    sequences = sequences.astype(jnp.int32)
-    logits: Any = model.apply({"params": params}, sequences[:, :-1], **kwargs)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, sequences[:, 1:])
+    pretrained = config.pretrained_params()
+    if pretrained is None:
+        return jax.jit(lambda: _init_state(config, config.init_params()), out_shardings=shardings)()
+    params = jax.tree.map(jax.device_put, pretrained, shardings["params"])
+    return jax.jit(lambda params: _init_state(config, params), out_shardings=shardings)(params)
 
 
 def compile_train_step(
     config: ExperimentConfig, phase: int, accumulate: int, mesh: Mesh
-) -> Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]]:
+) -> Callable[[State, Any], tuple[State, dict[str, jax.Array]]]:
     """The compiled step of a phase.
 
-    It takes a state, which is donated, and a batch uint8 `[A, B / A, T + 1]`, and returns the next state and float32
-    scalars: `loss` (mean nats a character), `grad_norm` (global, before clipping) and `learning_rate`. Gradients are
-    means over the A microbatches, taken one after the other.
+    It takes a state, which is donated, and a batch, a tree of arrays `[A, B / A, …]`, and returns the next state and
+    float32 scalars: `loss`, `grad_norm` (global, before clipping) and `learning_rate`. Loss and gradients are means
+    over the A microbatches, taken one after the other.
     """
-    model = CharLM(config.model_in_phase(phase))
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config)
 
-    def loss_fn(params: Any, sequences: jax.Array, dropout_key: jax.Array) -> jax.Array:
-        return _nats(model, params, sequences, deterministic=False, rngs={"dropout": dropout_key}).mean()
+    def loss_fn(params: Any, microbatch: Any, dropout_key: jax.Array) -> jax.Array:
+        if config.optimizer.train_only:  # no gradient is computed that nothing would come of
+            is_trained = trained(config.optimizer, params)
+            params = jax.tree.map(lambda p, yes: p if yes else jax.lax.stop_gradient(p), params, is_trained)
+        return config.loss(phase, params, microbatch, dropout_key)
 
-    def loss_and_grads(params: Any, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        accumulate = batch.shape[0]
+    def loss_and_grads(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         if accumulate == 1:
-            return jax.value_and_grad(loss_fn)(params, batch[0], key)
+            return jax.value_and_grad(loss_fn)(params, jax.tree.map(lambda x: x[0], batch), key)
 
-        def add(total: Any, microbatch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-            sequences, index = microbatch
-            value = jax.value_and_grad(loss_fn)(params, sequences, jax.random.fold_in(key, index))
+        def add(total: Any, inputs: tuple[Any, jax.Array]) -> tuple[Any, None]:
+            microbatch, index = inputs
+            value = jax.value_and_grad(loss_fn)(params, microbatch, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, total, value), None
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
         total, _ = jax.lax.scan(add, zeros, (batch, jnp.arange(accumulate)))
         return jax.tree.map(lambda x: x / accumulate, total)
 
-    def train_step(state: State, batch: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    def train_step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        loss, grads = loss_and_grads(state["params"], batch, key)
+        loss, grads = loss_and_grads(state["params"], config.prepare(batch, key), key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         metrics = {
             "loss": loss,
@@ -100,29 +92,30 @@ def compile_train_step(
             "learning_rate": jnp.asarray(schedule(state["step"]), jnp.float32),
         }
         params = optax.apply_updates(state["params"], updates)
+        if config.optimizer.train_only:  # to the last bit: adding zero would make zeros of negative ones
+            is_trained = trained(config.optimizer, params)
+            params = jax.tree.map(lambda new, old, yes: new if yes else old, params, state["params"], is_trained)
         return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
     state = abstract_state(config, mesh)
-    shape = (accumulate, config.phases[phase].batch_size // accumulate, config.phases[phase].sequence_length + 1)
-    batch = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=microbatch_sharding(mesh))
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            (accumulate, x.shape[0] // accumulate, *x.shape[1:]), x.dtype, sharding=microbatch_sharding(mesh)
+        ),
+        config.batch_spec(phase),
+    )
     shardings = jax.tree.map(lambda tensor: tensor.sharding, state)
     jitted = jax.jit(train_step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
     return jitted.lower(state, batch).compile()
 
 
-def make_eval_step(
-    config: ExperimentConfig, phase: int, mesh: Mesh
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """The jitted evaluation of a phase's model.
+def make_eval_step(config: Any, phase: int, mesh: Mesh) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """The jitted evaluation of a phase's model, for kinds of experiments that have a method `nats`.
 
-    It takes parameters, sequences uint8 `[B, T + 1]` and weights float32 `[B]` (0 for padding), and returns the sum of
-    nats over all characters of sequences with weight 1, float32.
+    It takes parameters, rows, a tree of arrays `[B, …]`, and weights float32 `[B]` (0 for padding), and returns the sum
+    of nats over all rows with weight 1, float32.
     """
-    model = CharLM(config.model_in_phase(phase))
-
-    def eval_step(params: Any, sequences: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.sum(_nats(model, params, sequences, deterministic=True) * weights[:, None])
-
     shardings = jax.tree.map(lambda tensor: tensor.sharding, abstract_state(config, mesh)["params"])
     batch = NamedSharding(mesh, P(BATCH_AXES))
-    return jax.jit(eval_step, in_shardings=(shardings, batch, batch), out_shardings=replicated(mesh))
+    nats = functools.partial(config.nats, phase)
+    return jax.jit(nats, in_shardings=(shardings, batch, batch), out_shardings=replicated(mesh))

@@ -1,4 +1,4 @@
-"""Periodic validation: bits per character on the first non-overlapping sequences of the validation split.
+"""Periodic validation: the mean of nats over a fixed set of rows.
 
 It is meant for following a run. The numbers to quote come from the package `evaluation`.
 """
@@ -17,29 +17,38 @@ from longformer_jax.training.step import make_eval_step
 
 
 class Validator:
-    """Bits per character of a phase's model on `eval_sequences` sequences of the phase's length."""
+    """Mean bits of all predictions of a phase's model; for kinds of experiments that have a method `nats`."""
 
-    def __init__(self, config: ExperimentConfig, phase: int, data: np.ndarray, batch_size: int, mesh: Mesh) -> None:
-        """Puts the sequences of `data`, uint8 `[N]`, on the devices, in batches of `batch_size`."""
-        length = config.phases[phase].sequence_length
-        count = min(config.eval_sequences, (len(data) - 1) // length)
-        sequences = np.stack([data[i * length : (i + 1) * length + 1] for i in range(count)])
+    def __init__(
+        self, config: ExperimentConfig, phase: int, rows: Any, predictions: int, batch_size: int, mesh: Mesh
+    ) -> None:
+        """Puts the rows on the devices.
+
+        Args:
+          config, phase: whose method `nats` gives the sum of nats of some rows.
+          rows: a tree of arrays `[N, …]`.
+          predictions: how many nats are added up over all rows.
+          batch_size: rows at once.
+          mesh: the devices.
+        """
+        count = len(jax.tree.leaves(rows)[0])
         batches = math.ceil(count / batch_size)
-        padded = np.zeros((batches, batch_size, length + 1), np.uint8)
-        padded.reshape(-1, length + 1)[:count] = sequences
-        weights = (np.arange(batches * batch_size) < count).astype(np.float32).reshape(batches, batch_size)
+        weights = np.ones(count, np.float32)
         sharding = NamedSharding(mesh, P(BATCH_AXES))
-        # Every process has the whole split, so each fills in the shards of its own devices.
-        self._batches = [
-            tuple(
-                jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for array in (rows, row_weights)
-            )
-            for rows, row_weights in zip(padded, weights, strict=True)
-        ]
-        self._characters = count * length
+
+        def put(array: np.ndarray) -> list[jax.Array]:
+            padded = np.zeros((batches, batch_size, *array.shape[1:]), array.dtype)
+            padded.reshape(-1, *array.shape[1:])[:count] = array
+            # Every process has all rows, so each fills in the shards of its own devices.
+            return [jax.make_array_from_callback(part.shape, sharding, part.__getitem__) for part in padded]
+
+        leaves, structure = jax.tree.flatten((rows, weights))
+        self._batches = [structure.unflatten(batch) for batch in zip(*map(put, leaves), strict=True)]
+        self._predictions = predictions
+        self._score = config.score
         self._eval_step = make_eval_step(config, phase, mesh)
 
-    def __call__(self, params: Any) -> float:
-        """The mean over all characters, with no context across sequences."""
+    def __call__(self, params: Any) -> dict[str, float]:
+        """{the experiment's `score`: the mean over all predictions, in bits}."""
         nats = [self._eval_step(params, *batch) for batch in self._batches]
-        return sum(map(float, jax.device_get(nats))) / self._characters / math.log(2)
+        return {self._score: sum(map(float, jax.device_get(nats))) / self._predictions / math.log(2)}

@@ -1,10 +1,10 @@
 """Makes tests/golden/encoder: small random models of transformers, their inputs, outputs and gradients.
 
-  python tests/golden/make_encoder.py        (an environment with torch and transformers; written with 2.13.0 and 5.24.0)
+  python tests/golden/make_encoder.py    in an environment with torch and transformers (2.13.0 and 5.24.0 were used)
 
-Each directory is what transformers' `save_pretrained` writes, and cases.safetensors with, for each case, `CASE/inputs/…`,
-`CASE/outputs/…` and for the case that has them `CASE/cotangent` and `CASE/gradients/…`. All is float32: in
-float64 transformers' masks overflow to NaN.
+Each directory is what transformers' `save_pretrained` writes, and cases.safetensors with, for each case,
+`CASE/inputs/…`, `CASE/outputs/…` and for the case that has them `CASE/cotangent` and `CASE/gradients/…`. All is
+float32: in float64 transformers' masks overflow to NaN.
 """
 
 import pathlib

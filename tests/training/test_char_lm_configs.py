@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from longformer_jax.errors import InputError
-from longformer_jax.training import ExperimentConfig
+from longformer_jax.training import CharLMExperiment
 from longformer_jax.training.step import abstract_params
 
 PAPER = ("enwik8_small", "enwik8_large", "text8_small")
@@ -25,12 +25,12 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"configs.char_lm.{name}")
 
 
-def load(name: str, variant: str = "") -> ExperimentConfig:
-    return ExperimentConfig.from_config_dict(module(name).get_config(variant))
+def load(name: str, variant: str = "") -> CharLMExperiment:
+    return CharLMExperiment.from_config_dict(module(name).get_config(variant))
 
 
-def parameters(config: ExperimentConfig) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config.model)))
+def parameters(config: CharLMExperiment) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
 
 
 @pytest.mark.parametrize(("name", "variant"), ALL)
@@ -38,7 +38,7 @@ def test_every_variant_is_valid(name: str, variant: str) -> None:
     config = load(name, variant)
     assert len(config.phases) == 5 or name not in PAPER
     smoke = "smoke" in variant or name == "quickstart"
-    assert (config.characters_at(config.total_steps) < 2e7) == smoke
+    assert (config.tokens_at(config.total_steps) < 2e7) == smoke
 
 
 @pytest.mark.parametrize(
@@ -118,5 +118,5 @@ def test_smoke_has_the_shape_of_the_whole(name: str) -> None:
     for small, large in zip(smoke.phases, whole.phases, strict=True):
         assert small.sequence_length == large.sequence_length // 8
         assert small.windows == tuple(window // 8 for window in large.windows)
-    assert smoke.characters_at(smoke.total_steps) < 2e6
+    assert smoke.tokens_at(smoke.total_steps) < 2e6
     assert parameters(smoke) < 2e6

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from longformer_jax.errors import InputError
-from longformer_jax.training import DataConfig, ExperimentConfig, MeshConfig, OptimizerConfig
+from longformer_jax.training import CharLMExperiment, DataConfig, ExperimentConfig, MeshConfig, OptimizerConfig
 from tests.training.tiny import CONFIG
 
 
@@ -47,7 +47,7 @@ def test_defaults_fill_what_is_left_out() -> None:
     phase = {"sequence_length": 8, "windows": [2, 2], "learning_rate": 1, "batch_size": 1, "steps": 1}
     model = {"num_layers": 2, "dilations": [1, 1]}
     config = ExperimentConfig.from_dict({"model": model, "phases": [phase]})
-    assert config == ExperimentConfig(model=config.model, phases=config.phases)
+    assert config == CharLMExperiment(model=config.model, phases=config.phases)
     assert config.phases[0].learning_rate == 1.0
 
 
@@ -139,12 +139,12 @@ def test_unreadable_config_json(tmp_path: Path, text: str | None, message: str) 
         ExperimentConfig.load(tmp_path)
 
 
-def test_phases_and_characters_by_step() -> None:
+def test_phases_and_tokens_by_step() -> None:
     assert [CONFIG.phase_at(step) for step in (0, 11, 12, 19, 20)] == [0, 0, 1, 1, 1]
     assert CONFIG.total_steps == 20
     first, second = 8 * 32, 8 * 48
     expected = [0, first, 12 * first, 12 * first + second, 12 * first + 8 * second]
-    assert [CONFIG.characters_at(step) for step in (0, 1, 12, 13, 20)] == expected
+    assert [CONFIG.tokens_at(step) for step in (0, 1, 12, 13, 20)] == expected
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -155,20 +155,20 @@ def test_text_shorter_than_a_sequence(tmp_path: Path, split: str) -> None:
     config = dataclasses.replace(CONFIG, data=DataConfig(path=str(text), split=fractions))
     message = rf"^phases\[1\]\.sequence_length is 48; expected less than the 40 characters of the {split} split"
     with pytest.raises(InputError, match=message):
-        config.load_corpus()
+        config.load_data()
 
 
 def test_validation_text_is_not_needed_without_validation(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_bytes(bytes(100))
     data = DataConfig(path=str(text), split=(1.0, 0.0, 0.0))
-    assert len(dataclasses.replace(CONFIG, data=data, eval_interval=0).load_corpus().split("train")) == 100
+    assert len(dataclasses.replace(CONFIG, data=data, eval_interval=0).load_data().split("train")) == 100
 
 
 def test_token_outside_the_vocabulary() -> None:
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, vocab_size=64))
     with pytest.raises(InputError, match="vocab_size is 64"):
-        config.load_corpus()
+        config.load_data()
 
 
 def changed(edit: Callable[[dict[str, Any]], None]) -> ExperimentConfig:

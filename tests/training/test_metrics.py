@@ -26,6 +26,20 @@ def test_log_goes_on_after_the_checkpoint(tmp_path: Path, capsys: pytest.Capture
     ]
 
 
+def test_a_beginning_is_forgotten_by_the_next_one(tmp_path: Path) -> None:
+    """What was measured before the first step is kept when a run goes on, not when it starts anew."""
+    with MetricsLog(tmp_path, step=0, total_steps=30) as log:
+        log.write("validation", 0, {"tokens": 0, "bpc": 9.0})
+        log.write("train", 10, {"tokens": 70, "bpc": 8.0})
+    before = read_metrics(tmp_path / "metrics.jsonl")
+    with MetricsLog(tmp_path, step=10, total_steps=30):
+        pass
+    assert read_metrics(tmp_path / "metrics.jsonl") == before
+    with MetricsLog(tmp_path, step=0, total_steps=30):
+        pass
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboardX.proto.event_pb2")
     with MetricsLog(tmp_path, step=0, total_steps=1) as log:
@@ -44,5 +58,5 @@ def test_curve_needs_no_display(tmp_path: Path) -> None:
     train = {"split": "train", "step": 1, "characters": 10, "bpc": 3.0}
     for records in ([train], [train, train | {"split": "validation"}]):
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        plot_curve(tmp_path)
+        plot_curve(tmp_path, "characters", "bpc", "bits per character")
         assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -58,6 +58,32 @@ def test_decay_to_a_fraction_at_the_end_of_each_phase(decay: str, middle: float)
     assert rate_at(200) == pytest.approx(1.0 * 0.1, rel=1e-5)
 
 
+@pytest.mark.parametrize(("power", "fraction"), [(3.0, 0.0), (1.0, 0.0), (2.0, 0.1)])
+def test_polynomial_decay_after_absolute_warmup(power: float, fraction: float) -> None:
+    settings = {"decay": "polynomial", "power": power, "final_fraction": fraction, "warmup_steps": 7}
+    rate_at = rate_after(with_phases((100, 50), (2.0, 1.0), **settings))
+    for start, steps, rate in ((0, 100, 2.0), (100, 50, 1.0)):
+        for step in range(7):
+            assert rate_at(start + step) == pytest.approx(rate * (step + 1) / 8, rel=1e-6)
+        for step in range(7, steps):
+            left = 1 - (step - 7) / (steps - 7)
+            expected = rate * (fraction + (1 - fraction) * left**power)
+            assert rate_at(start + step) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert rate_at(150) == pytest.approx(fraction, abs=1e-7)
+
+
+def test_no_clipping() -> None:
+    settings = {"clip_norm": None, "weight_decay": 0.0, "warmup_fraction": 0.0, "eps": 1e3}
+    optimizer = make_optimizer(with_phases((10,), (0.1,), **settings))
+    params = {"kernel": np.zeros(3)}
+    updates: list[Any] = []
+    for size in (1.0, 1000.0):
+        update, _ = optimizer.update({"kernel": np.full(3, size)}, optimizer.init(params), params)
+        updates.append(np.asarray(update["kernel"]))  # -0.1 g / (g + eps)
+    np.testing.assert_allclose(updates[0], -0.1 * 1 / 1001, rtol=1e-4)
+    np.testing.assert_allclose(updates[1], -0.1 * 1000 / 2000, rtol=1e-4)
+
+
 def test_adamw_with_clipping_and_decay_of_matrices_only() -> None:
     settings = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.1, "clip_norm": 0.5, "warmup_fraction": 0.0}
     optimizer = make_optimizer(with_phases((10,), (0.1,), **settings))

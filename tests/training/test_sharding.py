@@ -32,7 +32,7 @@ def test_mesh_that_the_devices_do_not_fill(config: MeshConfig) -> None:
 
 def test_matrices_of_layers_are_split_and_the_rest_is_replicated() -> None:
     mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
-    params = abstract_params(CONFIG.model)
+    params = abstract_params(CONFIG)
     state = {"params": params, "opt_state": ({"mu": params},), "step": jax.ShapeDtypeStruct((), np.int32)}
     shardings: Any = state_shardings(mesh, state)  # pyrefly: ignore[bad-argument-type]
     split, whole = P(None, "fsdp"), P()
@@ -49,7 +49,7 @@ def test_matrix_that_the_mesh_cannot_split() -> None:
     mesh = jax.sharding.AbstractMesh((1, 3), ("data", "fsdp"))
     message = r"^mesh\.fsdp is 3; expected a divisor of 16, as params/layers/attention_out/kernel is \(2, 16, 16\)$"
     with pytest.raises(InputError, match=message):
-        state_shardings(mesh, {"params": abstract_params(CONFIG.model)})  # pyrefly: ignore[bad-argument-type]
+        state_shardings(mesh, {"params": abstract_params(CONFIG)})  # pyrefly: ignore[bad-argument-type]
 
 
 @pytest.mark.parametrize(

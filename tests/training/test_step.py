@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from longformer_jax.models import CharLM
-from longformer_jax.training import ExperimentConfig, MeshConfig, OptimizerConfig
+from longformer_jax.training import CharLMExperiment, MeshConfig, OptimizerConfig
 from longformer_jax.training.optimizer import make_optimizer
 from longformer_jax.training.sharding import make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_params, abstract_state, compile_train_step, init_state
@@ -33,7 +33,7 @@ def put(state: State) -> State:
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, abstract_state(CONFIG, MESH)))
 
 
-def nats(config: ExperimentConfig, params: Any, rows: Any, **kwargs: Any) -> jax.Array:
+def nats(config: CharLMExperiment, params: Any, rows: Any, **kwargs: Any) -> jax.Array:
     logits: Any = CharLM(config.model).apply({"params": params}, jnp.asarray(rows[:, :-1], jnp.int32), **kwargs)
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(rows[:, 1:], jnp.int32)[..., None], -1)[..., 0]
 
@@ -49,7 +49,7 @@ def test_state_is_a_function_of_the_seed(initial: State) -> None:
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(initial["params"]))
     abstract = abstract_state(CONFIG, MESH)
     assert jax.tree.map(jnp.shape, initial) == jax.tree.map(lambda leaf: leaf.shape, abstract)
-    assert jax.tree.structure(abstract_params(CONFIG.model)) == jax.tree.structure(initial["params"])
+    assert jax.tree.structure(abstract_params(CONFIG)) == jax.tree.structure(initial["params"])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -94,7 +94,8 @@ def test_dropout_differs_from_step_to_step(initial: State) -> None:
 def test_validation_is_the_mean_of_whole_sequences(initial: State, size: int, count: int) -> None:
     data = np.random.default_rng(1).integers(97, 123, size=size).astype(np.uint8)
     params = put(initial)["params"]
-    ours = Validator(CONFIG, 0, data, 4, MESH)(params)
+    held_out = CONFIG.validation_rows(0, data)
+    ours = Validator(CONFIG, 0, held_out, count * 32, 4, MESH)(params)["bpc"]
     rows = np.stack([data[i * 32 : i * 32 + 33] for i in range(count)])
     expected = float(nats(CONFIG, params, rows, deterministic=True).mean()) / math.log(2)
     assert ours == pytest.approx(expected, rel=1e-5)

@@ -158,7 +158,7 @@ def test_data_of_a_step_do_not_depend_on_the_start(tmp_path: Path, monkeypatch: 
         seen.append((kwargs["sequence_length"], kwargs["start_step"], kwargs["seed"]))
         return train_batches(*arguments, **kwargs)
 
-    monkeypatch.setattr("longformer_jax.training.loop.train_batches", recorded)
+    monkeypatch.setattr("longformer_jax.training.char_lm.train_batches", recorded)
     train(CONFIG, tmp_path)
     assert seen == [(32, 0, 0), (48, 12, 0)]
 
@@ -176,7 +176,7 @@ def test_lines_and_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_utilisation_where_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longformer_jax.training.loop.peak_flops", lambda: 1e12)
-    monkeypatch.setattr("longformer_jax.training.loop.training_flops_per_character", lambda *arguments: 1e6)
+    monkeypatch.setattr("longformer_jax.training.char_lm.training_flops_per_character", lambda *arguments: 1e6)
     train(dataclasses.replace(CONFIG, eval_interval=0), tmp_path)
     for rate, mfu in records(tmp_path, "characters_per_second", "mfu"):
         assert math.isclose(mfu, rate * 1e-6)

@@ -3,10 +3,10 @@
 from ml_collections import ConfigDict
 
 from longformer_jax.models import CharLMConfig
-from longformer_jax.training import ExperimentConfig, Phase
+from longformer_jax.training import CharLMExperiment, CharLMPhase
 
 # Two phases, so that length, windows, rate and accumulation change on the way; dropout, so that randomness matters.
-CONFIG = ExperimentConfig(
+CONFIG = CharLMExperiment(
     model=CharLMConfig(
         embed_dim=16,
         num_layers=2,
@@ -20,8 +20,10 @@ CONFIG = ExperimentConfig(
         remat=False,
     ),
     phases=(
-        Phase(sequence_length=32, windows=(4, 8), learning_rate=3e-3, batch_size=8, steps=12, sequences_per_device=4),
-        Phase(sequence_length=48, windows=(8, 16), learning_rate=1e-3, batch_size=8, steps=8),
+        CharLMPhase(
+            sequence_length=32, windows=(4, 8), learning_rate=3e-3, batch_size=8, steps=12, sequences_per_device=4
+        ),
+        CharLMPhase(sequence_length=48, windows=(8, 16), learning_rate=1e-3, batch_size=8, steps=8),
     ),
     log_interval=4,
     eval_interval=10,

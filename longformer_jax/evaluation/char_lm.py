@@ -1,4 +1,4 @@
-"""Evaluation of what train.py left in a workdir."""
+"""Evaluation of a character LM in a workdir that train.py has written: bits per character, and samples."""
 
 import dataclasses
 import time
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from longformer_jax.checkpoints import find_checkpoint
 from longformer_jax.data import check_vocab
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import protocols
 from longformer_jax.models import CharLMConfig, generate
-from longformer_jax.training import ExperimentConfig
-from longformer_jax.training.checkpoints import find_checkpoint, restore_params
+from longformer_jax.training import CharLMExperiment, restore_params
 
 PROTOCOLS = ("paper", "stream")
 
@@ -43,14 +43,21 @@ class Result:
         """Scored characters for each second of wall time."""
         return self.characters / self.seconds
 
+    def __str__(self) -> str:
+        return (
+            f"{self.split}, protocol {self.protocol}, step {self.step:,}: "
+            f"{self.bits_per_character:.4f} bits per character over {self.characters:,} characters, "
+            f"{self.characters_per_second:,.0f} characters/s"
+        )
 
-def load_model(workdir: str | Path, step: int | None = None) -> tuple[ExperimentConfig, CharLMConfig, dict, int]:
+
+def load_model(workdir: str | Path, step: int | None = None) -> tuple[CharLMExperiment, CharLMConfig, dict, int]:
     """The experiment, the model with the windows of the phase that was trained last, its parameters and its step.
 
     Raises:
       InputError: the workdir holds no run or no such checkpoint, or it is damaged.
     """
-    config = ExperimentConfig.load(workdir)
+    config = CharLMExperiment.load(workdir)
     step = find_checkpoint(workdir, step)
     model = config.model_in_phase(config.phase_at(max(step - 1, 0)))
     # Whatever the training ran on, this device may be another.
@@ -85,7 +92,7 @@ def evaluate(
         raise InputError(f"protocol is {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 character")
-    config = ExperimentConfig.load(workdir)
+    config = CharLMExperiment.load(workdir)
     corpus = config.data.load()
     text = corpus.split(split)
     check_vocab(text, config.model.vocab_size)
@@ -133,7 +140,7 @@ def sample_text(
     tokens = np.frombuffer(prompt.encode(), np.uint8)
     if not len(tokens):
         raise InputError("prompt is empty; expected at least one character")
-    config = ExperimentConfig.load(workdir)
+    config = CharLMExperiment.load(workdir)
     check_vocab(tokens, config.model.vocab_size)
     _, model, params, _ = load_model(workdir, step)
     written = generate(

@@ -1,23 +1,28 @@
 """Checkpoints with Orbax: asynchronous, atomic, with checksums. The one file that knows Orbax.
 
-`checkpoints/STEP/` holds `params` and `train` (the optimizer's state and the step) apart, so that evaluation reads the
-parameters alone, and `checksums.json`, the SHA-256 of every file of the two, since Orbax does not notice changed bytes.
+`checkpoints/STEP/` of a run holds `params` and `train` (the optimizer's state and the step) apart, so that evaluation
+reads the parameters alone, and `checksums.json`, the SHA-256 of every file of the two, since Orbax does not notice
+changed bytes. `params/` of a model's directory is a checkpoint of the same form that holds `params` alone.
 """
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Self
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from longformer_jax.errors import InputError
-from longformer_jax.training.config import ExperimentConfig
-from longformer_jax.training.step import State, abstract_params
 
 DIRECTORY = "checkpoints"
+_PARAMS = "params"
 _CHECKSUMS = "checksums.json"
+
+# {"params", "opt_state", "step"}
+State = dict[str, Any]
 
 
 class Checkpoints:
@@ -27,7 +32,7 @@ class Checkpoints:
         """Opens WORKDIR/checkpoints, making it if need be; the latest `keep` checkpoints stay."""
         context = ocp.Context()
         # A function, since Orbax copies the context deeply, and with a bound method its object.
-        context.asynchronous.post_finalization_callback = lambda: self._write_checksums()
+        context.asynchronous.post_finalization_callback = lambda: self._finalize()
         self._root = Path(workdir).absolute() / DIRECTORY
         self._saving = 0
         self._pending: ocp.AsyncResponse[bool] | None = None
@@ -87,12 +92,12 @@ class Checkpoints:
         restored = self._checkpointer.load_checkpointables(step, {"params": abstract_state["params"], "train": train})
         return {"params": restored["params"], **restored["train"]}
 
-    def _write_checksums(self) -> None:
+    def _finalize(self) -> None:
         """Runs when all files of the step under way are written, before the directory gets its final name."""
         if jax.process_index() == 0:
             final = self._root / str(self._saving)
-            directory = next(self._root.glob(f"{final.name}.*"), final)  # storage without a rename has no other name
-            (directory / _CHECKSUMS).write_text(json.dumps(_checksums(directory), indent=1) + "\n")
+            # Storage without a rename has no other name.
+            _write_checksums(next(self._root.glob(f"{final.name}.*"), final))
 
 
 def find_checkpoint(workdir: str | Path, step: int | None = None) -> int:
@@ -105,23 +110,68 @@ def find_checkpoint(workdir: str | Path, step: int | None = None) -> int:
     return steps[-1] if step is None else step
 
 
-def restore_params(workdir: str | Path, step: int | None = None) -> Any:
-    """The parameters of a checkpoint, float32 arrays on the default device, for evaluation.
+def restore_params(workdir: str | Path, abstract_params: Any, step: int | None = None) -> Any:
+    """The parameters of a run's checkpoint, plain arrays on the default device, for evaluation.
 
     Args:
-      workdir: a directory that train.py has written; its config.json names the architecture.
+      workdir: a directory that train.py has written.
+      abstract_params: their shapes and dtypes, a tree of anything with these two.
       step: which checkpoint; None is the latest.
 
     Raises:
       InputError: there is no such checkpoint, a file of it is missing or changed, or it has another architecture.
     """
-    params = abstract_params(ExperimentConfig.load(workdir).model)
-    directory = Path(workdir).absolute() / DIRECTORY / str(find_checkpoint(workdir, step))
-    _verify(directory, "params/")
-    _check_tensors(directory, params)
+    return _load(Path(workdir).absolute() / DIRECTORY / str(find_checkpoint(workdir, step)), abstract_params)
+
+
+def save_params(directory: str | Path, params: Any) -> None:
+    """Writes DIRECTORY/params: the tensors of a tree, all of them or nothing, in place of what was there.
+
+    With several processes, all of them call this.
+    """
+    final = Path(directory).absolute() / _PARAMS
+    partial = final.with_name(f"{_PARAMS}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    ocp.save_checkpointables(str(partial), {"params": params}, overwrite=True)
+    if jax.process_index() == 0:
+        _write_checksums(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(str(final))
+
+
+def load_params(directory: str | Path, abstract_params: Any) -> Any:
+    """What `save_params` wrote, plain arrays on the default device.
+
+    Args:
+      directory: the one that `save_params` was given.
+      abstract_params: the shapes and dtypes expected, a tree of anything with these two.
+
+    Raises:
+      InputError: there is nothing, a file of it is missing or changed, or it has another architecture.
+    """
+    if not has_params(directory):
+        raise InputError(f"directory is {str(directory)!r}, which has no {_PARAMS}; expected saved parameters in it")
+    return _load(Path(directory).absolute() / _PARAMS, abstract_params)
+
+
+def has_params(directory: str | Path) -> bool:
+    """Whether `save_params` has written to a directory."""
+    return (Path(directory) / _PARAMS).is_dir()
+
+
+def _load(checkpoint: Path, abstract_params: Any) -> Any:
+    """The parameters of a checkpoint, once its files and its tensors are seen to be right."""
+    _verify(checkpoint, "params/")
+    _check_tensors(checkpoint, abstract_params)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), params)
-    return ocp.load_checkpointables(str(directory), {"params": placed})["params"]
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params)
+    return ocp.load_checkpointables(str(checkpoint), {"params": placed})["params"]
+
+
+def _write_checksums(directory: Path) -> None:
+    (directory / _CHECKSUMS).write_text(json.dumps(_checksums(directory), indent=1) + "\n")
 
 
 def _checksums(directory: Path, part: str = "") -> dict[str, str]:
@@ -147,8 +197,8 @@ def _verify(directory: Path, part: str) -> None:
     if damaged:
         raise InputError(
             f"checkpoint {str(directory)!r} is damaged: {', '.join(damaged[:3])} "
-            f"{'is' if len(damaged) == 1 else 'are'} missing or changed; expected its files as they were written "
-            "(remove the directory to go back to the checkpoint before it)"
+            f"{'is' if len(damaged) == 1 else 'are'} missing or changed; expected its files as they were written"
+            + (" (remove the directory to go back to the checkpoint before it)" if directory.name.isdecimal() else "")
         )
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from longformer_jax.checkpoints import Checkpoints, has_params, load_params, save_params
 from longformer_jax.errors import InputError
 from longformer_jax.training import MeshConfig, restore_params
-from longformer_jax.training.checkpoints import Checkpoints
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import State, abstract_state
 from tests.training.tiny import CONFIG
@@ -157,7 +158,7 @@ def test_a_failed_save_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(directory: Path, part: str = "") -> dict[str, str]:
         raise OSError("no space left")
 
-    monkeypatch.setattr("longformer_jax.training.checkpoints._checksums", fail)
+    monkeypatch.setattr("longformer_jax.checkpoints._checksums", fail)
     with pytest.raises(OSError, match="no space left"), Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state_of(1))
         checkpoints.wait()
@@ -165,13 +166,63 @@ def test_a_failed_save_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert checkpoints.latest_step is None
 
 
+# ---- Parameters in a directory of their own -----------------------------------------------------------------------
+
+PARAMS = {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "scale": np.ones(3, np.float32)}
+SHAPES = jax.eval_shape(lambda: PARAMS)
+
+
+def test_saved_params_are_loaded(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "model"
+    assert not has_params(directory)
+    save_params(directory, PARAMS)
+    assert has_params(directory) and [path.name for path in directory.iterdir()] == ["params"]
+    loaded = load_params(directory, SHAPES)
+    assert_same(loaded, PARAMS)
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(loaded))
+
+
+def test_params_are_replaced_among_other_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    save_params(str(tmp_path), {"old": np.zeros(2, np.float32)})
+    save_params(str(tmp_path), PARAMS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "params"]
+    assert_same(load_params(str(tmp_path), SHAPES), PARAMS)
+
+
+def test_a_failed_save_keeps_the_old_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(directory: Path, part: str = "") -> dict[str, str]:
+        raise OSError("no space left")
+
+    save_params(tmp_path, PARAMS)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr("longformer_jax.checkpoints._checksums", fail)
+        save_params(tmp_path, {"new": np.zeros(2, np.float32)})
+    assert_same(load_params(tmp_path, SHAPES), PARAMS)
+
+
+def test_params_that_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^directory is '.*', which has no params; expected saved parameters in it$"):
+        load_params(tmp_path, SHAPES)
+    save_params(tmp_path, PARAMS)
+    message = r"^checkpoint '.*/params' is of another architecture: 1 tensors differ, scale \(3,\) instead of \(4,\)"
+    with pytest.raises(InputError, match=message):
+        load_params(tmp_path, SHAPES | {"scale": jax.ShapeDtypeStruct((4,), jnp.float32)})
+    file = next(data_files(tmp_path / "params" / "params"))
+    flip(file)
+    with pytest.raises(InputError, match=rf"^checkpoint '.*/params' is damaged: params/.*{file.name} is missing"):
+        load_params(tmp_path, SHAPES)
+
+
+# ---- Other devices ------------------------------------------------------------------------------------------------
+
 OTHER_DEVICES = """
 import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 import numpy as np
-from longformer_jax.training import MeshConfig
-from longformer_jax.training.checkpoints import Checkpoints, restore_params
+from longformer_jax.checkpoints import Checkpoints
+from longformer_jax.training import MeshConfig, restore_params
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import abstract_state
 from tests.training.tiny import CONFIG
