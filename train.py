@@ -1,6 +1,7 @@
-"""Trains a character language model.
+"""Trains a character language model, or pretrains a masked one.
 
   python train.py --config=configs/char_lm/quickstart.py --workdir=runs/quickstart
+  python train.py --config=configs/pretrain/roberta_base.py --workdir=runs/roberta_base --config.data.path=DIRECTORY
 
 Values of the configuration can be overridden: --config.seed=1 --config.phases[0].windows=32,32,64,64. The same command
 continues an interrupted run. On several machines, start it in each with --distributed and a workdir that they share.
@@ -17,7 +18,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.training import DivergenceError, ExperimentConfig, train
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE.py or FILE.py:variant, see configs/char_lm.")
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE.py or FILE.py:variant, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, curve.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Writes a trace of a few steps to WORKDIR/profile.")
 _DISTRIBUTED = flags.DEFINE_bool(

@@ -1,0 +1,42 @@
+"""Evaluation of what train.py left in a workdir, whatever kind of experiment it was."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from longformer_jax.errors import InputError
+from longformer_jax.evaluation import char_lm, masked_lm
+from longformer_jax.training import ExperimentConfig
+
+# For each kind of experiment a function of a workdir and options, whose result is also a line of text.
+EVALUATIONS = {"char_lm": char_lm.evaluate, "masked_lm": masked_lm.evaluate}
+
+
+def evaluate(workdir: str | Path, **options: Any) -> Any:
+    """Evaluates a run by the function of its kind, the entry of `EVALUATIONS`, whose options these are.
+
+    Raises:
+      InputError: where that function does, or the kind has no such option.
+    """
+    objective = ExperimentConfig.load(workdir).objective
+    function = EVALUATIONS[objective]
+    known = [name for name in inspect.signature(function).parameters if name != "workdir"]
+    for name, value in options.items():
+        if name not in known:
+            raise InputError(
+                f"{name} is {value!r}, but {str(workdir)!r} holds a {objective} run; expected no options but "
+                f"{', '.join(known)}"
+            )
+    return function(workdir, **options)
+
+
+def sample_text(workdir: str | Path, length: int, **options: Any) -> str:
+    """Writes `length` characters with a character LM; see `char_lm.sample_text` for the options.
+
+    Raises:
+      InputError: where that does, or the run is of another kind.
+    """
+    objective = ExperimentConfig.load(workdir).objective
+    if objective != "char_lm":
+        raise InputError(f"sample is {length}, but {str(workdir)!r} holds a {objective} run; expected a char_lm run")
+    return char_lm.sample_text(workdir, length, **options)

@@ -1,0 +1,364 @@
+"""Masked-LM pretraining as an experiment: from RoBERTa to Longformer (section 5), or from scratch."""
+
+import dataclasses
+import functools
+import importlib.resources
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from longformer_jax.data import TokenCorpus, load_token_corpus, mask_tokens, row_batches
+from longformer_jax.errors import InputError
+from longformer_jax.models import ForMaskedLM, LongformerConfig
+from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.flops import encoder_flops_per_token
+from longformer_jax.training.serialization import check
+from longformer_jax.training.validation import Validator
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+POSITIONS = ("copied", "random")
+
+# What the model that is written to a workdir is called there.
+MODEL_DIRECTORY = "model"
+
+# Streams of random numbers beside that of dropout, which counts microbatches.
+_TRAINING_MASKS, _VALIDATION_MASKS = 2**32 - 1, 2**32 - 2
+
+# What a model keeps when it becomes another one of these experiments; all else is settings or follows from the shapes.
+_KEPT = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("type_vocab_size", "pad_token_id", "bos_token_id", "sep_token_id", "hidden_act", "layer_norm_eps"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenDataConfig:
+    """Where the documents come from, and how they become tokens; see `load_token_corpus`.
+
+    Attributes:
+      path: a file of UTF-8 text with a blank line between documents, a directory or a glob pattern of such files, or
+        "tfds:NAME"; None is the embedded text.
+      validation_path: documents for validation, in place of a fraction of `path`.
+      validation_fraction: the fraction of the documents that validate.
+      tokenizer: a tokenizer.json, or a model (a directory or a name on the hub) whose tokenizer is meant. None is that
+        of the experiment's `init`; where there is none, byte-level BPE is learnt from `path`.
+      cache_dir: where packed tokens are kept; None is ~/.cache/longformer_jax.
+    """
+
+    path: str | None = None
+    validation_path: str | None = None
+    validation_fraction: float = 0.01
+    tokenizer: str | None = None
+    cache_dir: str | None = None
+
+    def load(self, tokenizer: "Tokenizer", sequence_length: int) -> TokenCorpus:
+        """The corpus in rows of so many tokens; raises InputError where `load_token_corpus` does."""
+        return load_token_corpus(
+            self.path or _embedded_text(),
+            tokenizer=tokenizer,
+            sequence_length=sequence_length,
+            cache_dir=self.cache_dir,
+            validation_fraction=self.validation_fraction,
+            validation_source=self.validation_path,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenData:
+    """What a run reads.
+
+    Attributes:
+      name: of the documents.
+      corpora: for each phase, the documents in rows of its length.
+    """
+
+    name: str
+    corpora: tuple[TokenCorpus, ...]
+
+    def rows(self, phase: int, split: str) -> np.ndarray:
+        """uint16 or uint32 `[N, T]`; raises InputError where there is no such split or it is empty."""
+        return self.corpora[phase].split(split)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLMExperiment(ExperimentConfig):
+    """Training of a masked LM: some tokens of a text are hidden, and predicted from both sides.
+
+    There are no global tokens in it (section 5), so no projections of global tokens are trained; the model that is
+    written gets copies of the ordinary ones, where its config asks for them.
+
+    Attributes:
+      model: the model to train and write.
+      init: the weights to begin with, a directory or a name on the Hugging Face hub, of RoBERTa's or Longformer's kind.
+        RoBERTa becomes a Longformer where `model` is one. None: random ones.
+      positions: how the rows of the position table beyond those of `init` are made, "copied" (over and over) or
+        "random".
+      mask_probability: the part of the tokens that is to be predicted; of these 80% are masked, 10% replaced, 10% kept.
+      mask_token_id: of the tokenizer's <mask>.
+      special_token_ids: ids that are never predicted, nor put in a token's place.
+    """
+
+    model: LongformerConfig
+    data: TokenDataConfig = TokenDataConfig()
+    init: str | None = None
+    positions: str = "copied"
+    mask_probability: float = 0.15
+    mask_token_id: int = 50264
+    special_token_ids: tuple[int, ...] = (0, 1, 2, 3, 50264)
+
+    objective: ClassVar[str] = "masked_lm"
+    score_name: ClassVar[str] = "bits per masked token"
+    validates_first: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.positions in POSITIONS, "positions", self.positions, f"one of {', '.join(POSITIONS)}")
+        check(0 < self.mask_probability < 1, "mask_probability", self.mask_probability, "a number between 0 and 1")
+        for field, ids in (("mask_token_id", [self.mask_token_id]), ("special_token_ids", self.special_token_ids)):
+            expected = f"ids from 0 to {self.model.vocab_size - 1}, as model.vocab_size is {self.model.vocab_size}"
+            check(all(0 <= i < self.model.vocab_size for i in ids), field, getattr(self, field), expected)
+        for index, phase in enumerate(self.phases):
+            field, length = f"phases[{index}].sequence_length", phase.sequence_length
+            check(length <= self.model.max_length, field, length, f"at most {self.model.max_length}, model.max_length")
+
+    @property
+    def trained_model(self) -> LongformerConfig:
+        """The model as it is trained, without projections of global tokens."""
+        return dataclasses.replace(self.model, global_projections=False)
+
+    # Parameters.
+
+    def init_params(self) -> Any:
+        """Parameters from the seed."""
+        return ForMaskedLM(self.trained_model).init(jax.random.key(self.seed), jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def pretrained_params(self) -> Any:
+        """The parameters of `init`, converted to `model`; None where there is no `init`.
+
+        Raises:
+          InputError: the weights cannot be loaded, or are not those of such a model.
+        """
+        if self.init is None:
+            return None
+        from longformer_jax.weights import load_pretrained, roberta_to_longformer
+
+        found, params = load_pretrained(self.init, ForMaskedLM)
+        self._check_init(found, *_KEPT)
+        # A Longformer of its own length stays what it is.
+        if self.model.attention_mode == "sliding_window" and found.max_length <= self.model.max_length:
+            found, params = roberta_to_longformer(
+                found,
+                params,
+                max_length=self.model.max_length,
+                attention_window=self.model.attention_window,
+                positions=self.positions,
+                seed=self.seed,
+            )
+        self._check_init(found, "attention_mode", "max_position_embeddings")
+        layers = {name: leaf for name, leaf in params["longformer"]["layers"].items() if not name.endswith("_global")}
+        return params | {"longformer": params["longformer"] | {"layers": layers}}
+
+    def _check_init(self, found: LongformerConfig, *fields: str) -> None:
+        for field in fields:
+            value, expected = getattr(found, field), getattr(self.model, field)
+            if value != expected:
+                raise InputError(
+                    f"init is {self.init!r}, whose {field} is {value!r}; expected {expected!r}, model.{field}"
+                )
+
+    def export(self, workdir: Path, params: Any) -> str:
+        """Writes the model and its tokenizer to WORKDIR/model."""
+        directory = workdir / MODEL_DIRECTORY
+        params = jax.jit(lambda p: p, out_shardings=NamedSharding(jax.tree.leaves(params)[0].sharding.mesh, P()))(
+            params
+        )
+        if jax.process_index() == 0:
+            self.write_model(directory, jax.device_get(params))
+        return f"wrote the model to {directory}; load_pretrained({str(directory)!r}) reads it"
+
+    def write_model(self, directory: Path, params: Any) -> None:
+        """Writes a model of such parameters as this experiment trains, for `load_pretrained` and for transformers."""
+        from longformer_jax.weights import save_pretrained
+
+        if self.model.global_projections and self.model.attention_mode != "full":
+            layers = params["longformer"]["layers"]
+            copies = {f"{name}_global": layers[name] for name in ("query", "key", "value")}
+            params = params | {"longformer": params["longformer"] | {"layers": layers | copies}}
+        save_pretrained(directory, self.model, params, ForMaskedLM)
+        self.tokenizer().save(str(directory / "tokenizer.json"))
+
+    # Data.
+
+    def tokenizer(self) -> "Tokenizer":
+        """See `TokenDataConfig`."""
+        return _tokenizer(self.data.tokenizer or self.init, self.data.path, self.model.vocab_size)
+
+    def load_data(self) -> TokenData:
+        """The documents for each phase.
+
+        Raises:
+          InputError: the tokenizer or the documents cannot be had, or the tokenizer's ids are not the experiment's.
+        """
+        tokenizer = self.tokenizer()
+        corpora = {length: self.data.load(tokenizer, length) for length in {p.sequence_length for p in self.phases}}
+        corpus = next(iter(corpora.values()))
+        check(
+            corpus.vocab_size <= self.model.vocab_size,
+            "model.vocab_size",
+            self.model.vocab_size,
+            f"at least {corpus.vocab_size}, the number of the tokenizer's tokens",
+        )
+        for field in ("pad_token_id", "bos_token_id", "sep_token_id"):
+            found, expected = getattr(self.model, field), getattr(corpus, field)
+            check(found == expected, f"model.{field}", found, f"{expected}, that of the tokenizer")
+        found, expected = self.mask_token_id, corpus.mask_token_id
+        check(found == expected, "mask_token_id", found, f"{expected}, that of the tokenizer")
+        found, expected = self.special_token_ids, corpus.special_token_ids
+        check(set(found) == set(expected), "special_token_ids", found, f"{expected}, those of the tokenizer")
+        if self.eval_interval:
+            corpus.split("validation")
+        return TokenData(name=corpus.name, corpora=tuple(corpora[phase.sequence_length] for phase in self.phases))
+
+    def train_batches(self, data: TokenData, phase: int, **position: int) -> Iterator[np.ndarray]:
+        """Tokens `[B / P, T]`, of the dtype of `batch_spec`."""
+        rows, dtype = data.rows(phase, "train"), self.batch_spec(phase).dtype
+        batches = row_batches(rows, batch_size=self.phases[phase].batch_size, seed=self.seed, **position)
+        return (batch.astype(dtype, copy=False) for batch in batches)
+
+    def batch_spec(self, phase: int) -> jax.ShapeDtypeStruct:
+        """Tokens `[B, T]`."""
+        dtype = jnp.uint16 if self.model.vocab_size <= 2**16 else jnp.uint32
+        return jax.ShapeDtypeStruct((self.phases[phase].batch_size, self.phases[phase].sequence_length), dtype)
+
+    # The compiled step.
+
+    def prepare(self, batch: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        """Masks a batch `[A, B / A, T]`. A row's masks follow from its place in the batch, however that is cut."""
+        count, rows = batch.shape[:2]
+        index = jnp.arange(count)[:, None] + count * jnp.arange(rows)
+        masked = jax.vmap(functools.partial(self.mask_rows, key=jax.random.fold_in(key, _TRAINING_MASKS)))(batch, index)
+        weights = masked["weights"]  # the mean over microbatches of their weighted sums is the mean over all targets
+        return masked | {"weights": weights * (count / jnp.maximum(weights.sum(), 1))}
+
+    def mask_rows(self, rows: jax.Array, index: jax.Array, *, key: jax.Array) -> dict[str, jax.Array]:
+        """Hides tokens and notes what they were.
+
+        Args:
+          rows: integers `[B, T]`.
+          index: integers `[B]`; the masks of a row follow from its number here, the key and nothing else.
+          key: of the masks.
+
+        Returns:
+          `input_ids` int32 `[B, T]`, `attention_mask` bool `[B, T]`, and for M targets a row, as many as there may be,
+          `positions` and `targets` int32 `[B, M]` and `weights` float32 `[B, M]`, 1 for a target and 0 for padding.
+        """
+        model, length = self.model, rows.shape[1]
+        # Six standard deviations above the mean: of a billion rows, one has more targets, and keeps the first of them.
+        deviation = math.sqrt(length * self.mask_probability * (1 - self.mask_probability))
+        room = min(length, math.ceil(length * self.mask_probability + 6 * deviation))
+
+        def mask_row(tokens: jax.Array, number: jax.Array) -> dict[str, jax.Array]:
+            tokens = tokens.astype(jnp.int32)
+            (inputs,), (is_target,) = mask_tokens(
+                jax.random.fold_in(key, number),
+                tokens[None],
+                vocab_size=model.vocab_size,
+                mask_token_id=self.mask_token_id,
+                special_token_ids=self.special_token_ids,
+                mask_probability=self.mask_probability,
+            )
+            (positions,) = jnp.nonzero(is_target, size=room, fill_value=0)
+            return {
+                "input_ids": inputs,
+                "attention_mask": tokens != model.pad_token_id,
+                "positions": positions,
+                "targets": tokens[positions],
+                "weights": (jnp.arange(room) < is_target.sum()).astype(jnp.float32),
+            }
+
+        return jax.vmap(mask_row)(rows, index)
+
+    def loss(self, phase: int, params: Any, microbatch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+        """Nats of the targets, by their weights."""
+        nats = self._nats(params, microbatch, deterministic=False, rngs={"dropout": key})
+        return jnp.sum(nats * microbatch["weights"])
+
+    def _nats(self, params: Any, rows: dict[str, jax.Array], **kwargs: Any) -> jax.Array:
+        """The cross entropy of the targets, float32 `[B, M]`."""
+        inputs = (rows["input_ids"], rows["attention_mask"])
+        output: Any = ForMaskedLM(self.trained_model).apply(
+            {"params": params}, *inputs, positions=rows["positions"], **kwargs
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(output.logits, rows["targets"])
+
+    # Validation.
+
+    def nats(self, phase: int, params: Any, rows: dict[str, jax.Array], weights: jax.Array) -> jax.Array:
+        """The sum of nats over the targets of rows from `validation_rows` with weight 1, not 0, in float32 `[B]`."""
+        return jnp.sum(self._nats(params, rows, deterministic=True) * rows["weights"] * weights[:, None])
+
+    def validation_rows(self, rows: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Masks rows `[N, T]` of a split, whose numbers in it are `index` `[N]`; a row always gets the same masks."""
+        key = jax.random.fold_in(jax.random.key(self.seed), _VALIDATION_MASKS)
+        return jax.device_get(_mask_rows(self, rows, index, key))
+
+    def validator(self, phase: int, data: TokenData, batch_size: int, mesh: Mesh) -> Callable[[Any], dict[str, float]]:
+        """Bits per masked token of the first `eval_sequences` sequences of the validation split."""
+        rows = data.rows(phase, "validation")[: self.eval_sequences]
+        rows = self.validation_rows(rows, np.arange(len(rows)))
+        return Validator(self, phase, rows, int(rows["weights"].sum()), batch_size, mesh)
+
+    def flops_per_token(self, phase: int, params: Any) -> float:
+        """Of the encoder, and of the head where there are targets."""
+        model, length = self.model, self.phases[phase].sequence_length
+        head = 2 * model.hidden_size * (model.hidden_size + model.vocab_size)
+        return encoder_flops_per_token(model, length) + 3 * head * self.mask_probability
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mask_rows(config: MaskedLMExperiment, rows: jax.Array, index: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    return config.mask_rows(rows, index, key=key)
+
+
+def _embedded_text() -> str:
+    return str(importlib.resources.files("longformer_jax.data") / "tiny_shakespeare.txt")
+
+
+@functools.cache
+def _tokenizer(source: str | None, path: str | None, vocab_size: int) -> "Tokenizer":
+    """The tokenizer of a model or in a file; without a source, one of so many tokens is learnt from a text."""
+    if source is None:
+        from longformer_jax.data.tokenizer_training import learn_tokenizer
+
+        return learn_tokenizer(path or _embedded_text(), vocab_size)
+    from longformer_jax.weights import load_tokenizer
+    from longformer_jax.weights.hub import find_directory
+
+    return load_tokenizer(source if Path(source).is_file() else find_directory(source))
+
+
+def export_model(workdir: str | Path, directory: str | Path, step: int | None = None) -> None:
+    """Writes the model of a checkpoint, which need not be the last one, as a run does at its end.
+
+    Args:
+      workdir: of a masked-LM run.
+      directory: gets config.json, the weights and the tokenizer, for `load_pretrained` and for transformers.
+      step: which checkpoint; None is the latest.
+
+    Raises:
+      InputError: the workdir holds no such run or no such checkpoint, or it is damaged.
+    """
+    from longformer_jax.training.workdir import restore_params  # imports Orbax
+
+    config = MaskedLMExperiment.load(workdir)
+    config.write_model(Path(directory), restore_params(workdir, step))

@@ -1,0 +1,222 @@
+"""Whole masked-LM runs: what they report and leave, going on after a stop, what comes out, other devices."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from longformer_jax import ForMaskedLM, InputError
+from longformer_jax.evaluation import evaluate, sample_text
+from longformer_jax.training import (
+    ExperimentConfig,
+    MaskedLMExperiment,
+    export_model,
+    restore_params,
+    train,
+)
+from longformer_jax.training.metrics import read_metrics
+from longformer_jax.training.sharding import state_shardings
+from longformer_jax.training.step import abstract_params
+from longformer_jax.weights import load_pretrained, load_tokenizer
+from tests.training.tiny_masked import CONFIG, with_text
+
+ONE_PHASE = dataclasses.replace(CONFIG, phases=CONFIG.phases[:1], eval_interval=8)
+
+
+def digest(state: Any) -> str:
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        sha.update(np.asarray(leaf).tobytes())
+    return sha.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> MaskedLMExperiment:
+    return with_text(tmp_path_factory.mktemp("text"), ONE_PHASE)
+
+
+@pytest.fixture(scope="module")
+def finished(config: MaskedLMExperiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The workdir of an uninterrupted run, and the digest of its last state."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, digest(train(config, workdir))
+
+
+def scores(workdir: Path, split: str) -> dict[int, float]:
+    return {r["step"]: r["bpc"] for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == split}
+
+
+def test_what_a_run_leaves(config: MaskedLMExperiment, finished: tuple[Path, str]) -> None:
+    workdir, _ = finished
+    expected = {"config.json", "checkpoints", "metrics.jsonl", "curve.png", "model"}
+    assert {path.name for path in workdir.iterdir()} - {"tensorboard"} == expected
+    assert ExperimentConfig.load(workdir) == config
+    train_records = [r for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
+    assert [(r["step"], r["tokens"]) for r in train_records] == [(4, 1024), (8, 2048), (12, 3072)]
+    assert set(scores(workdir, "validation")) == {0, 8, 12}
+
+
+def test_it_learns(finished: tuple[Path, str]) -> None:
+    train_bpc, validation = (scores(finished[0], split) for split in ("train", "validation"))
+    assert validation[0] == pytest.approx(np.log2(300), abs=0.2)
+    assert validation[12] < validation[8] < validation[0] - 0.2
+    assert train_bpc[12] < train_bpc[4] - 0.2
+
+
+def test_going_on_gives_the_same_bits(
+    config: MaskedLMExperiment,
+    finished: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == 5)
+    assert int(train(config, tmp_path)["step"]) == 5
+    output = capsys.readouterr().out
+    assert "before training" not in output and not (tmp_path / "model").exists()
+    monkeypatch.undo()
+    assert digest(train(config, tmp_path)) == finished[1]
+    assert scores(tmp_path, "validation") == scores(finished[0], "validation")
+    first, last = (scores(tmp_path, "validation")[step] for step in (0, 12))
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"validation bpc {first:.4f} before training, {last:.4f} after",
+        f"wrote the model to {tmp_path / 'model'}; load_pretrained({str(tmp_path / 'model')!r}) reads it",
+    ]
+
+
+def test_starting_anew_forgets_the_old_beginning(
+    config: MaskedLMExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was killed before its first checkpoint has left a validation of step 0."""
+    (tmp_path / "metrics.jsonl").write_text('{"split": "validation", "step": 0, "tokens": 0, "bpc": 1.0}\n')
+    short = dataclasses.replace(config, phases=(dataclasses.replace(config.phases[0], steps=2),))
+    train(short, tmp_path)
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0, 2, 2]
+    assert scores(tmp_path, "validation")[0] > 7
+
+
+def test_the_model_can_be_loaded(config: MaskedLMExperiment, finished: tuple[Path, str]) -> None:
+    directory = finished[0] / "model"
+    model, params = load_pretrained(directory, ForMaskedLM)
+    assert dataclasses.replace(model, dtype=config.model.dtype) == config.model
+    layers = params["longformer"]["layers"]
+    for name in ("query", "key", "value"):
+        jax.tree.map(np.testing.assert_array_equal, layers.pop(f"{name}_global"), layers[name])
+    jax.tree.map(np.testing.assert_array_equal, params, restore_params(finished[0]))
+    assert load_tokenizer(directory).get_vocab() == config.tokenizer().get_vocab()
+
+
+def test_the_model_of_an_earlier_checkpoint(finished: tuple[Path, str], tmp_path: Path) -> None:
+    export_model(finished[0], tmp_path / "model", step=10)
+    _, params = load_pretrained(tmp_path / "model", ForMaskedLM)
+    ours = restore_params(finished[0], 10)["lm_head"]
+    jax.tree.map(np.testing.assert_array_equal, params["lm_head"], ours)
+    assert digest(ours) != digest(restore_params(finished[0])["lm_head"])
+
+
+# ---- Evaluation ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_has_the_figures_of_training(finished: tuple[Path, str]) -> None:
+    """On the same sequences under the same masks, however many are taken at once."""
+    workdir, _ = finished
+    result = evaluate(workdir, limit=6, batch_size=4)
+    assert result.bits_per_token == pytest.approx(scores(workdir, "validation")[12], rel=1e-5)
+    assert (result.split, result.step, result.tokens) == ("validation", 12, 6 * 32)
+    assert 0.05 * result.tokens < result.masked < 0.25 * result.tokens
+    assert str(result).startswith(f"validation, step 12: {result.bits_per_token:.4f} bits per masked token over ")
+    whole = evaluate(workdir, split="train", step=10)
+    assert whole.tokens > 10 * result.tokens and whole.step == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, r"split is 'test'; expected one of train, validation"),
+        (
+            {"protocol": "stream"},
+            r"protocol is 'stream', but '.*' holds a masked_lm run; expected no options but split",
+        ),
+        (
+            {"stride": 5},
+            r"stride is 5, but '.*' holds a masked_lm run; expected no options but split, step, batch_size",
+        ),
+        ({"limit": 0}, r"limit is 0; expected at least 1"),
+        ({"step": 7}, r"workdir is '.*', with checkpoints \[10, 12\]; expected checkpoint 7 in it"),
+    ],
+)
+def test_evaluation_refuses(finished: tuple[Path, str], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        evaluate(finished[0], **options)
+
+
+def test_no_sample(finished: tuple[Path, str]) -> None:
+    with pytest.raises(InputError, match=r"^sample is 10, but '.*' holds a masked_lm run; expected a char_lm run$"):
+        sample_text(finished[0], 10)
+
+
+# ---- Devices ---------------------------------------------------------------------------------------------------------
+
+
+def test_matrices_and_tables_are_split() -> None:
+    mesh: Any = jax.sharding.AbstractMesh((1, 4), ("data", "fsdp"))
+    params = abstract_params(CONFIG)
+    specs = jax.tree.map(lambda sharding: sharding.spec, state_shardings(mesh, params))
+    split = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): params_size(leaf)
+        for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs), strict=True)
+        if "fsdp" in spec
+    }
+    layers = {
+        f"longformer/layers/{name}/kernel" for name in ("query", "key", "value", "attention_out", "mlp_in", "mlp_out")
+    }
+    tables = {f"longformer/{name}_embeddings/embedding" for name in ("word", "position")}
+    assert split.keys() == layers | tables
+    assert sum(split.values()) > 0.85 * sum(map(params_size, jax.tree.leaves(params)))
+
+
+def params_size(leaf: Any) -> int:
+    return int(np.prod(leaf.shape))
+
+
+SCORES = """
+import dataclasses, json, sys
+from pathlib import Path
+import jax
+data, fsdp, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", data * fsdp)
+from longformer_jax.training import MeshConfig, train
+from longformer_jax.training.metrics import read_metrics
+from tests.training.tiny_masked import CONFIG, with_text
+# Not accumulated, so that microbatches and with them dropout are the same on any number of devices.
+phase = dataclasses.replace(CONFIG.phases[0], sequences_per_device=None)
+config = dataclasses.replace(CONFIG, mesh=MeshConfig(data=data, fsdp=fsdp), phases=(phase,), log_interval=1)
+workdir = folder / f"{data}x{fsdp}"
+state = train(with_text(folder, config), workdir)
+table = state["params"]["longformer"]["word_embeddings"]["embedding"]
+print(json.dumps({
+    "bpc": [record["bpc"] for record in read_metrics(workdir / "metrics.jsonl")],
+    "parts": table.size // table.addressable_shards[0].data.size,
+}))
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_losses_of_one(run_python: Callable, tmp_path: Path) -> None:
+    found = {}
+    for data, fsdp in ((1, 1), (8, 1), (2, 4)):
+        result = run_python("-W", "error", "-c", SCORES, data, fsdp, tmp_path)
+        assert result.returncode == 0, result.stderr
+        found[data, fsdp] = json.loads(result.stdout.splitlines()[-1])
+        assert found[data, fsdp]["parts"] == fsdp
+        assert (tmp_path / f"{data}x{fsdp}" / "model" / "config.json").exists()
+        np.testing.assert_allclose(found[data, fsdp]["bpc"], found[1, 1]["bpc"], rtol=2e-5)
+    assert len(found[1, 1]["bpc"]) == 12 + 3
+    models = [load_pretrained(tmp_path / name / "model", ForMaskedLM)[1] for name in ("1x1", "2x4")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *models)
