@@ -4,16 +4,19 @@ python eval.py --workdir=runs/quickstart --split=validation --protocol=stream
 python eval.py --workdir=runs/enwik8_small --split=test --protocol=paper
 python eval.py --workdir=runs/quickstart --sample=500 --temperature=0.8
 python eval.py --workdir=runs/roberta_base --split=validation
+python eval.py --model=roberta-base --data=TEXTS --sequence_length=512
 """
 
 from absl import app, flags, logging
 
 from longformer_jax.command_line import fail, parse_flags
 from longformer_jax.errors import InputError
-from longformer_jax.evaluation import evaluate, sample_text
+from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_MODEL = flags.DEFINE_string("model", None, "In place of a run: a masked LM, its directory or name on the hub.")
+_DATA = flags.DEFINE_string("data", None, "Of a model: a file, directory or pattern of text, or tfds:NAME.")
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the latest without.")
 
 # Options of an evaluation: those that are not given are left to the kind of experiment.
@@ -24,7 +27,7 @@ flags.DEFINE_string(
     "paper: overlapping sequences, the last --stride characters of each are scored. "
     "stream: one pass with a cache, every character is scored. Of a character LM; paper without.",
 )
-flags.DEFINE_integer("sequence_length", None, "Characters of a sequence of the paper's protocol; 32,256 without.")
+flags.DEFINE_integer("sequence_length", None, "Characters of a sequence of the paper's protocol, or a model's tokens.")
 flags.DEFINE_integer("stride", None, "How far a sequence of the paper's protocol begins after the last; 512 without.")
 flags.DEFINE_integer("batch_size", None, "Sequences at once; 8 without.", lower_bound=1)
 flags.DEFINE_integer("limit", None, "Score so many characters only, or sequences of a masked LM.")
@@ -39,9 +42,13 @@ _TOP_P = flags.DEFINE_float("top_p", None, "Sample among the characters that tog
 
 
 def _run() -> str:
-    workdir = _WORKDIR.value
-    if workdir is None:
-        raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
+    workdir, model, data = _WORKDIR.value, _MODEL.value, _DATA.value
+    given = {name: flags.FLAGS[name].value for name in _OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if model is not None and data is not None:
+        return str(evaluate_model(model, data=data, **given))
+    if workdir is None or model is not None or data is not None:
+        raise InputError("--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS")
     if _SAMPLE.value is not None:
         return sample_text(
             workdir,
@@ -53,8 +60,7 @@ def _run() -> str:
             top_k=_TOP_K.value,
             top_p=_TOP_P.value,
         )
-    given = {name: flags.FLAGS[name].value for name in _OPTIONS}
-    return str(evaluate(workdir, **{name: value for name, value in given.items() if value is not None}))
+    return str(evaluate(workdir, **given))
 
 
 def main(arguments: list[str]) -> None:

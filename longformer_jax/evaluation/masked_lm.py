@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +12,12 @@ from tqdm import tqdm
 
 from longformer_jax.checkpoints import find_checkpoint
 from longformer_jax.errors import InputError
-from longformer_jax.training import MaskedLMExperiment, MeshConfig, restore_params
+from longformer_jax.training import MaskedLMExperiment, MeshConfig, Phase, TokenDataConfig, restore_params
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import make_eval_step
+from longformer_jax.weights import load_tokenizer
+from longformer_jax.weights.hub import find_directory
+from longformer_jax.weights.hugging_face_config import read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +25,8 @@ class Result:
     """What an evaluation found.
 
     Attributes:
-      split: what was asked for.
-      step: of the checkpoint.
+      split: what was asked for; "all" of a model's own documents.
+      step: of the checkpoint; 0 of a model that is no run.
       bits_per_token: the mean over the masked tokens, the paper's "BPC" (table 5).
       masked: how many tokens were masked.
       tokens: how many were read.
@@ -31,10 +35,10 @@ class Result:
 
     split: str
     step: int
-    bits_per_token: float
-    masked: int
-    tokens: int
-    seconds: float
+    bits_per_token: float = math.nan
+    masked: int = 0
+    tokens: int = 0
+    seconds: float = math.nan
 
     def __str__(self) -> str:
         return (
@@ -63,14 +67,59 @@ def evaluate(
     Raises:
       InputError: an argument, the workdir or the data does not fit; before anything compiles.
     """
-    for field, value in (("batch_size", batch_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise InputError(f"{field} is {value}; expected at least 1")
+    _check(batch_size, limit)
     config = MaskedLMExperiment.load(workdir)
     step = find_checkpoint(workdir, step)
     phase = config.phase_at(max(step - 1, 0))
     rows = config.load_data().rows(phase, split)[:limit]
-    params = restore_params(workdir, step)
+    return _score(config, phase, restore_params(workdir, step), rows, batch_size, Result(split, step))
+
+
+def evaluate_model(
+    model: str,
+    *,
+    data: str,
+    sequence_length: int | None = None,
+    batch_size: int = 8,
+    limit: int | None = None,
+) -> Result:
+    """Scores documents with a masked LM that need not come from a run here; its figures are those before training.
+
+    Args:
+      model: a directory or a name on the Hugging Face hub, of RoBERTa or Longformer, with the tokenizer's files.
+      data: documents, as `TokenDataConfig.path`; all of them are scored.
+      sequence_length: tokens of a sequence; None is as many as the model takes.
+      batch_size, limit: as `evaluate`'s.
+
+    Raises:
+      InputError: an argument, the model or the documents do not fit; before anything compiles.
+    """
+    _check(batch_size, limit)
+    directory = find_directory(model)
+    config = read_config(directory)
+    length = config.max_length if sequence_length is None else sequence_length
+    corpus = TokenDataConfig(path=data, validation_path=data).load(load_tokenizer(directory), length)
+    experiment = MaskedLMExperiment(
+        model=config,
+        init=str(directory),
+        phases=(Phase(sequence_length=length, learning_rate=1.0, batch_size=1, steps=1),),
+        mask_token_id=corpus.mask_token_id,
+        special_token_ids=corpus.special_token_ids,
+    )
+    rows = corpus.split("validation")[:limit]
+    return _score(experiment, 0, experiment.pretrained_params(), rows, batch_size, Result("all", 0))
+
+
+def _check(batch_size: int, limit: int | None) -> None:
+    for field, value in (("batch_size", batch_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise InputError(f"{field} is {value}; expected at least 1")
+
+
+def _score(
+    config: MaskedLMExperiment, phase: int, params: Any, rows: np.ndarray, batch_size: int, result: Result
+) -> Result:
+    """`result` with the figures of rows `[N, T]`."""
     # Whatever the training ran on, these devices may be others.
     model = dataclasses.replace(config.model, remat=False, implementation=None)
     config = dataclasses.replace(config, model=model, mesh=MeshConfig())
@@ -79,7 +128,7 @@ def evaluate(
     eval_step = make_eval_step(config, phase, mesh)
     nats, masked = 0.0, 0
     began = time.perf_counter()
-    with tqdm(total=rows.size, unit="tok", unit_scale=True, disable=None, desc=split) as bar:
+    with tqdm(total=rows.size, unit="tok", unit_scale=True, disable=None, desc=result.split) as bar:
         for first in range(0, len(rows), batch_size):
             # The last batch is filled up with its last row, which then has no weight.
             index = np.minimum(np.arange(first, first + batch_size), len(rows) - 1)
@@ -89,4 +138,10 @@ def evaluate(
             masked += int((batch["weights"] * weights[:, None]).sum())
             bar.set_postfix_str(f"{nats / masked / math.log(2):.4f} bits per masked token", refresh=False)
             bar.update(int(weights.sum()) * rows.shape[1])
-    return Result(split, step, nats / masked / math.log(2), masked, rows.size, time.perf_counter() - began)
+    return dataclasses.replace(
+        result,
+        bits_per_token=nats / masked / math.log(2),
+        masked=masked,
+        tokens=rows.size,
+        seconds=time.perf_counter() - began,
+    )

@@ -1,6 +1,7 @@
 """Evaluation of what train.py left in a workdir, whatever kind of experiment it was."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,25 @@ def evaluate(workdir: str | Path, **options: Any) -> Any:
     """
     objective = ExperimentConfig.load(workdir).objective
     function = EVALUATIONS[objective]
-    known = [name for name in inspect.signature(function).parameters if name != "workdir"]
+    _check_options(function, options, f"{str(workdir)!r} holds a {objective} run")
+    return function(workdir, **options)
+
+
+def evaluate_model(model: str, *, data: str, **options: Any) -> Any:
+    """Scores documents with a model that is no run; see `masked_lm.evaluate_model` for the options.
+
+    Raises:
+      InputError: where that function does, or it has no such option.
+    """
+    _check_options(masked_lm.evaluate_model, options, f"{model!r} is a masked LM and no run")
+    return masked_lm.evaluate_model(model, data=data, **options)
+
+
+def _check_options(function: Callable[..., Any], options: dict[str, Any], what: str) -> None:
+    known = [name for name in inspect.signature(function).parameters if name not in ("workdir", "model", "data")]
     for name, value in options.items():
         if name not in known:
-            raise InputError(
-                f"{name} is {value!r}, but {str(workdir)!r} holds a {objective} run; expected no options but "
-                f"{', '.join(known)}"
-            )
-    return function(workdir, **options)
+            raise InputError(f"{name} is {value!r}, but {what}; expected no options but {', '.join(known)}")
 
 
 def sample_text(workdir: str | Path, length: int, **options: Any) -> str:
