@@ -16,16 +16,15 @@ BOTH = ("forward", "both")
 PARTS = {
     "peers": Part(
         sides={"ours": (4096, 4096), "ours_remat": (0, 4096), "huggingface": (4096, 4096)},
-        works=BOTH, lengths=(4096,), rounds=5, peak_only=("ours_remat",),
+        works=BOTH, lengths=(4096,), rounds=3, peak_only=("ours_remat",), settings_apart=True,
     ),
     "short": Part(
         sides={"ours": (512, 512), "ours_full": (512, 512), "huggingface_roberta": (512, 512)},
         works=BOTH, lengths=(512,), rounds=9,
     ),
     "costs": Part(
-        sides={"ours": (4096, 4096), "ours_global16": (4096, 4096), "ours_global256": (4096, 4096),
-               "ours_remat": (0, 4096)},
-        works=BOTH, lengths=(4096,), rounds=5,
+        sides={"ours": (4096, 4096), "ours_global16": (4096, 0), "ours_global256": (4096, 0), "ours_remat": (0, 4096)},
+        works=BOTH, lengths=(4096,), rounds=3, settings_apart=True,
     ),
 }  # fmt: skip
 

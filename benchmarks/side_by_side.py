@@ -8,6 +8,7 @@ each side at its default and each side at its own best setting.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -35,7 +36,8 @@ class Part:
     """sides: the longest sequence that each takes, forward and both; more would take minutes a call or all memory.
 
     Of lengths that are not `together` each has its own processes, as they keep what memory they had. Of the sides
-    `peak_only` no time is taken: all that are timed have to fit into memory at once.
+    `peak_only` no time is taken: all that are timed have to fit into memory at once, those of both allocator settings
+    or, where these are `settings_apart`, those of one and then those of the other.
     """
 
     sides: dict[str, tuple[int, int]]
@@ -44,6 +46,7 @@ class Part:
     rounds: int
     together: bool = False
     peak_only: tuple[str, ...] = ()
+    settings_apart: bool = False
 
     @property
     def cases(self) -> list[Case]:
@@ -92,20 +95,22 @@ def measure_times(part: Part, commands: dict[str, list[str]]) -> tuple[Measured,
     """Median milliseconds, and the versions of what ran."""
     samples: dict[tuple[Case, str, str], list[float]] = {}
     versions: dict[str, str] = {}
-    for lengths in [part.lengths] if part.together else [(length,) for length in part.lengths]:
+    groups = [part.lengths] if part.together else [(length,) for length in part.lengths]
+    at_once = [(setting,) for setting in SETTINGS] if part.settings_apart else [tuple(SETTINGS)]
+    for lengths, settings in itertools.product(groups, at_once):
         cases = [case for case in part.cases if case[1] in lengths]
         with ExitStack() as stack:
             sides = {
                 (name, setting): stack.enter_context(Side(command, setting))
                 for name, command in commands.items()
-                for setting in SETTINGS
+                for setting in settings
                 if name not in part.peak_only and any(part.runs(name, case) for case in cases)
             }
             for side in sides.values():
                 versions |= side.versions()
             calls = [(case, name, setting) for name, setting in sides for case in cases if part.runs(name, case)]
             for round_number in range(part.rounds + 1):
-                print(f"  length {lengths}, round {round_number} of {part.rounds}", file=sys.stderr)
+                print(f"  length {lengths}, {settings}, round {round_number} of {part.rounds}", file=sys.stderr)
                 random.Random(round_number).shuffle(calls)
                 for case, name, setting in calls:
                     answer = sides[name, setting].ask(f"{case[0]} {case[1]}")

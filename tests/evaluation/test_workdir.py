@@ -144,6 +144,9 @@ def test_eval_writes_text(workdir, run_eval):
     ("arguments", "message"),
     [
         ([], "--workdir is missing; expected --workdir=DIRECTORY"),
+        (["--model=m"], "--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS"),
+        (["--model=m/n/o", "--data=d"], "source is 'm/n/o', which is no directory"),
+        (["--model=m", "--data=d", "--stride=2"], "stride is 2, but 'm' is a masked LM and no run"),
         (["--workdir=w", "--batch_size=0"], "flag --batch_size=0: 0 is not a"),
         (["--workdir=w", "--steps=1"], "Unknown command line flag 'steps'"),
         (["--workdir=w"], "workdir is 'w', which has no config.json"),

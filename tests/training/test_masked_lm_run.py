@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from longformer_jax import ForMaskedLM, InputError
-from longformer_jax.evaluation import evaluate, sample_text
+from longformer_jax.data import load_corpus
+from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.training import (
     ExperimentConfig,
     MaskedLMExperiment,
@@ -133,6 +134,26 @@ def test_evaluation_has_the_figures_of_training(finished: tuple[Path, str]) -> N
     assert str(result).startswith(f"validation, step 12: {result.bits_per_token:.4f} bits per masked token over ")
     whole = evaluate(workdir, split="train", step=10)
     assert whole.tokens > 10 * result.tokens and whole.step == 10
+
+
+def test_a_model_that_is_no_run_is_scored_as_one(
+    config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The same model, documents and masks as those of a run that validates on these documents."""
+    documents = tmp_path / "documents"
+    documents.write_bytes(bytes(load_corpus("tiny_shakespeare").split("validation")[:3000]))
+    data = dataclasses.replace(config.data, validation_path=str(documents))
+    model = finished[0] / "model"
+    short = dataclasses.replace(
+        config, data=data, init=str(model), phases=(dataclasses.replace(config.phases[0], steps=2),)
+    )
+    train(short, tmp_path / "run")
+    before = scores(tmp_path / "run", "validation")[0]
+    result = evaluate_model(str(model), data=str(documents), sequence_length=32, limit=short.eval_sequences)
+    assert result.bits_per_token == pytest.approx(before, rel=1e-5)
+    assert str(result).startswith("all, step 0: ")
+    longer = evaluate_model(str(model), data=str(documents))
+    assert longer.tokens % config.model.max_length == 0
 
 
 @pytest.mark.parametrize(
