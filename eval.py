@@ -7,6 +7,8 @@ python eval.py --workdir=runs/roberta_base --split=validation
 python eval.py --model=roberta-base --data=TEXTS --sequence_length=512
 """
 
+from typing import Any
+
 from absl import app, flags, logging
 
 from longformer_jax.command_line import fail, parse_flags
@@ -41,26 +43,40 @@ _TOP_K = flags.DEFINE_integer("top_k", None, "Sample among the k most likely cha
 _TOP_P = flags.DEFINE_float("top_p", None, "Sample among the characters that together hold this probability.")
 
 
-def _run() -> str:
-    workdir, model, data = _WORKDIR.value, _MODEL.value, _DATA.value
-    given = {name: flags.FLAGS[name].value for name in _OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None}
-    if model is not None and data is not None:
-        return str(evaluate_model(model, data=data, **given))
-    if workdir is None or model is not None or data is not None:
-        raise InputError("--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS")
-    if _SAMPLE.value is not None:
-        return sample_text(
-            workdir,
-            _SAMPLE.value,
-            prompt=_PROMPT.value,
-            step=_STEP.value,
-            seed=_SEED.value,
-            temperature=_TEMPERATURE.value,
-            top_k=_TOP_K.value,
-            top_p=_TOP_P.value,
+def _given() -> dict[str, Any]:
+    options = {name: flags.FLAGS[name].value for name in _OPTIONS}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _evaluate_model() -> str:
+    model, data = _MODEL.value, _DATA.value
+    if model is None or data is None:
+        raise InputError(
+            f"--{'data' if data is None else 'model'} is missing; expected --model=MODEL with --data=TEXTS"
         )
-    return str(evaluate(workdir, **given))
+    for name, flag in (("workdir", _WORKDIR), ("sample", _SAMPLE)):
+        if flag.value is not None:
+            raise InputError(f"--{name} is {flag.value!r}, but --model is given; expected one of them")
+    return str(evaluate_model(model, data=data, **_given()))
+
+
+def _run() -> str:
+    if _MODEL.value is not None or _DATA.value is not None:
+        return _evaluate_model()
+    if _WORKDIR.value is None:
+        raise InputError("--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS")
+    if _SAMPLE.value is None:
+        return str(evaluate(_WORKDIR.value, **_given()))
+    return sample_text(
+        _WORKDIR.value,
+        _SAMPLE.value,
+        prompt=_PROMPT.value,
+        step=_STEP.value,
+        seed=_SEED.value,
+        temperature=_TEMPERATURE.value,
+        top_k=_TOP_K.value,
+        top_p=_TOP_P.value,
+    )
 
 
 def main(arguments: list[str]) -> None:

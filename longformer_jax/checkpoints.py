@@ -100,14 +100,23 @@ class Checkpoints:
             _write_checksums(next(self._root.glob(f"{final.name}.*"), final))
 
 
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether a run can go on from where a workdir stands."""
+    return bool(_steps(workdir))
+
+
 def find_checkpoint(workdir: str | Path, step: int | None = None) -> int:
     """The step of the latest checkpoint of a workdir, or `step` where there is one of it; else raises InputError."""
-    root = Path(workdir).absolute() / DIRECTORY
-    steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal())
+    steps = _steps(workdir)
     if not steps or step not in (None, *steps):
         wanted = "a checkpoint" if step is None else f"checkpoint {step}"
         raise InputError(f"workdir is {str(workdir)!r}, with checkpoints {steps}; expected {wanted} in it")
     return steps[-1] if step is None else step
+
+
+def _steps(workdir: str | Path) -> list[int]:
+    root = Path(workdir).absolute() / DIRECTORY
+    return sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal())
 
 
 def restore_params(workdir: str | Path, abstract_params: Any, step: int | None = None) -> Any:

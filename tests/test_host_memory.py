@@ -36,8 +36,8 @@ def page_faults(mode: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_scratch_memory_is_reused():
-    # A step's scratch is 3000 x 3000 floats, 8,800 pages, touched anew by each of fifty steps. Where memory is kept, a few
-    # steps may still touch new pages: a step's scratch is freed shortly after its result is ready.
+    # A step's scratch is 3000 x 3000 floats, 8,800 pages, touched anew by each of fifty steps. Where memory is kept, a
+    # few steps may still touch new pages: a step's scratch is freed shortly after its result is ready.
     default = page_faults("as it is")
     assert default > 50 * 4000
     assert page_faults("keep") < default / 3

@@ -1,5 +1,6 @@
 """Byte corpora: Wikipedia text through TFDS, anyone's own file, and a small text that ships with the package."""
 
+import functools
 import hashlib
 import importlib.resources
 import math
@@ -34,6 +35,12 @@ class Corpus:
     name: str
     splits: Mapping[str, np.ndarray]
     vocab_size: int = 256
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the splits' contents."""
+        digests = [hashlib.sha256(self.splits[name]).hexdigest() for name in SPLITS]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def split(self, name: str) -> np.ndarray:
         """The bytes of split `name`, uint8 `[N]`; raises InputError where there is no such split or it is empty."""

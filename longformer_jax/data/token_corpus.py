@@ -20,6 +20,7 @@ import numpy as np
 from longformer_jax.data.documents import DocumentSource, Paths, document_source
 from longformer_jax.data.packing import Packer, batched_by_length
 from longformer_jax.errors import InputError
+from longformer_jax.files import replacing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,6 +32,10 @@ _FORMAT = 1  # of what is below and in packer.py; another one is another cache
 _MANIFEST = "manifest.json"  # written last: what is in it is whole
 # What an interrupted build loses at most. A row does not reach beyond its shard, so this is no small number.
 _SHARD_CHARACTERS = 1 << 25
+
+# By the name of a split: rows `[N, T]`, and the SHA-256 of their bytes.
+_Splits = dict[str, np.ndarray]
+_Sums = dict[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,7 @@ class TokenCorpus:
       vocab_size: the number of token ids.
       pad_token_id, bos_token_id, sep_token_id, mask_token_id: ids of <pad>, <s>, </s> and <mask>.
       special_token_ids: these and what else the tokenizer calls special, sorted.
+      fingerprint: a digest of the splits' contents.
     """
 
     name: str
@@ -54,6 +60,7 @@ class TokenCorpus:
     sep_token_id: int
     mask_token_id: int
     special_token_ids: tuple[int, ...]
+    fingerprint: str
 
     @property
     def sequence_length(self) -> int:
@@ -75,7 +82,7 @@ def load_token_corpus(
     tokenizer: "Tokenizer",
     sequence_length: int,
     cache_dir: str | os.PathLike[str] | None = None,
-    validation_fraction: float = DEFAULT_VALIDATION_FRACTION,
+    validation_fraction: float | None = None,
     validation_source: DocumentSource | Paths | None = None,
 ) -> TokenCorpus:
     """Tokenizes and packs documents for masked-language-model training, or opens what an earlier call has left.
@@ -93,7 +100,7 @@ def load_token_corpus(
       sequence_length: T, in tokens, at least 3.
       cache_dir: None is $XDG_CACHE_HOME/longformer_jax, usually ~/.cache/longformer_jax.
       validation_fraction: the fraction of the documents that validate, in [0, 1), at equal distances: with 0.01 each
-        hundredth document.
+        hundredth document. None is 0.01, unless there is a `validation_source`.
       validation_source: documents that validate, in place of a fraction of `source`.
 
     Returns:
@@ -106,19 +113,22 @@ def load_token_corpus(
     source = document_source(source)
     if validation_source is not None:
         validation_source = document_source(validation_source)
-        if validation_fraction != DEFAULT_VALIDATION_FRACTION:
+        if validation_fraction is not None:
             raise InputError(
-                f"validation_fraction is {validation_fraction}; expected the default, as validation_source is given"
+                f"validation_fraction is {validation_fraction}; expected None, as validation_source is given"
             )
         validation_fraction = 0
+    if validation_fraction is None:
+        validation_fraction = DEFAULT_VALIDATION_FRACTION
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}; expected a number in [0, 1)")
     packer = Packer.of(tokenizer, sequence_length)
     cache_dir = _default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
 
-    splits = _cached_rows(source, packer, validation_fraction, cache_dir)
+    splits, sums = _cached_rows(source, packer, validation_fraction, cache_dir)
     if validation_source is not None:
-        splits["validation"] = _cached_rows(validation_source, packer, 0, cache_dir)["train"]
+        validation_splits, validation_sums = _cached_rows(validation_source, packer, 0, cache_dir)
+        splits["validation"], sums["validation"] = validation_splits["train"], validation_sums["train"]
     held_by = {"train": source, "validation": validation_source or source}
     for name, rows in splits.items():
         if len(rows) == 0 and (name == "train" or validation_source is not None or validation_fraction > 0):
@@ -135,6 +145,7 @@ def load_token_corpus(
         sep_token_id=packer.sep_token_id,
         mask_token_id=packer.mask_token_id,
         special_token_ids=packer.special_token_ids,
+        fingerprint=hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest(),
     )
 
 
@@ -149,31 +160,31 @@ def _default_cache_dir() -> Path:
 
 def _cached_rows(
     source: DocumentSource, packer: Packer, validation_fraction: float, cache_dir: Path
-) -> dict[str, np.ndarray]:
-    """The rows of each split, mapped from the cache, where they are written if they are not there."""
+) -> tuple[_Splits, _Sums]:
+    """What `_open` returns of the cache, where the rows are written if they are not there."""
     fingerprint = source.fingerprint()
     key = [_FORMAT, _SHARD_CHARACTERS, fingerprint, packer.tokenizer.to_str(), packer.sequence_length]
     digest = hashlib.sha256(json.dumps([*key, float(validation_fraction)]).encode()).hexdigest()
     directory = cache_dir / f"{re.sub(r'[^\w.-]+', '_', source.name)[:64]}-{digest[:16]}"
-    splits = _open(directory, packer)
-    if splits is not None:
-        return splits
+    opened = _open(directory, packer)
+    if opened is not None:
+        return opened
     with _locked(directory):
-        splits = _open(directory, packer)  # another process may just have built it
-        if splits is None:
+        opened = _open(directory, packer)  # another process may just have built it
+        if opened is None:
             if (directory / _MANIFEST).exists():
                 logging.getLogger(__name__).warning("%s is damaged; building it again", directory)
                 (directory / _MANIFEST).unlink()
             _build(directory, source, fingerprint, packer, validation_fraction)
-            splits = _open(directory, packer)
-    if splits is None:
+            opened = _open(directory, packer)
+    if opened is None:
         raise OSError(f"{directory} does not hold what has just been written to it")
-    return splits
+    return opened
 
 
-def _open(directory: Path, packer: Packer) -> dict[str, np.ndarray] | None:
-    """The rows of a finished build; None if it is not finished or damaged."""
-    splits: dict[str, np.ndarray] = {}
+def _open(directory: Path, packer: Packer) -> tuple[_Splits, _Sums] | None:
+    """The rows of each split of a finished build, mapped, and their sums; None if it is not finished or damaged."""
+    splits: _Splits = {}
     try:
         manifest = json.loads((directory / _MANIFEST).read_bytes())
         for split in _SPLITS:
@@ -189,7 +200,7 @@ def _open(directory: Path, packer: Packer) -> dict[str, np.ndarray] | None:
                 splits[split] = np.empty(shape, packer.dtype)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
-    return splits
+    return splits, {split: manifest[split]["sha256"] for split in _SPLITS}
 
 
 @contextmanager
@@ -230,7 +241,7 @@ def _build(directory: Path, source: DocumentSource, fingerprint: Any, packer: Pa
     manifest = {}
     for split in _SPLITS:
         digest, count = hashlib.sha256(), 0
-        with _replacing(directory / f"{split}.bin") as partial, partial.open("wb") as file:
+        with replacing(directory / f"{split}.bin") as partial, partial.open("wb") as file:
             for shard in shards:
                 rows = _read_shard(shard, packer)
                 if rows is None:
@@ -239,7 +250,7 @@ def _build(directory: Path, source: DocumentSource, fingerprint: Any, packer: Pa
                 digest.update(rows[split].data)
                 count += len(rows[split])
         manifest[split] = {"rows": count, "sha256": digest.hexdigest()}
-    with _replacing(directory / _MANIFEST) as partial:
+    with replacing(directory / _MANIFEST) as partial:
         partial.write_text(json.dumps(manifest, indent=2))
     for shard in shards:
         shard.unlink()
@@ -248,7 +259,7 @@ def _build(directory: Path, source: DocumentSource, fingerprint: Any, packer: Pa
 def _write_shard(file: Path, train: np.ndarray, validation: np.ndarray) -> None:
     """Writes the SHA-256 sum of what follows, the number of rows for training, and the rows of both splits."""
     contents = len(train).to_bytes(8, "little") + train.tobytes() + validation.tobytes()
-    with _replacing(file) as partial:
+    with replacing(file) as partial:
         partial.write_bytes(hashlib.sha256(contents).digest() + contents)
 
 
@@ -264,11 +275,3 @@ def _read_shard(file: Path, packer: Packer) -> dict[str, np.ndarray] | None:
         return None
     count, rows = int.from_bytes(contents[:8], "little"), np.frombuffer(contents[8:], packer.dtype)
     return dict(zip(_SPLITS, np.split(rows.reshape(-1, packer.sequence_length), [count]), strict=True))
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `file` only when all has been written."""
-    partial = file.with_name(f"{file.name}.partial")
-    yield partial
-    partial.replace(file)

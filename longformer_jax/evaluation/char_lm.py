@@ -93,8 +93,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 character")
     config = CharLMExperiment.load(workdir)
-    corpus = config.data.load()
-    text = corpus.split(split)
+    text = config.open_data(Path(workdir)).split(split)
     check_vocab(text, config.model.vocab_size)
     total = len(text) - 1
     if protocol == "paper":

@@ -11,13 +11,16 @@ import numpy as np
 from tqdm import tqdm
 
 from longformer_jax.checkpoints import find_checkpoint
+from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
+from longformer_jax.models import ForMaskedLM
 from longformer_jax.training import MaskedLMExperiment, MeshConfig, Phase, TokenDataConfig, restore_params
-from longformer_jax.training.sharding import make_mesh
+from longformer_jax.training.sharding import make_mesh, replicated
 from longformer_jax.training.step import make_eval_step
 from longformer_jax.weights import load_tokenizer
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import read_config
+from longformer_jax.weights.pretrained import find_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ def evaluate(
     config = MaskedLMExperiment.load(workdir)
     step = find_checkpoint(workdir, step)
     phase = config.phase_at(max(step - 1, 0))
-    rows = config.load_data().rows(phase, split)[:limit]
+    rows = config.open_data(Path(workdir)).rows(phase, split)[:limit]
     return _score(config, phase, restore_params(workdir, step), rows, batch_size, Result(split, step))
 
 
@@ -97,16 +100,20 @@ def evaluate_model(
     _check(batch_size, limit)
     directory = find_directory(model)
     config = read_config(directory)
+    if find_model(directory) is not ForMaskedLM:
+        raise InputError(f"model is {model!r}, which has no head to predict masked tokens; expected a masked LM")
     length = config.max_length if sequence_length is None else sequence_length
-    corpus = TokenDataConfig(path=data, validation_path=data).load(load_tokenizer(directory), length)
+    tokenizer = load_tokenizer(directory)
+    tokens = Packer.of(tokenizer, length)
     experiment = MaskedLMExperiment(
         model=config,
         init=str(directory),
         phases=(Phase(sequence_length=length, learning_rate=1.0, batch_size=1, steps=1),),
-        mask_token_id=corpus.mask_token_id,
-        special_token_ids=corpus.special_token_ids,
+        mask_token_id=tokens.mask_token_id,
+        special_token_ids=tokens.special_token_ids,
     )
-    rows = corpus.split("validation")[:limit]
+    experiment.check_tokens(tokens)
+    rows = TokenDataConfig(path=data, validation_path=data).load(tokenizer, length).split("validation")[:limit]
     return _score(experiment, 0, experiment.pretrained_params(), rows, batch_size, Result("all", 0))
 
 
@@ -124,6 +131,7 @@ def _score(
     model = dataclasses.replace(config.model, remat=False, implementation=None)
     config = dataclasses.replace(config, model=model, mesh=MeshConfig())
     mesh = make_mesh(config.mesh)
+    params = jax.device_put(params, replicated(mesh))
     batch_size = math.ceil(min(batch_size, len(rows)) / mesh.size) * mesh.size
     eval_step = make_eval_step(config, phase, mesh)
     nats, masked = 0.0, 0
@@ -136,8 +144,9 @@ def _score(
             batch = config.validation_rows(rows[index], index)
             nats += float(jax.device_get(eval_step(params, batch, jax.numpy.asarray(weights))))
             masked += int((batch["weights"] * weights[:, None]).sum())
-            bar.set_postfix_str(f"{nats / masked / math.log(2):.4f} bits per masked token", refresh=False)
+            bar.set_postfix_str(f"{nats / max(masked, 1) / math.log(2):.4f} bits per masked token", refresh=False)
             bar.update(int(weights.sum()) * rows.shape[1])
+    config.check_masked(masked, len(rows))
     return dataclasses.replace(
         result,
         bits_per_token=nats / masked / math.log(2),

@@ -45,13 +45,19 @@ class ForMaskedLM(nn.Module):
 
         Returns:
           logits [B, T, vocab_size], or [B, M, vocab_size].
+
+        Raises:
+          InputError: as `Longformer`, or `positions` are no such integers. Under jit their values are not known: those
+            outside come out as NaN.
         """
         cfg = self.config
+        if positions is not None:
+            _check_positions(positions, jnp.shape(input_ids))
         encoder = Longformer(cfg, add_pooling_layer=False, name="longformer")
         output = encoder(input_ids, *args, **kwargs)
         x = output.last_hidden_state
         if positions is not None:
-            x = jnp.take_along_axis(x, positions[:, :, None], axis=1)
+            x = jax.vmap(lambda x, index: x.at[index].get(mode="fill", fill_value=jnp.nan))(x, positions)
         table = encoder.variables["params"]["word_embeddings"]["embedding"]
         return HeadOutput(_LMHead(cfg, name="lm_head")(x, table), output)
 
@@ -170,10 +176,24 @@ class ForMultipleChoice(nn.Module):
 
         Returns:
           logits [B, choices]. The encoder's output has B * choices rows.
+
+        Raises:
+          InputError: as `Longformer`, or an array is not [B, choices, T].
         """
         cfg = self.config
         if getattr(input_ids, "ndim", None) != 3:
             raise InputError(f"input_ids has the shape {list(np.shape(input_ids))}; expected [batch, choices, length]")
+        others = {
+            "attention_mask": attention_mask,
+            "global_attention_mask": global_attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+        }
+        for name, x in others.items():
+            if x is not None and np.shape(x) != input_ids.shape:
+                raise InputError(
+                    f"{name} is {list(np.shape(x))}; expected an array {list(input_ids.shape)}, as input_ids is"
+                )
         if global_attention_mask is None:
             global_attention_mask = _choice_mask(input_ids, cfg.sep_token_id)
         arrays = (input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
@@ -189,6 +209,18 @@ def question_mask(input_ids: Any, sep_token_id: int) -> Any:
     xp = np if is_known(input_ids) else jnp
     separators = xp.cumsum(xp.asarray(input_ids) == sep_token_id, axis=-1)
     return (separators == 0) & (separators[..., -1:] > 0)
+
+
+def _check_positions(positions: Any, shape: tuple[int, ...]) -> None:
+    found = f"{positions.dtype} {list(positions.shape)}" if hasattr(positions, "dtype") else type(positions).__name__
+    if getattr(positions, "ndim", None) != 2 or not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise InputError(f"positions is {found}; expected an array of integers [batch, number]")
+    if positions.shape[0] != shape[0]:
+        raise InputError(f"positions is {found}; expected {shape[0]} rows, as input_ids has")
+    if is_known(positions) and positions.size:
+        low, high = int(np.min(positions)), int(np.max(positions))
+        if low < 0 or high >= shape[1]:
+            raise InputError(f"positions holds {low if low < 0 else high}; expected integers from 0 to {shape[1] - 1}")
 
 
 def _choice_mask(input_ids: Any, sep_token_id: int) -> Any:

@@ -219,7 +219,7 @@ class Longformer(nn.Module):
         if overflow is not None:
             x = jnp.where(overflow[:, None, None], jnp.nan, x)
 
-        layers = self.param("layers", _init_layers, cfg)
+        layers = self._layers()
         hidden_states, probabilities = [x[None]], []
         for group in cfg.layer_groups:
             module = EncoderLayer(cfg, group.window, group.dilation, deterministic, output_attentions, parent=None)
@@ -255,10 +255,33 @@ class Longformer(nn.Module):
             global_attentions=global_attentions if global_tokens is not None else None,
         )
 
+    def _layers(self) -> Any:
+        """The parameters of all layers; global projections that are there but not wanted are passed over."""
+        cfg = self.config
+        if not self.has_variable("params", "layers"):
+            return self.param("layers", _init_layers, cfg)
+        layers = self.get_variable("params", "layers")
+        expected = jax.eval_shape(functools.partial(_init_layers, config=cfg), jax.random.key(0))
+        if missing := [name for name in expected if name not in layers]:
+            raise InputError(
+                f"params have no layers/{', layers/'.join(missing)}; expected them, as config.global_projections is "
+                f"{cfg.global_projections}"
+            )
+        for (path, leaf), wanted in zip(
+            jax.tree_util.tree_leaves_with_path({name: layers[name] for name in expected}),
+            jax.tree.leaves(expected),
+            strict=True,
+        ):
+            if jnp.shape(leaf) != wanted.shape:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise InputError(f"params have layers/{name} {jnp.shape(leaf)}; expected {wanted.shape}, by config")
+        return {name: layers[name] for name in expected}
+
     def _embed(self, name: str, rows: int, ids: Array) -> jax.Array:
         cfg = self.config
         init = nn.initializers.normal(cfg.initializer_range)
         table = nn.Embed(rows, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init, name=name)
+        ids = jnp.asarray(ids, jnp.int32)
         return table(jnp.where(ids < 0, rows, ids))  # what is outside the table gives NaN; negative ids would wrap
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
@@ -85,7 +86,7 @@ class CharLMExperiment(ExperimentConfig):
         """The model as phase `index` runs it: the same parameters behind the phase's windows."""
         return dataclasses.replace(self.model, windows=self.phases[index].windows)
 
-    def load_data(self) -> Corpus:
+    def load_data(self, workdir: Path | None = None) -> Corpus:
         """The corpus, with every split long enough for every phase and its token ids known to the model.
 
         Raises:

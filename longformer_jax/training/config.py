@@ -17,12 +17,14 @@ import jax
 from jax.sharding import Mesh
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import write_text
 from longformer_jax.training.serialization import build, check, to_config_dict
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 CONFIG_FILE = "config.json"
+DATA_FILE = "data.json"
 
 # The kinds of experiments, by the name that config.json has as `objective`: module and class.
 OBJECTIVES = {
@@ -195,8 +197,15 @@ class ExperimentConfig(abc.ABC):
     # What a kind of experiment is.
 
     @abc.abstractmethod
-    def load_data(self) -> Any:
-        """The data, anything with a `name`; raises InputError where it does not fit the experiment."""
+    def load_data(self, workdir: Path | None = None) -> Any:
+        """The data: anything with a `name` and a `fingerprint`, a digest of its content.
+
+        Args:
+          workdir: of a run that goes on or is evaluated, for what `save_data` has put there; None is a new run.
+
+        Raises:
+          InputError: the data cannot be had, or does not fit the experiment.
+        """
 
     @abc.abstractmethod
     def train_batches(
@@ -266,6 +275,31 @@ class ExperimentConfig(abc.ABC):
 
     # To and from files.
 
+    def save_data(self, workdir: Path, data: Any) -> None:
+        """Writes what `open_data` tells the data by."""
+        write_text(workdir / DATA_FILE, json.dumps({"name": data.name, "fingerprint": data.fingerprint}) + "\n")
+
+    def open_data(self, workdir: Path) -> Any:
+        """The data of a run that goes on or is evaluated.
+
+        Raises:
+          InputError: where `load_data` does, or the content is another one than when the run began.
+        """
+        data = self.load_data(workdir)
+        path = workdir / DATA_FILE
+        if not path.is_file():  # written by an earlier version
+            return data
+        try:
+            began_with = json.loads(path.read_text())["fingerprint"]
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"{path} is damaged; expected it as train.py has written it") from None
+        if began_with != data.fingerprint:
+            raise InputError(
+                f"data is {data.name}, which has changed since the run in {str(workdir)!r} began; expected the same "
+                "content, or another workdir"
+            )
+        return data
+
     def to_config_dict(self) -> "ConfigDict":
         """The inverse of `from_config_dict`: what a file of configs/ returns, with every field open to overriding."""
         config = to_config_dict(self)
@@ -307,9 +341,7 @@ class ExperimentConfig(abc.ABC):
 
     def save(self, workdir: Path) -> None:
         """Writes config.json, all of it or nothing."""
-        partial = workdir / f"{CONFIG_FILE}.partial"
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        partial.replace(workdir / CONFIG_FILE)
+        write_text(workdir / CONFIG_FILE, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, workdir: str | Path) -> Self:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from longformer_jax.checkpoints import DIRECTORY, Checkpoints
+from longformer_jax.checkpoints import DIRECTORY, Checkpoints, has_checkpoint
 from longformer_jax.errors import InputError
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.flops import peak_flops
@@ -42,7 +42,6 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
       DivergenceError: the loss or the gradient norm is not finite. The latest checkpoint is from before that.
     """
     workdir = Path(workdir)
-    data = config.load_data()
     mesh = make_mesh(config.mesh)
     accumulate = [accumulation_steps(config, index, mesh) for index in range(len(config.phases))]
     abstract = abstract_state(config, mesh)
@@ -52,17 +51,19 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"workdir is {str(workdir)!r}, which cannot be made ({error.strerror})") from None
+    if has_checkpoint(workdir):
+        config.check_resumes(ExperimentConfig.load(workdir))
+        data = config.open_data(workdir)
+    else:
+        data = config.load_data()
 
     with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
         start = checkpoints.latest_step or 0
-        if start:
-            config.check_resumes(ExperimentConfig.load(workdir))
-            state = checkpoints.restore(abstract)
-        else:
-            state = init_state(config, mesh)
+        state = checkpoints.restore(abstract) if start else init_state(config, mesh)
         with MetricsLog(workdir, step=start, total_steps=config.total_steps) as log:
             if jax.process_index() == 0:
                 config.save(workdir)
+                config.save_data(workdir, data)
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
                 f"{parameters / 1e6:.1f}M parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
@@ -108,19 +109,21 @@ class _Run:
                 state, step = self._train_phase(index, state, step, end)
         if self.stopped:
             self.log.say(f"stopped and saved after step {step:,}; the same command continues from there")
-        elif self.start < self.config.total_steps:
+        else:
             self._conclude(state)
         return state
 
     def _conclude(self, state: State) -> None:
-        """What a run that has come to its end says and leaves."""
+        """What a run that has come to its end leaves and says; again when started again, as it may have been killed."""
         config = self.config
-        if config.validates_first and config.eval_interval and jax.process_index() == 0:
-            records = read_metrics(self.workdir / METRICS_FILE)
-            first, *_, last = (record[config.score] for record in records if record["split"] == "validation")
-            self.log.say(f"validation {config.score} {first:.4f} before training, {last:.4f} after")
         if exported := config.export(self.workdir, state["params"]):
             self.log.say(exported)
+        if config.validates_first and jax.process_index() == 0:
+            records = read_metrics(self.workdir / METRICS_FILE)
+            found = {record["step"]: record[config.score] for record in records if record["split"] == "validation"}
+            if found.keys() >= {0, config.total_steps}:
+                first, last = found[0], found[config.total_steps]
+                self.log.say(f"validation {config.score} {first:.4f} before training, {last:.4f} after")
 
     def _train_phase(self, index: int, state: State, step: int, end: int) -> tuple[State, int]:
         """The steps after `step` up to `end`, fewer if told to stop; returns the state and its number of steps."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.resources
 import math
 from collections.abc import Callable, Iterator
@@ -12,24 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from longformer_jax.data import TokenCorpus, load_token_corpus, mask_tokens, row_batches
+from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
+from longformer_jax.files import check_unused, replacing
 from longformer_jax.models import ForMaskedLM, LongformerConfig
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.flops import encoder_flops_per_token
 from longformer_jax.training.serialization import check
+from longformer_jax.training.sharding import replicated
 from longformer_jax.training.validation import Validator
+from longformer_jax.weights import load_pretrained, load_tokenizer, roberta_to_longformer, save_pretrained
+from longformer_jax.weights.conversion import POSITIONS
+from longformer_jax.weights.hub import find_directory
+from longformer_jax.weights.hugging_face_config import read_config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-POSITIONS = ("copied", "random")
-
 # What the model that is written to a workdir is called there.
 MODEL_DIRECTORY = "model"
+TOKENIZER_FILE = "tokenizer.json"
 
 # Streams of random numbers beside that of dropout, which counts microbatches.
 _TRAINING_MASKS, _VALIDATION_MASKS = 2**32 - 1, 2**32 - 2
@@ -49,7 +55,7 @@ class TokenDataConfig:
       path: a file of UTF-8 text with a blank line between documents, a directory or a glob pattern of such files, or
         "tfds:NAME"; None is the embedded text.
       validation_path: documents for validation, in place of a fraction of `path`.
-      validation_fraction: the fraction of the documents that validate.
+      validation_fraction: the fraction of the documents that validate where there is no `validation_path`.
       tokenizer: a tokenizer.json, or a model (a directory or a name on the hub) whose tokenizer is meant. None is that
         of the experiment's `init`; where there is none, byte-level BPE is learnt from `path`.
       cache_dir: where packed tokens are kept; None is ~/.cache/longformer_jax.
@@ -68,7 +74,7 @@ class TokenDataConfig:
             tokenizer=tokenizer,
             sequence_length=sequence_length,
             cache_dir=self.cache_dir,
-            validation_fraction=self.validation_fraction,
+            validation_fraction=self.validation_fraction if self.validation_path is None else None,
             validation_source=self.validation_path,
         )
 
@@ -78,12 +84,22 @@ class TokenData:
     """What a run reads.
 
     Attributes:
-      name: of the documents.
+      tokenizer: what made tokens of the documents.
       corpora: for each phase, the documents in rows of its length.
     """
 
-    name: str
+    tokenizer: "Tokenizer"
     corpora: tuple[TokenCorpus, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the documents."""
+        return self.corpora[0].name
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all rows."""
+        return hashlib.sha256("".join(corpus.fingerprint for corpus in self.corpora).encode()).hexdigest()
 
     def rows(self, phase: int, split: str) -> np.ndarray:
         """uint16 or uint32 `[N, T]`; raises InputError where there is no such split or it is empty."""
@@ -129,6 +145,7 @@ class MaskedLMExperiment(ExperimentConfig):
             check(all(0 <= i < self.model.vocab_size for i in ids), field, getattr(self, field), expected)
         for index, phase in enumerate(self.phases):
             field, length = f"phases[{index}].sequence_length", phase.sequence_length
+            check(length >= 3, field, length, "at least 3, room for <s>, a token and </s>")
             check(length <= self.model.max_length, field, length, f"at most {self.model.max_length}, model.max_length")
 
     @property
@@ -150,9 +167,7 @@ class MaskedLMExperiment(ExperimentConfig):
         """
         if self.init is None:
             return None
-        from longformer_jax.weights import load_pretrained, roberta_to_longformer
-
-        found, params = load_pretrained(self.init, ForMaskedLM)
+        found, params = load_pretrained(self.init, ForMaskedLM, seed=self.seed)
         self._check_init(found, *_KEPT)
         # A Longformer of its own length stays what it is.
         if self.model.attention_mode == "sliding_window" and found.max_length <= self.model.max_length:
@@ -179,55 +194,77 @@ class MaskedLMExperiment(ExperimentConfig):
     def export(self, workdir: Path, params: Any) -> str:
         """Writes the model and its tokenizer to WORKDIR/model."""
         directory = workdir / MODEL_DIRECTORY
-        params = jax.jit(lambda p: p, out_shardings=NamedSharding(jax.tree.leaves(params)[0].sharding.mesh, P()))(
-            params
-        )
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        params = jax.jit(lambda params: params, out_shardings=replicated(mesh))(params)
         if jax.process_index() == 0:
-            self.write_model(directory, jax.device_get(params))
+            self.write_model(directory, jax.device_get(params), self.tokenizer(workdir))
         return f"wrote the model to {directory}; load_pretrained({str(directory)!r}) reads it"
 
-    def write_model(self, directory: Path, params: Any) -> None:
-        """Writes a model of such parameters as this experiment trains, for `load_pretrained` and for transformers."""
-        from longformer_jax.weights import save_pretrained
+    def write_model(self, directory: Path, params: Any, tokenizer: "Tokenizer") -> None:
+        """Writes a model of such parameters as this experiment trains, for `load_pretrained` and for transformers.
 
-        if self.model.global_projections and self.model.attention_mode != "full":
+        It takes the place of what `directory` held.
+        """
+        if self.model.global_projections:
             layers = params["longformer"]["layers"]
             copies = {f"{name}_global": layers[name] for name in ("query", "key", "value")}
             params = params | {"longformer": params["longformer"] | {"layers": layers | copies}}
-        save_pretrained(directory, self.model, params, ForMaskedLM)
-        self.tokenizer().save(str(directory / "tokenizer.json"))
+        with replacing(directory) as partial:
+            save_pretrained(partial, self.model, params, ForMaskedLM)
+            tokenizer.save(str(partial / TOKENIZER_FILE))
 
     # Data.
 
-    def tokenizer(self) -> "Tokenizer":
-        """See `TokenDataConfig`."""
-        return _tokenizer(self.data.tokenizer or self.init, self.data.path, self.model.vocab_size)
+    def tokenizer(self, workdir: Path | None = None) -> "Tokenizer":
+        """That of a run's workdir; of a new run, see `TokenDataConfig`. It neither cuts texts nor pads them."""
+        kept = None if workdir is None else workdir / TOKENIZER_FILE
+        if kept is not None and kept.is_file():
+            return _load_tokenizer(kept)
+        source = self.data.tokenizer or self.init
+        if source is not None:
+            return _load_tokenizer(source)
+        from longformer_jax.data.tokenizer_training import learn_tokenizer
 
-    def load_data(self) -> TokenData:
-        """The documents for each phase.
+        return learn_tokenizer(self.data.path or _embedded_text(), self.model.vocab_size)
+
+    def load_data(self, workdir: Path | None = None) -> TokenData:
+        """The documents for each phase. What is quickly seen to be wrong is, before they are tokenized.
 
         Raises:
-          InputError: the tokenizer or the documents cannot be had, or the tokenizer's ids are not the experiment's.
+          InputError: the tokenizer or the documents cannot be had, the tokenizer's ids are not the experiment's, or
+            the model to begin with is another one.
         """
-        tokenizer = self.tokenizer()
+        if workdir is None and self.init is not None:
+            self._check_init(read_config(find_directory(self.init)), *_KEPT)
+        tokenizer = self.tokenizer(workdir)
+        self.check_tokens(Packer.of(tokenizer, self.phases[0].sequence_length))
         corpora = {length: self.data.load(tokenizer, length) for length in {p.sequence_length for p in self.phases}}
-        corpus = next(iter(corpora.values()))
+        if self.eval_interval:
+            for corpus in corpora.values():
+                corpus.split("validation")
+        return TokenData(tokenizer=tokenizer, corpora=tuple(corpora[phase.sequence_length] for phase in self.phases))
+
+    def check_tokens(self, tokens: Packer | TokenCorpus) -> None:
+        """Raises InputError unless token ids are those of the experiment."""
         check(
-            corpus.vocab_size <= self.model.vocab_size,
+            tokens.vocab_size <= self.model.vocab_size,
             "model.vocab_size",
             self.model.vocab_size,
-            f"at least {corpus.vocab_size}, the number of the tokenizer's tokens",
+            f"at least {tokens.vocab_size}, the number of the tokenizer's tokens",
         )
         for field in ("pad_token_id", "bos_token_id", "sep_token_id"):
-            found, expected = getattr(self.model, field), getattr(corpus, field)
+            found, expected = getattr(self.model, field), getattr(tokens, field)
             check(found == expected, f"model.{field}", found, f"{expected}, that of the tokenizer")
-        found, expected = self.mask_token_id, corpus.mask_token_id
+        found, expected = self.mask_token_id, tokens.mask_token_id
         check(found == expected, "mask_token_id", found, f"{expected}, that of the tokenizer")
-        found, expected = self.special_token_ids, corpus.special_token_ids
+        found, expected = self.special_token_ids, tokens.special_token_ids
         check(set(found) == set(expected), "special_token_ids", found, f"{expected}, those of the tokenizer")
-        if self.eval_interval:
-            corpus.split("validation")
-        return TokenData(name=corpus.name, corpora=tuple(corpora[phase.sequence_length] for phase in self.phases))
+
+    def save_data(self, workdir: Path, data: TokenData) -> None:
+        """As in the base class; the tokenizer, too, so that the run needs no other directory from then on."""
+        with replacing(workdir / TOKENIZER_FILE) as partial:
+            data.tokenizer.save(str(partial))
+        super().save_data(workdir, data)
 
     def train_batches(self, data: TokenData, phase: int, **position: int) -> Iterator[np.ndarray]:
         """Tokens `[B / P, T]`, of the dtype of `batch_spec`."""
@@ -316,7 +353,17 @@ class MaskedLMExperiment(ExperimentConfig):
         """Bits per masked token of the first `eval_sequences` sequences of the validation split."""
         rows = data.rows(phase, "validation")[: self.eval_sequences]
         rows = self.validation_rows(rows, np.arange(len(rows)))
-        return Validator(self, phase, rows, int(rows["weights"].sum()), batch_size, mesh)
+        masked = int(rows["weights"].sum())
+        self.check_masked(masked, len(rows["weights"]))
+        return Validator(self, phase, rows, masked, batch_size, mesh)
+
+    def check_masked(self, tokens: int, rows: int) -> None:
+        """Raises InputError if there is no masked token in so many rows of a split."""
+        if not tokens:
+            raise InputError(
+                f"mask_probability is {self.mask_probability}, by which no token of the {rows} sequences to score is "
+                "masked; expected a larger one, or more text"
+            )
 
     def flops_per_token(self, phase: int, params: Any) -> float:
         """Of the encoder, and of the head where there are targets."""
@@ -334,17 +381,12 @@ def _embedded_text() -> str:
     return str(importlib.resources.files("longformer_jax.data") / "tiny_shakespeare.txt")
 
 
-@functools.cache
-def _tokenizer(source: str | None, path: str | None, vocab_size: int) -> "Tokenizer":
-    """The tokenizer of a model or in a file; without a source, one of so many tokens is learnt from a text."""
-    if source is None:
-        from longformer_jax.data.tokenizer_training import learn_tokenizer
-
-        return learn_tokenizer(path or _embedded_text(), vocab_size)
-    from longformer_jax.weights import load_tokenizer
-    from longformer_jax.weights.hub import find_directory
-
-    return load_tokenizer(source if Path(source).is_file() else find_directory(source))
+def _load_tokenizer(source: str | Path) -> "Tokenizer":
+    """The tokenizer in a file or of a model."""
+    tokenizer = load_tokenizer(source if Path(source).is_file() else find_directory(source))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def export_model(workdir: str | Path, directory: str | Path, step: int | None = None) -> None:
@@ -352,13 +394,16 @@ def export_model(workdir: str | Path, directory: str | Path, step: int | None = 
 
     Args:
       workdir: of a masked-LM run.
-      directory: gets config.json, the weights and the tokenizer, for `load_pretrained` and for transformers.
+      directory: a new or empty one; gets config.json, the weights and the tokenizer, for `load_pretrained` and for
+        transformers.
       step: which checkpoint; None is the latest.
 
     Raises:
-      InputError: the workdir holds no such run or no such checkpoint, or it is damaged.
+      InputError: the workdir holds no such run or checkpoint, it is damaged, or `directory` has something in it.
     """
     from longformer_jax.training.workdir import restore_params  # imports Orbax
 
+    workdir, directory = Path(workdir), Path(directory)
+    check_unused("directory", directory)
     config = MaskedLMExperiment.load(workdir)
-    config.write_model(Path(directory), restore_params(workdir, step))
+    config.write_model(directory, restore_params(workdir, step), config.tokenizer(workdir))

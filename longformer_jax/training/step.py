@@ -47,7 +47,8 @@ def init_state(config: ExperimentConfig, mesh: Mesh) -> State:
     pretrained = config.pretrained_params()
     if pretrained is None:
         return jax.jit(lambda: _init_state(config, config.init_params()), out_shardings=shardings)()
-    params = jax.tree.map(jax.device_put, pretrained, shardings["params"])
+    # From the host, as each process has all of it and puts its part on its devices.
+    params = jax.tree.map(jax.device_put, jax.device_get(pretrained), shardings["params"])
     return jax.jit(lambda params: _init_state(config, params), out_shardings=shardings)(params)
 
 

@@ -11,13 +11,13 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from longformer_jax.command_line import fail
 from longformer_jax.errors import InputError
+from longformer_jax.files import check_unused, replacing
 from longformer_jax.weights.conversion import POSITIONS, roberta_to_longformer
 from longformer_jax.weights.hub import TOKENIZER_FILES, find_directory
 from longformer_jax.weights.pretrained import find_model, load_pretrained, save_converted, save_pretrained
@@ -45,39 +45,44 @@ def convert(
       format: "orbax", or "safetensors", which transformers loads too.
 
     Raises:
-      InputError: as `load_pretrained` and `roberta_to_longformer`, or `out` has something in it.
+      InputError: as `load_pretrained` and `roberta_to_longformer`, or `out` has something in it or cannot be written.
     """
     out = Path(out).expanduser().absolute()
     if format not in _FORMATS:
         raise InputError(f"format is {format!r}; expected one of {', '.join(_FORMATS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"out is {str(out)!r}, which is there already; expected a new or empty directory")
+    check_unused("out", out)
     directory = find_directory(source, revision)
     config, params = load_pretrained(directory, find_model(directory))
     config, params = roberta_to_longformer(
         config, params, max_length=max_length, attention_window=attention_window, positions=positions, seed=seed
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        model = Path(temporary) / "model"
-        model.mkdir()
-        _copy_tokenizer(directory, model, max_length)
-        _FORMATS[format](model, config, params)
-        model.rename(out)
+    try:
+        with replacing(out) as model:
+            model.mkdir()
+            _copy_tokenizer(directory, model, max_length)
+            _FORMATS[format](model, config, params)
+    except OSError as error:
+        raise InputError(f"out is {str(out)!r}, which cannot be written ({error.strerror or error})") from None
 
 
 def _copy_tokenizer(source: Path, out: Path, max_length: int) -> None:
+    # Where texts are cut and how far they are padded, for a shorter model than this one.
+    changes = {
+        "tokenizer_config.json": {"model_max_length": max_length},
+        "tokenizer.json": {"truncation": None, "padding": None},
+    }
     for name in TOKENIZER_FILES:
-        if (source / name).is_file():
+        if not (source / name).is_file():
+            continue
+        if name not in changes:
             shutil.copyfile(source / name, out / name)
-    path = out / "tokenizer_config.json"  # says where to truncate
-    if path.is_file():
+            continue
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            values.update(model_max_length=max_length)
+            values = json.loads((source / name).read_text(encoding="utf-8"))
+            values.update(changes[name])
         except (ValueError, AttributeError):
-            raise InputError(f"{source / path.name} is damaged; expected a JSON object") from None
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            raise InputError(f"{source / name} is damaged; expected a JSON object") from None
+        (out / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,7 +5,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import replacing, write_text
 from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
@@ -125,8 +126,8 @@ def save_pretrained(
         for name, tensor in zip(names.hugging_face_names(path, len(layers)), layers, strict=True):
             tensors[prefix + name] = np.ascontiguousarray(tensor.T if names.is_kernel(path) else tensor)
     directory = Path(directory).expanduser()
-    directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / SAFETENSORS, lambda path: save_file(tensors, path, {"format": "pt"}))
+    with replacing(directory / SAFETENSORS) as partial:
+        save_file(tensors, partial, {"format": "pt"})
     write_config(directory, values)
 
 
@@ -143,14 +144,7 @@ def save_converted(directory: Path, config: LongformerConfig, params: Any) -> No
 
 def write_config(directory: Path, values: Mapping[str, Any]) -> None:
     """Writes DIRECTORY/config.json."""
-    _replace(directory / CONFIG, lambda path: path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file, all of it or nothing."""
-    partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    partial.replace(path)
+    write_text(directory / CONFIG, json.dumps(values, indent=2) + "\n")
 
 
 def _read_tensors(directory: Path) -> dict[str, StoredTensor]:

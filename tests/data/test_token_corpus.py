@@ -315,7 +315,7 @@ def test_where_the_cache_is(tmp_path, text, monkeypatch):
         ({"source": "missing"}, "^paths has '.*missing', which matches no file"),
         ({"source": "blank"}, "^split train is empty: no document of blank falls to it"),
         ({"source": "one"}, r"^split validation is empty: no document of one falls to it .validation_fraction=0.1.;"),
-        ({"validation_source": "one"}, "^validation_fraction is 0.1; expected the default, as validation_source is"),
+        ({"validation_source": "one"}, "^validation_fraction is 0.1; expected None, as validation_source is"),
         (
             {"validation_source": "blank", "validation_fraction": 0.01},
             "^split validation is empty: no document of blank falls to it",
