@@ -28,9 +28,9 @@ _PROFILED_STEPS = 3
 def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = False) -> State:
     """Trains through all phases, or on from where `workdir` stands, and returns the last state.
 
-    The workdir gets config.json, checkpoints/, metrics.jsonl, curve.png, and tensorboard/ where tensorboardX is
-    installed. On SIGTERM the state is saved and returned early. With several processes, call this in each of them after
-    `jax.distributed.initialize`, with a workdir that they share.
+    The workdir gets config.json, data.json, checkpoints/, metrics.jsonl, curve.png, tensorboard/ where tensorboardX is
+    installed, and what the kind of experiment leaves. On SIGTERM the state is saved and returned early. With several
+    processes, call this in each of them after `jax.distributed.initialize`, with a workdir that they share.
 
     Args:
       config: what to train.
@@ -47,15 +47,15 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
     abstract = abstract_state(config, mesh)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"workdir is {str(workdir)!r}, which is a file; expected a directory")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"workdir is {str(workdir)!r}, which cannot be made ({error.strerror})") from None
     if has_checkpoint(workdir):
         config.check_resumes(ExperimentConfig.load(workdir))
         data = config.open_data(workdir)
     else:
         data = config.load_data()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workdir is {str(workdir)!r}, which cannot be made ({error.strerror})") from None
 
     with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
         start = checkpoints.latest_step or 0

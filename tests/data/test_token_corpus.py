@@ -180,17 +180,17 @@ def test_an_interrupted_build_goes_on(tmp_path, text, packed, monkeypatch, inter
 def test_a_damaged_shard_is_built_again(tmp_path, text, packed, monkeypatch, caplog):
     load(text, tmp_path / "whole")
     calls = packed.copy()
-    finish = token_corpus._replacing
+    finish = token_corpus.replacing
 
     def fail_at_the_end(file):
         if file.name == "train.bin":
             raise KeyboardInterrupt
         return finish(file)
 
-    monkeypatch.setattr(token_corpus, "_replacing", fail_at_the_end)
+    monkeypatch.setattr(token_corpus, "replacing", fail_at_the_end)
     with pytest.raises(KeyboardInterrupt):
         load(text, tmp_path / "cache")
-    monkeypatch.setattr(token_corpus, "_replacing", finish)
+    monkeypatch.setattr(token_corpus, "replacing", finish)
     (directory,) = (tmp_path / "cache").iterdir()
     flip_byte(directory / "shard-000002", 300)
     (directory / "shard-000004").write_bytes((directory / "shard-000004").read_bytes()[:100])
@@ -315,9 +315,9 @@ def test_where_the_cache_is(tmp_path, text, monkeypatch):
         ({"source": "missing"}, "^paths has '.*missing', which matches no file"),
         ({"source": "blank"}, "^split train is empty: no document of blank falls to it"),
         ({"source": "one"}, r"^split validation is empty: no document of one falls to it .validation_fraction=0.1.;"),
-        ({"validation_source": "one"}, "^validation_fraction is 0.1; expected None, as validation_source is"),
+        ({"validation_source": "one"}, "^validation_fraction is 0.1; expected None, as validation_source is given"),
         (
-            {"validation_source": "blank", "validation_fraction": 0.01},
+            {"validation_source": "blank", "validation_fraction": None},
             "^split validation is empty: no document of blank falls to it",
         ),
         ({"validation_fraction": 1}, r"^validation_fraction is 1; expected a number in \[0, 1\)$"),

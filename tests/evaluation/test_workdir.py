@@ -144,7 +144,10 @@ def test_eval_writes_text(workdir, run_eval):
     ("arguments", "message"),
     [
         ([], "--workdir is missing; expected --workdir=DIRECTORY"),
-        (["--model=m"], "--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS"),
+        (["--model=m"], "--data is missing; expected --model=MODEL with --data=TEXTS"),
+        (["--workdir=w", "--data=d"], "--model is missing; expected --model=MODEL with --data=TEXTS"),
+        (["--workdir=w", "--model=m", "--data=d"], "--workdir is 'w', but --model is given; expected one of them"),
+        (["--sample=9", "--model=m", "--data=d"], "--sample is 9, but --model is given; expected one of them"),
         (["--model=m/n/o", "--data=d"], "source is 'm/n/o', which is no directory"),
         (["--model=m", "--data=d", "--stride=2"], "stride is 2, but 'm' is a masked LM and no run"),
         (["--workdir=w", "--batch_size=0"], "flag --batch_size=0: 0 is not a"),

@@ -17,7 +17,14 @@ import pytest
 from encoders import SMALL, random_ids, random_params
 from golden import relative_error
 
-from longformer_jax import ForMaskedLM, ForQuestionAnswering, InputError, Longformer, global_capacity
+from longformer_jax import (
+    ForMaskedLM,
+    ForMultipleChoice,
+    ForQuestionAnswering,
+    InputError,
+    Longformer,
+    global_capacity,
+)
 
 PARAMS = random_params()
 IDS, MASK = random_ids([61, 33, 8])
@@ -130,6 +137,23 @@ def test_without_projections_of_their_own_global_rows_use_the_ordinary_ones() ->
     copied = hidden(PARAMS | {"layers": layers})
     without = {name: value for name, value in layers.items() if not name.endswith("_global")}
     assert relative_error(hidden(PARAMS | {"layers": without}, shared), copied) < 1e-6
+    # Those that are there but not wanted are passed over.
+    np.testing.assert_array_equal(hidden(PARAMS, shared), hidden(PARAMS | {"layers": without}, shared))
+
+
+def test_parameters_of_another_configuration_are_named() -> None:
+    without = {name: value for name, value in PARAMS["layers"].items() if not name.endswith("_global")}
+    with pytest.raises(
+        InputError,
+        match="^params have no layers/key_global, layers/query_global, layers/value_global; expected them, as config"
+        ".global_projections is True",
+    ):
+        hidden(PARAMS | {"layers": without})
+    wide = dataclasses.replace(SMALL, intermediate_size=48)
+    with pytest.raises(
+        InputError, match=r"^params have layers/mlp_in/bias \(\d, \d+\); expected \(\d, 48\), by config"
+    ):
+        hidden(config=wide)
 
 
 def test_a_window_over_everything_is_full_attention() -> None:
@@ -257,6 +281,37 @@ def test_logits_at_chosen_positions_only() -> None:
     some = model.apply({"params": params}, IDS, MASK, positions=chosen).logits
     assert every.dtype == some.dtype == jnp.float32
     assert relative_error(some, np.take_along_axis(np.asarray(every), chosen[:, :, None], 1)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("positions", "sentence"),
+    [
+        ([[1]], "positions is list; expected an array of integers [batch, number]"),
+        (np.zeros((3, 2)), "positions is float64 [3, 2]; expected an array of integers [batch, number]"),
+        (np.zeros((2, 2), int), "positions is int64 [2, 2]; expected 3 rows, as input_ids has"),
+        (np.full((3, 2), 61), "positions holds 61; expected integers from 0 to 60"),
+        (np.full((3, 2), -1), "positions holds -1; expected integers from 0 to 60"),
+    ],
+)
+def test_bad_positions(positions: Any, sentence: str) -> None:
+    params, model = random_params(model=ForMaskedLM), ForMaskedLM(SMALL)
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        model.apply({"params": params}, IDS, MASK, positions=positions)
+
+
+def test_arrays_of_choices_have_the_shape_of_input_ids() -> None:
+    params, model = random_params(model=ForMultipleChoice), ForMultipleChoice(SMALL)
+    with pytest.raises(
+        InputError, match=re.escape("attention_mask is [3, 61]; expected an array [1, 3, 61], as input_")
+    ):
+        model.apply({"params": params}, IDS[None], MASK)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_ids_of_any_integer_type(dtype: Any) -> None:
+    given = np.cumsum(IDS != 1, 1) * (IDS != 1) + 1
+    out = hidden(ids=IDS.astype(dtype), position_ids=given.astype(dtype), token_type_ids=(MASK * 0).astype(dtype))
+    np.testing.assert_array_equal(out, hidden())
 
 
 def test_parameters_are_as_many_as_the_original_has() -> None:

@@ -280,7 +280,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
         CONFIG.model, max_position_embeddings=34, attention_mode="full", global_projections=False, attention_window=512
     )
     config = with_text(folder, dataclasses.replace(CONFIG, model=model, phases=CONFIG.phases[:1]))
-    config.write_model(folder / "model", init_state(config, MESH)["params"])
+    config.write_model(folder / "model", init_state(config, MESH)["params"], config.tokenizer())
     return folder / "model"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from longformer_jax import ForMaskedLM, InputError
 from longformer_jax.data import load_corpus
+from longformer_jax.data.tokenizer_training import learn_tokenizer
 from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.training import (
     ExperimentConfig,
@@ -24,7 +26,7 @@ from longformer_jax.training import (
 from longformer_jax.training.metrics import read_metrics
 from longformer_jax.training.sharding import state_shardings
 from longformer_jax.training.step import abstract_params
-from longformer_jax.weights import load_pretrained, load_tokenizer
+from longformer_jax.weights import load_pretrained, load_tokenizer, save_pretrained
 from tests.training.tiny_masked import CONFIG, with_text
 
 ONE_PHASE = dataclasses.replace(CONFIG, phases=CONFIG.phases[:1], eval_interval=8)
@@ -55,7 +57,7 @@ def scores(workdir: Path, split: str) -> dict[int, float]:
 
 def test_what_a_run_leaves(config: MaskedLMExperiment, finished: tuple[Path, str]) -> None:
     workdir, _ = finished
-    expected = {"config.json", "checkpoints", "metrics.jsonl", "curve.png", "model"}
+    expected = {"config.json", "data.json", "tokenizer.json", "checkpoints", "metrics.jsonl", "curve.png", "model"}
     assert {path.name for path in workdir.iterdir()} - {"tensorboard"} == expected
     assert ExperimentConfig.load(workdir) == config
     train_records = [r for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
@@ -86,9 +88,74 @@ def test_going_on_gives_the_same_bits(
     assert scores(tmp_path, "validation") == scores(finished[0], "validation")
     first, last = (scores(tmp_path, "validation")[step] for step in (0, 12))
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"validation bpc {first:.4f} before training, {last:.4f} after",
         f"wrote the model to {tmp_path / 'model'}; load_pretrained({str(tmp_path / 'model')!r}) reads it",
+        f"validation bpc {first:.4f} before training, {last:.4f} after",
     ]
+
+
+def test_a_run_that_was_killed_at_its_end_still_leaves_its_model(
+    config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(workdir / "model")
+    (workdir / "model.partial").mkdir()
+    (workdir / "model.partial" / "config.json").write_text("{}")
+    train(dataclasses.replace(config, eval_interval=0), workdir)
+    assert [path.name for path in sorted(workdir.glob("model*"))] == ["model"]
+    for path in (finished[0] / "model").iterdir():
+        assert (workdir / "model" / path.name).read_bytes() == path.read_bytes()
+    before, after = (scores(finished[0], "validation")[step] for step in (0, 12))
+    assert f"validation bpc {before:.4f} before training, {after:.4f} after" in capsys.readouterr().out
+
+
+def test_a_run_needs_nothing_but_its_workdir_and_its_text(
+    config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on, is evaluated and exported when the model that it began with is gone."""
+    init = shutil.copytree(finished[0] / "model", tmp_path / "init")
+    from_init = dataclasses.replace(config, init=str(init))
+    monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == 5)
+    train(from_init, tmp_path / "run")
+    monkeypatch.undo()
+    shutil.rmtree(init)
+    export_model(tmp_path / "run", tmp_path / "exported")
+    assert int(train(from_init, tmp_path / "run")["step"]) == 12
+    assert evaluate(tmp_path / "run", limit=6).bits_per_token == pytest.approx(
+        scores(tmp_path / "run", "validation")[12], rel=1e-5
+    )
+
+
+def test_a_text_that_has_changed(config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text(Path(str(config.data.path)).read_text().replace("First", "Second"))
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(text)))
+    values = json.loads((workdir / "config.json").read_text())
+    values["data"]["path"] = str(text)
+    (workdir / "config.json").write_text(json.dumps(values))
+    for use in (lambda: train(changed, workdir), lambda: evaluate(workdir)):
+        with pytest.raises(InputError, match="^data is text, which has changed since the run in '.*/run' began; expec"):
+            use()
+    (workdir / "data.json").write_text("{")
+    with pytest.raises(InputError, match=r"^.*data\.json is damaged; expected it as train\.py has written it$"):
+        evaluate(workdir)
+
+
+def test_export_takes_no_directory_that_is_used(finished: tuple[Path, str]) -> None:
+    before = (finished[0] / "config.json").read_bytes()
+    with pytest.raises(InputError, match="^directory is '.*', which is there already; expected a new or empty dir"):
+        export_model(finished[0], finished[0])
+    assert (finished[0] / "config.json").read_bytes() == before
+
+
+def test_full_attention_is_exported_too(config: MaskedLMExperiment, tmp_path: Path) -> None:
+    """As a Longformer with projections of global tokens, which its config asks for."""
+    model = dataclasses.replace(config.model, attention_mode="full")
+    phase = dataclasses.replace(config.phases[0], steps=1)
+    train(dataclasses.replace(config, model=model, phases=(phase,), eval_interval=0), tmp_path)
+    found, params = load_pretrained(tmp_path / "model", ForMaskedLM)
+    assert (found.attention_mode, found.global_projections) == ("full", True)
+    assert "query_global" in params["longformer"]["layers"]
 
 
 def test_starting_anew_forgets_the_old_beginning(
@@ -175,6 +242,32 @@ def test_a_model_that_is_no_run_is_scored_as_one(
 def test_evaluation_refuses(finished: tuple[Path, str], options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         evaluate(finished[0], **options)
+
+
+def test_no_masked_tokens(config: MaskedLMExperiment, tmp_path: Path) -> None:
+    rare = dataclasses.replace(config, mask_probability=1e-9)
+    with pytest.raises(
+        InputError, match="^mask_probability is 1e-09, by which no token of the 6 sequences to score is"
+    ):
+        train(rare, tmp_path)
+
+
+def test_a_model_without_a_head_is_not_scored(
+    config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    model, params = load_pretrained(finished[0] / "model", ForMaskedLM)
+    save_pretrained(tmp_path / "encoder", model, params["longformer"])
+    with pytest.raises(InputError, match="^model is '.*/encoder', which has no head to predict masked tokens; expect"):
+        evaluate_model(str(tmp_path / "encoder"), data=str(config.data.path))
+
+
+def test_a_tokenizer_of_another_model_is_not_scored(
+    config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    model = shutil.copytree(finished[0] / "model", tmp_path / "model")
+    learn_tokenizer(str(config.data.path), 310).save(str(model / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"^model\.vocab_size is 300; expected at least 310, the number of the token"):
+        evaluate_model(str(model), data=str(config.data.path))
 
 
 def test_no_sample(finished: tuple[Path, str]) -> None:

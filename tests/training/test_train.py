@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_workdir(finished: tuple[Path, str]) -> None:
     workdir, _ = finished
-    expected = {"config.json", "checkpoints", "metrics.jsonl", "curve.png"}
+    expected = {"config.json", "data.json", "checkpoints", "metrics.jsonl", "curve.png"}
     assert {path.name for path in workdir.iterdir()} - {"tensorboard"} == expected
     assert ExperimentConfig.load(workdir) == CONFIG
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["15", "20"]

@@ -12,10 +12,12 @@ import jax
 import numpy as np
 import pytest
 from checkpoint import ENCODER, assert_same, flat, write
+from tokenizers import Tokenizer
 
 from longformer_jax import ForMaskedLM, ForSequenceClassification, InputError, Longformer
-from longformer_jax.weights import convert, load_pretrained, roberta_to_longformer
+from longformer_jax.weights import convert, load_pretrained, load_tokenizer, roberta_to_longformer
 from longformer_jax.weights.pretrained import save_converted
+from tests.data.tiny_tokenizer import tiny_tokenizer
 
 ROBERTA = ENCODER / "RobertaForMaskedLM"  # 66 rows, 2 of them reserved
 
@@ -223,10 +225,32 @@ def test_errors_of_the_command_line(tmp_path: Path, capsys) -> None:
 
 def test_damaged_tokenizer(tmp_path: Path) -> None:
     source = write(tmp_path / "source", "RobertaModel")
-    (source / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(InputError, match="tokenizer_config.json is damaged"):
-        convert.convert(source, tmp_path / "out", max_length=128)
+    for name, text in (("tokenizer_config.json", "[]"), ("tokenizer.json", "{")):
+        (source / name).write_text(text)
+        with pytest.raises(InputError, match=f"{name} is damaged"):
+            convert.convert(source, tmp_path / "out", max_length=128)
+        (source / name).unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_tokenizer_no_longer_cuts_at_the_old_length(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", "RobertaModel")
+    tokenizer = Tokenizer.from_str(tiny_tokenizer().to_str())
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(length=16)
+    tokenizer.save(str(source / "tokenizer.json"))
+    convert.convert(source, tmp_path / "out", max_length=128)
+    text = "a b c " * 20
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    assert load_tokenizer(tmp_path / "out").encode(text).ids == tokenizer.encode(text).ids
+    assert load_tokenizer(tmp_path / "out").to_str() == tokenizer.to_str()
+
+
+def test_out_that_cannot_be_written(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    said = run(ROBERTA, tmp_path / "file" / "out", "--max_length=80", capsys=capsys)
+    assert re.match("error: out is '.*file/out', which cannot be written ", said), said
 
 
 def test_module_runs(tmp_path: Path) -> None:
