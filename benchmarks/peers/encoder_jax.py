@@ -20,7 +20,9 @@ from side import Prepare, main
 
 def maker(*, global_tokens: int = 0, **settings: Any) -> Callable[[str, int], Prepare]:
     def make(work: str, length: int) -> Prepare:
-        config = LongformerConfig(max_position_embeddings=length + 2, implementation="xla", **settings)
+        config = LongformerConfig(
+            max_position_embeddings=length + 2, implementation="xla", global_projections=global_tokens > 0, **settings
+        )
         model = Longformer(config, add_pooling_layer=False)
         ids = jax.random.randint(jax.random.key(0), (1, length), 3, config.vocab_size)
         params = jax.jit(model.init)(jax.random.key(1), ids)["params"]
@@ -28,12 +30,8 @@ def maker(*, global_tokens: int = 0, **settings: Any) -> Callable[[str, int], Pr
         mask = jnp.zeros((1, length), bool).at[:, spread].set(True) if global_tokens else None
 
         def forward(params: Any, ids: jax.Array) -> jax.Array:
-            params = params | {"layers": params["layers"] | idle}
             outputs: Any = model.apply({"params": params}, ids, None, mask, max_global_tokens=global_tokens)
             return outputs.last_hidden_state
-
-        layers = params["layers"]
-        idle = {name: layers.pop(name) for name in list(layers) if name.endswith("_global") and not global_tokens}
 
         def gradients(params: Any, ids: jax.Array, cotangent: jax.Array) -> Any:
             return jax.vjp(lambda params: forward(params, ids), params)[1](cotangent)[0]
@@ -51,7 +49,7 @@ MAKERS = {
     "ours_remat": maker(remat=True),
     "ours_global16": maker(global_tokens=16),
     "ours_global256": maker(global_tokens=256),
-    "ours_full": maker(attention_mode="full", global_projections=False),
+    "ours_full": maker(attention_mode="full"),
 }
 
 if __name__ == "__main__":

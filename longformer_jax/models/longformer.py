@@ -211,10 +211,8 @@ class Longformer(nn.Module):
         if token_type_ids is None:
             token_type_ids = jnp.zeros(shape, jnp.int32)
 
-        x = self._embed("word_embeddings", cfg.vocab_size, input_ids)
-        x += self._embed("position_embeddings", cfg.max_position_embeddings, position_ids)
-        x += self._embed("token_type_embeddings", cfg.type_vocab_size, token_type_ids)
-        x = layer_norm(cfg, "embeddings_norm")(x)
+        embed = nn.remat(Longformer._embed) if cfg.remat else Longformer._embed
+        x = embed(self, input_ids, position_ids, token_type_ids)
         x = nn.Dropout(cfg.hidden_dropout_prob, deterministic=deterministic)(x)
         if overflow is not None:
             x = jnp.where(overflow[:, None, None], jnp.nan, x)
@@ -277,7 +275,14 @@ class Longformer(nn.Module):
                 raise InputError(f"params have layers/{name} {jnp.shape(leaf)}; expected {wanted.shape}, by config")
         return {name: layers[name] for name in expected}
 
-    def _embed(self, name: str, rows: int, ids: Array) -> jax.Array:
+    def _embed(self, input_ids: Array, position_ids: Array, token_type_ids: Array) -> jax.Array:
+        cfg = self.config
+        x = self._look_up("word_embeddings", cfg.vocab_size, input_ids)
+        x += self._look_up("position_embeddings", cfg.max_position_embeddings, position_ids)
+        x += self._look_up("token_type_embeddings", cfg.type_vocab_size, token_type_ids)
+        return layer_norm(cfg, "embeddings_norm")(x)
+
+    def _look_up(self, name: str, rows: int, ids: Array) -> jax.Array:
         cfg = self.config
         init = nn.initializers.normal(cfg.initializer_range)
         table = nn.Embed(rows, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init, name=name)

@@ -149,9 +149,9 @@ def test_parameters_of_another_configuration_are_named() -> None:
         ".global_projections is True",
     ):
         hidden(PARAMS | {"layers": without})
-    wide = dataclasses.replace(SMALL, intermediate_size=48)
+    wide = dataclasses.replace(SMALL, intermediate_size=64)
     with pytest.raises(
-        InputError, match=r"^params have layers/mlp_in/bias \(\d, \d+\); expected \(\d, 48\), by config"
+        InputError, match=r"^params have layers/mlp_in/bias \(\d, \d+\); expected \(\d, 64\), by config"
     ):
         hidden(config=wide)
 
