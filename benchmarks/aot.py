@@ -49,10 +49,12 @@ class Case:
     key_dim: int
     value_dim: int
     options: tuple[str, ...] = ()  # among "causal", "dilation", "key_mask", "segment_ids", "dropout"
+    implementation: str = "pallas_triton"
 
     @property
     def name(self) -> str:
-        return "-".join([self.dtype, str(self.key_dim), str(self.value_dim), *self.options])
+        hopper = ["hopper"] * (self.implementation == "pallas_mosaic_gpu")
+        return "-".join([*hopper, self.dtype, str(self.key_dim), str(self.value_dim), *self.options])
 
 
 CASES = (
@@ -65,6 +67,20 @@ CASES = (
     Case("bfloat16", 128, 64, ("causal", "dilation", "key_mask", "segment_ids", "dropout")),
     *(Case("float16", d, d) for d in (64, 128, 256)),
     *(Case("float32", d, d) for d in (32, 64, 96, 128, 256)),
+)
+# Each block size once, at the head_dim that takes most registers, and all limits at once.
+EACH_BLOCK_SIZE = ("bfloat16-64-64", "bfloat16-256-256", "float32-32-32", "float32-64-64", "float32-256-256")
+EACH_BLOCK_SIZE += ("bfloat16-128-64-causal-dilation-key_mask-segment_ids-dropout",)
+
+# For sm_90a only.
+_ALL = "causal", "dilation", "key_mask", "segment_ids", "dropout"
+HOPPER_CASES = tuple(
+    dataclasses.replace(case, implementation="pallas_mosaic_gpu")
+    for case in (
+        *(Case("bfloat16", *dims) for dims in ((64, 64), (128, 128), (128, 64))),
+        Case("float16", 64, 64, ("causal",)),
+        *(Case("bfloat16", *dims, _ALL) for dims in ((64, 64), (128, 128), (128, 64))),
+    )
 )
 
 
@@ -102,7 +118,10 @@ def compile_for(target: str, f: Callable, *arguments: Any) -> Any:
 
 
 def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
-    """kernel -> registers of a thread, and its bytes that were spilled to memory."""
+    """kernel -> registers of a thread, and its bytes that were spilled to memory.
+
+    Of a Hopper kernel also how many warpgroup products and how many loads by TMA its machine code has.
+    """
     import jax
 
     from longformer_jax import banded_attention
@@ -119,7 +138,7 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
         return banded_attention(
             query, key, value, window=256, causal="causal" in case.options, return_lse=True,
             dilation=(4,) * 2 + (1,) * (H - 2) if "dilation" in case.options else 1,
-            dropout_rate=0.1 if "dropout" in case.options else 0.0, implementation="pallas_triton", **limits,
+            dropout_rate=0.1 if "dropout" in case.options else 0.0, implementation=case.implementation, **limits,
         )  # fmt: skip
 
     def both(query, key, value, limits, cotangents):
@@ -130,17 +149,33 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
     cotangents = value, jax.ShapeDtypeStruct((1, T, H), "float32")
     compile_for(target, both, query, query, value, {n: x for n, x in limits.items() if n in wanted}, cotangents)
 
-    folder = re.search(r"--xla_dump_to=(\S+)", os.environ["XLA_FLAGS"])[1]  # type: ignore
-    found: dict[str, dict[str, int]] = {}
-    for ptx in Path(folder).glob("*.ptx"):
+    folder = Path(os.environ["MOSAIC_GPU_DUMP_TO"])
+    if case.implementation == "pallas_mosaic_gpu":
+        # Heads with different dilations are launches of the same kernel: the worst counts.
+        found: dict[str, dict[str, int]] = {}
+        for report in sorted(folder.glob("*.ptxas")):
+            code = report.with_suffix(".sass_ctrl").read_text()
+            for kernel, figures in _resources(report.read_text()).items():
+                figures |= {"HGMMA": code.count("HGMMA"), "UTMALDG": code.count("UTMALDG")}
+                before = found.setdefault(kernel.removesuffix("_mosaic_gpu_kernel"), figures)
+                before["spilled"] = max(before["spilled"], figures["spilled"])
+        return found
+    found = {}
+    for ptx in folder.glob("*.ptx"):
         command = [ptxas(), f"-arch={target}", "-v", str(ptx), "-o", "/dev/null"]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        for part in report.split("Compiling entry function '")[1:]:
-            kernel = part.split("'")[0]
-            if kernel.startswith("banded_attention"):
-                registers = int(re.search(r"Used (\d+) registers", part)[1])  # type: ignore
-                spilled = sum(map(int, re.findall(r"(\d+) bytes spill", part)))
-                found[kernel] = {"registers": registers, "spilled": spilled}
+        found |= _resources(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
+    return found
+
+
+def _resources(report: str) -> dict[str, dict[str, int]]:
+    """What ptxas says of our kernels."""
+    found = {}
+    for part in report.split("Compiling entry function '")[1:]:
+        kernel = part.split("'")[0]
+        if kernel.startswith("banded_attention"):
+            registers = int(re.search(r"Used (\d+) registers", part)[1])  # type: ignore
+            spilled = sum(map(int, re.findall(r"(\d+) bytes spill", part)))
+            found[kernel] = {"registers": registers, "spilled": spilled}
     return found
 
 
@@ -203,9 +238,10 @@ def run_worker(*arguments: str) -> Any:
     """A compilation in a process of its own: what its last line says."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={folder} --xla_dump_emitter_re=.*"
+        mosaic = {"MOSAIC_GPU_DUMP_TO": folder, "MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
         ran = subprocess.run(
             [sys.executable, "-m", "benchmarks.aot", "--worker", *arguments],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | mosaic,
             cwd=Path(__file__).resolve().parents[1],
             capture_output=True,
             text=True,
@@ -219,9 +255,8 @@ def measure(target: str, case: Case) -> dict[str, dict[str, int]]:
     return run_worker(f"--target={target}", f"--case={case.name}")
 
 
-def measure_all(targets: Sequence[str], cases: Sequence[Case]) -> Iterator[tuple[str, Case, dict[str, dict[str, int]]]]:
+def measure_all(wanted: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, dict[str, dict[str, int]]]]:
     """(target, case, what `measure` says) for all of them, in order; a compilation on each processor at a time."""
-    wanted = [(target, case) for target in targets for case in cases]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (target, case), found in zip(wanted, pool.map(lambda both: measure(*both), wanted), strict=True):
             yield target, case, found
@@ -244,22 +279,24 @@ def measure_training_step(target: str, length: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
-    parser.add_argument("--case", choices=[case.name for case in CASES], action="append", help="default: all")
+    named = {case.name: case for case in (*CASES, *HOPPER_CASES)}
+    parser.add_argument("--case", choices=named, action="append", help="default: all, Hopper's for sm_90a only")
     parser.add_argument("--training-step", type=int, metavar="LENGTH", help="of the character model, in place of cases")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    cases = [case for case in CASES if options.case is None or case.name in options.case]
     targets = options.target or list(TARGETS)
     if options.worker:
         step = options.training_step
-        print(json.dumps(compile_training_step(targets[0], step) if step else compile_case(targets[0], cases[0])))
+        done = compile_training_step(targets[0], step) if step else compile_case(targets[0], named[options.case[0]])
+        print(json.dumps(done))
         return
     if options.training_step:
         for target in targets:
             print(target, measure_training_step(target, options.training_step))
         return
     print(TABLE_HEAD)
-    for target, case, found in measure_all(targets, cases):
+    wanted = [(target, named[name]) for target in targets for name in options.case or named]
+    for target, case, found in measure_all([(t, c) for t, c in wanted if t == "sm_90a" or c not in HOPPER_CASES]):
         print(table_rows(target, case, found), flush=True)
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from benchmarks.gpu.timing import measure_jax
 from pallas_kernels.block_sizes import PASSES, BlockSizes, table_key, table_path
-from pallas_kernels.triton import Limits, Spec
+from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.triton.backward import backward_dkdv, backward_dq
 from pallas_kernels.triton.forward import forward
 from pallas_kernels.walk import Walk

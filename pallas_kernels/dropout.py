@@ -31,10 +31,25 @@ def keep_mask(rate: float, streams: jax.Array, head, query, key) -> jax.Array:
     Returns:
       Booleans of the broadcast shape, True with probability 1 - rate.
     """
-    head, query, key = (jnp.asarray(x).astype(jnp.uint32) for x in (head, query, key))
-    row = _mix(streams + head * jnp.uint32(_HEAD) + query * jnp.uint32(_QUERY))
-    column = _mix(key * jnp.uint32(_KEY))
-    # Rows and columns are mixed well each; what is left to do for every pair is little, as it costs most.
+    return is_kept(rate, hash_row(streams, head, query), hash_column(key))
+
+
+# Rows and columns are mixed well each; what is left to do for every pair is little, as it costs most.
+
+
+def hash_row(streams, head, query) -> jax.Array:
+    """uint32, of a query's row of probabilities."""
+    head, query = (jnp.asarray(x).astype(jnp.uint32) for x in (head, query))
+    return _mix(streams + head * jnp.uint32(_HEAD) + query * jnp.uint32(_QUERY))
+
+
+def hash_column(key) -> jax.Array:
+    """uint32, of a key's column."""
+    return _mix(jnp.asarray(key).astype(jnp.uint32) * jnp.uint32(_KEY))
+
+
+def is_kept(rate: float, row: jax.Array, column: jax.Array) -> jax.Array:
+    """Booleans, of hashes that broadcast against each other."""
     x = (row ^ column) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x >= jnp.uint32(round(rate * 2**32))

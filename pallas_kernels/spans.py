@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.spec import Limits
 from pallas_kernels.walk import Walk
 
 _LEAST, _MOST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
@@ -54,3 +55,17 @@ def _extremes(ids: jax.Array, counts: jax.Array, dilation: int, size: int) -> tu
         return reduction(x.reshape(len(x), -1, size, dilation), axis=2).transpose(0, 2, 1)
 
     return reduce(_MOST, jnp.min), reduce(_LEAST, jnp.max)
+
+
+def spans_of_limits(walk: Walk, limits: Limits, batch: int, own_is_query: bool) -> jax.Array | None:
+    """`visible_spans` of key mask and documents; None where there are neither."""
+    if limits.key_mask is None and limits.query_ids is None:
+        return None
+    lengths = (walk.length, walk.other_length) if own_is_query else (walk.other_length, walk.length)
+    query_ids, key_ids = (
+        jnp.zeros((batch, length), jnp.int32) if ids is None else ids
+        for ids, length in zip((limits.query_ids, limits.key_ids), lengths, strict=True)
+    )
+    queries = query_ids, jnp.ones(query_ids.shape, bool)
+    keys = key_ids, jnp.ones(key_ids.shape, bool) if limits.key_mask is None else limits.key_mask != 0
+    return visible_spans(walk, queries, keys) if own_is_query else visible_spans(walk, keys, queries)

@@ -2,13 +2,14 @@
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from longformer_jax.attention.band import make_band
-from longformer_jax.attention.pallas import triton_attention, triton_missing
+from longformer_jax.attention.pallas import mosaic_attention, mosaic_missing, triton_attention, triton_missing
 from longformer_jax.attention.reference import reference_attention
 from longformer_jax.attention.xla import xla_attention
 from longformer_jax.errors import InputError
@@ -18,7 +19,11 @@ IMPLEMENTATIONS = {
     "xla": xla_attention,
     "pallas_triton": triton_attention,
     "pallas_triton_interpret": functools.partial(triton_attention, interpret=True),
+    "pallas_mosaic_gpu": mosaic_attention,
+    "pallas_mosaic_gpu_interpret": functools.partial(mosaic_attention, interpret=True),
 }
+# Set to 1, the environment variable lets None choose the Hopper kernels, which no GPU has run yet.
+HOPPER_VARIABLE = "LONGFORMER_JAX_HOPPER_KERNELS"
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -63,8 +68,9 @@ def banded_attention(
       key_offset: the key position that is aligned with query 0; a Python int.
       return_lse: whether to return the log-sum-exp of the scores too.
       implementation: "reference" (dense), "xla" (blockwise, memory linear in T, any device), "pallas_triton" (kernels
-        for NVIDIA GPUs from Ampere on, head_dim up to 256), "pallas_triton_interpret" (the same kernels on any device,
-        very slowly, to look into them) or None, the best that runs here. A name never falls back to another.
+        for NVIDIA GPUs from Ampere on, head_dim up to 256), "pallas_mosaic_gpu" (experimental: kernels for Hopper,
+        bfloat16 and float16, head_dim 64 or 128), one of the last two with "_interpret" (the same kernels on any
+        device, very slowly, to look into them) or None, the best that runs here. A name never falls back to another.
 
     Returns:
       out [B, T, H, Dv] of value's dtype, or (out, lse) with lse float32 [B, T, H].
@@ -108,7 +114,7 @@ def banded_attention(
             raise InputError(
                 f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
             )
-    out, lse = _select(implementation, Dk, value.shape[-1])(
+    out, lse = _select(implementation, str(query.dtype), Dk, value.shape[-1])(
         query,
         key,
         value,
@@ -129,9 +135,11 @@ def _number(name: str, value: object) -> float:
         raise InputError(f"{name} is {value!r}; expected a number known when the call is traced") from None
 
 
-def _select(name: str | None, key_dim: int, value_dim: int):
+def _select(name: str | None, dtype: str, key_dim: int, value_dim: int):
     if name is None:
         name = "xla" if triton_missing(key_dim, value_dim) else "pallas_triton"
+        if os.environ.get(HOPPER_VARIABLE) == "1" and mosaic_missing(dtype, key_dim, value_dim) is None:
+            name = "pallas_mosaic_gpu"
     if name not in IMPLEMENTATIONS:
         raise NotImplementedError(
             f"implementation is {name!r}, which this version does not have; expected None or one of "

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from longformer_jax.attention.band import Band
-from pallas_kernels import triton
+from pallas_kernels import mosaic, triton
 from pallas_kernels.dropout import batch_streams
+from pallas_kernels.spec import Limits, Spec
 
 
 def default_device() -> tuple[str, str, str | None]:
@@ -24,7 +25,7 @@ def default_device() -> tuple[str, str, str | None]:
 
 def missing_device(platform: str, kind: str, capability: str | None) -> str | None:
     """Why the Triton kernels cannot run on this device; None where they can."""
-    if platform not in ("gpu", "cuda") or "nvidia" not in kind.lower():
+    if not _is_nvidia(platform, kind):
         return f"its kernels need an NVIDIA GPU; this device is {kind} ({platform})"
     if capability is not None and float(capability) < triton.MIN_COMPUTE_CAPABILITY:
         needed = triton.MIN_COMPUTE_CAPABILITY
@@ -32,34 +33,59 @@ def missing_device(platform: str, kind: str, capability: str | None) -> str | No
     return None
 
 
+def _is_nvidia(platform: str, kind: str) -> bool:
+    return platform in ("gpu", "cuda") and "nvidia" in kind.lower()
+
+
 def triton_missing(key_dim: int, value_dim: int) -> str | None:
     """Why the Triton kernels cannot do a call with these head_dims here; None where they can."""
     return missing_device(*default_device()) or triton.unsupported(key_dim, value_dim)
 
 
-def triton_attention(
-    query,
-    key,
-    value,
-    *,
-    band: Band,
-    key_mask,
-    segment_ids,
-    scale: float,
-    dropout_rate: float,
-    dropout_seed,
-    interpret=False,
-) -> tuple[jax.Array, jax.Array]:
+def mosaic_missing(dtype: str, key_dim: int, value_dim: int) -> str | None:
+    """Why the Hopper kernels cannot do a call with such arrays here; None where they can."""
+    platform, kind, capability = default_device()
+    hopper = any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200")) if capability is None else (
+        float(capability) == mosaic.COMPUTE_CAPABILITY
+    )  # fmt: skip
+    if not _is_nvidia(platform, kind) or not hopper:
+        return f"its kernels need an NVIDIA GPU of the Hopper generation; this device is {kind} ({platform})"
+    return mosaic.unsupported(dtype, key_dim, value_dim)
+
+
+def triton_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
     """Shapes as in `banded_attention`; returns (out, lse).
 
     Raises:
       NotImplementedError: the device or the head_dims are none that the kernels support.
     """
     dims = query.shape[-1], value.shape[-1]
-    reason = triton.unsupported(*dims) if interpret else triton_missing(*dims)
+    _check("pallas_triton", triton.unsupported(*dims) if interpret else triton_missing(*dims))
+    spec, limits = _spec_and_limits(len(query), interpret=interpret, **options)
+    return triton.attention(spec, default_device()[1], query, key, value, limits)
+
+
+def mosaic_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
+    """Shapes as in `banded_attention`; returns (out, lse).
+
+    Raises:
+      NotImplementedError: the device, the dtype or the head_dims are none that the kernels support.
+    """
+    arrays = str(query.dtype), query.shape[-1], value.shape[-1]
+    _check("pallas_mosaic_gpu", mosaic.unsupported(*arrays) if interpret else mosaic_missing(*arrays))
+    spec, limits = _spec_and_limits(len(query), interpret=interpret, **options)
+    return mosaic.attention(spec, query, key, value, limits)
+
+
+def _check(name: str, reason: str | None) -> None:
     if reason is not None:
-        raise NotImplementedError(f"implementation 'pallas_triton' is not available here: {reason}")
-    spec = triton.Spec(
+        raise NotImplementedError(f"implementation {name!r} is not available here: {reason}")
+
+
+def _spec_and_limits(
+    batch: int, *, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed, interpret: bool
+) -> tuple[Spec, Limits]:
+    spec = Spec(
         left=band.left,
         right=band.right,
         key_offset=band.key_offset,
@@ -69,10 +95,10 @@ def triton_attention(
         interpret=interpret,
     )
     ids = (None, None) if segment_ids is None else segment_ids
-    limits = triton.Limits(
+    limits = Limits(
         key_mask=None if key_mask is None else key_mask.astype(jnp.int8),
         query_ids=None if ids[0] is None else ids[0].astype(jnp.int32),
         key_ids=None if ids[1] is None else ids[1].astype(jnp.int32),
-        dropout_streams=batch_streams(dropout_seed, jnp.arange(len(query))) if dropout_rate else None,
+        dropout_streams=batch_streams(dropout_seed, jnp.arange(batch)) if dropout_rate else None,
     )
-    return triton.attention(spec, default_device()[1], query, key, value, limits)
+    return spec, limits

@@ -4,6 +4,5 @@ JAX has deprecated that backend: everything that needs it is in this folder, to 
 """
 
 from pallas_kernels.triton.attention import MIN_COMPUTE_CAPABILITY, attention, unsupported
-from pallas_kernels.triton.tiles import Limits, Spec
 
-__all__ = ["MIN_COMPUTE_CAPABILITY", "Limits", "Spec", "attention", "unsupported"]
+__all__ = ["MIN_COMPUTE_CAPABILITY", "attention", "unsupported"]

@@ -5,9 +5,9 @@ import functools
 import jax
 
 from pallas_kernels.block_sizes import block_sizes
+from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.triton.backward import backward_dkdv, backward_dq
 from pallas_kernels.triton.forward import forward
-from pallas_kernels.triton.tiles import Limits, Spec
 from pallas_kernels.walk import Walk
 
 MAX_HEAD_DIM = 256

@@ -5,18 +5,9 @@ import jax.numpy as jnp
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.block_sizes import BlockSizes
+from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.triton.launch import launch
-from pallas_kernels.triton.tiles import (
-    LOG2_E,
-    Limits,
-    Program,
-    Spec,
-    empty_tile,
-    load_tile,
-    scores,
-    store_tile,
-    weighted,
-)
+from pallas_kernels.triton.tiles import Program, empty_tile, load_tile, scores, store_tile, weighted
 from pallas_kernels.walk import Walk
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,34 +11,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.dropout import keep_mask
+from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Block, Walk, by_head
 
-LOG2_E = 1.4426950408889634
 Tile = tuple[jax.Array, ...]  # [rows, head_dim], cut along head_dim into powers of two, as Triton wants them
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What is known when a kernel is traced, besides shapes. left, right, key_offset: of the band, as in Walk."""
-
-    left: int
-    right: int
-    key_offset: int
-    dilations: tuple[int, ...]
-    scale: float
-    dropout_rate: float
-    interpret: bool
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What limits a query's view besides the band, None where it does not apply: arrays, or in a kernel their refs."""
-
-    key_mask: Any = None  # int8 [B, S]
-    query_ids: Any = None  # int32 [B, T]
-    key_ids: Any = None  # int32 [B, S]
-    dropout_streams: Any = None  # uint32 [B]
 
 
 # ---- Tiles -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""Banded attention with its gradients, from the three Hopper kernels."""
+
+import functools
+
+import jax
+
+from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq, row_terms
+from pallas_kernels.mosaic.forward import forward
+from pallas_kernels.mosaic.launch import Tiling
+from pallas_kernels.spec import Limits, Spec
+from pallas_kernels.walk import Walk
+
+COMPUTE_CAPABILITY = 9.0  # Hopper, and no other
+DTYPES = ("bfloat16", "float16")
+HEAD_DIMS = ((64, 64), (128, 128), (128, 64))
+
+
+def unsupported(dtype: str, key_dim: int, value_dim: int) -> str | None:
+    """Why the kernels cannot take such arrays; None where they can."""
+    if dtype not in DTYPES:
+        return f"the dtype is {dtype}; the kernels take {' and '.join(DTYPES)}"
+    if (key_dim, value_dim) not in HEAD_DIMS:
+        pairs = ", ".join(f"{k} and {v}" for k, v in HEAD_DIMS)
+        return f"head_dim is {key_dim} of query and key, {value_dim} of value; the kernels take {pairs}"
+    return None
+
+
+def tiling(kernel: str, key_dim: int, value_dim: int) -> Tiling:
+    """What compiles without spills; nothing of it is measured yet."""
+    # With dk of 64 keys with 128 numbers each and dv in registers, more than 232 are needed.
+    warpgroups = 1 if kernel == "dkdv" and key_dim == 128 else 2
+    return Tiling(warpgroups, columns=128 if kernel == "forward" and key_dim == 64 else 64, stages=2)
+
+
+def _walk(kernel: str, spec: Spec, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[Walk, Tiling]:
+    tiles = tiling(kernel, query.shape[-1], value.shape[-1])
+    walk = Walk(
+        length=query.shape[1],
+        other_length=key.shape[1],
+        left=spec.left,
+        right=spec.right,
+        offset=spec.key_offset,
+        dilations=spec.dilations,
+        rows=tiles.rows,
+        columns=tiles.columns,
+    )
+    return (walk if kernel != "dkdv" else walk.transposed(tiles.rows, tiles.columns)), tiles
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attention(
+    spec: Spec, query: jax.Array, key: jax.Array, value: jax.Array, limits: Limits
+) -> tuple[jax.Array, jax.Array]:
+    """out [B, T, H, Dv] of value's dtype and lse float32 [B, T, H], both differentiable in query, key and value.
+
+    Args:
+      spec: the band, scale and dropout.
+      query, key, value: [B, T, H, Dk], [B, S, H, Dk], [B, S, H, Dv], of dtypes and head_dims that are supported.
+      limits: key mask, documents and dropout seed.
+    """
+    return forward(spec, *_walk("forward", spec, query, key, value), query, key, value, limits)
+
+
+def _attention_forward(spec: Spec, query, key, value, limits: Limits):
+    out, lse = attention(spec, query, key, value, limits)
+    # Named so that a rematerialised layer can keep them: the backward then recomputes the projections only.
+    out, lse = jax.ad_checkpoint.checkpoint_name(out, "attention"), jax.ad_checkpoint.checkpoint_name(lse, "attention")
+    return (out, lse), (query, key, value, limits, out, lse)
+
+
+def _attention_backward(spec: Spec, residuals, cotangents):
+    query, key, value, limits, out, lse = residuals
+    dout, dlse = cotangents
+    arrays = query, key, value, dout, *row_terms(out, dout, lse, dlse)
+    dq = backward_dq(spec, *_walk("dq", spec, query, key, value), arrays, limits)
+    dk, dv = backward_dkdv(spec, *_walk("dkdv", spec, query, key, value), arrays, limits)
+    return dq, dk, dv, None
+
+
+attention.defvjp(_attention_forward, _attention_backward)
