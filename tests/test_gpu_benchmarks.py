@@ -15,7 +15,7 @@ from benchmarks import plot, tune
 from benchmarks.gpu import correctness, speed, timing
 from benchmarks.gpu.results import Results
 from pallas_kernels.block_sizes import PASSES, BlockSizes
-from tests.attention.cases import CASE
+from tests.attention.cases import CASE, CASES
 from tests.attention.oracle import visible_keys
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +42,25 @@ def test_the_whole_command(tmp_path: Path) -> None:
     again = run("benchmarks.gpu", "--tiny", f"--output={file}", "--only=speed")
     assert not again.returncode, again.stderr[-3000:]
     assert json.loads(file.read_text())["speed"] == results["speed"]
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_hopper_kernels(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    ran = run("benchmarks.gpu", "--tiny", "--sweep", f"--output={file}")
+    assert not ran.returncode, ran.stderr[-3000:]
+    records = json.loads(file.read_text())["sweep"]
+    assert [record["kernel"] for record in records] == list(PASSES)
+    assert all(record["milliseconds"] > 0 for record in records)
+    assert len(ran.stdout.splitlines()) == 2 + len(PASSES)
+
+
+def test_hopper_kernels_are_checked_where_they_can_be() -> None:
+    cases, dtypes = correctness.supported("pallas_mosaic_gpu", (*correctness.SHAPES, *CASES))
+    assert dtypes == ("bfloat16", "float16")
+    assert {(case.Dk, case.Dv) for case in cases} == {(64, 64), (128, 128), (128, 64)}
+    assert [case.name for case in cases] == [case.name for case in (*correctness.SHAPES, *CASES)]
+    assert correctness.supported("pallas_triton", CASES) == (CASES, correctness.DTYPES)
 
 
 @pytest.mark.slow

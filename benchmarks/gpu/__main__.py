@@ -3,6 +3,8 @@
     python -m benchmarks.gpu                                 correctness, speed and training, about 8 minutes in all
     python -m benchmarks.gpu --only=speed                    one part, going on from what the file holds
     python -m benchmarks.gpu --train=10 --data=FILE          a real run of ten minutes on a file's bytes
+    python -m benchmarks.gpu --sweep                         the Hopper kernels with all tilings, as a table
+    python -m benchmarks.gpu --implementation=NAME           one of the kernels; default: all that the device can run
     python -m benchmarks.gpu --tiny --output=FILE            a rehearsal on any device: interpreted, small shapes
 
 Needs jax, flax, optax and numpy. Peers that are not installed (torch, transformers, tokamax, flash-attn) are named and
@@ -20,13 +22,14 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 
 import jax  # noqa: E402
 
-from benchmarks.gpu import correctness, speed, training  # noqa: E402
+from benchmarks.gpu import correctness, speed, sweep, training  # noqa: E402
 from benchmarks.gpu.results import Results, default_path  # noqa: E402
+from longformer_jax.attention.pallas import mosaic_missing  # noqa: E402
 from tests.attention.cases import CASE, CASES  # noqa: E402
 
 PARTS = ("correctness", "speed", "training")
 MINUTES = {"correctness": 2.5, "speed": 4.0, "training": 1.5}
-IMPLEMENTATIONS = ("pallas_triton",)
+IMPLEMENTATIONS = ("pallas_triton", "pallas_mosaic_gpu")
 LAYERS = [
     speed.Layer(length, causal, dilation)
     for length in speed.LENGTHS
@@ -43,6 +46,8 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="one part or some; default: all three")
     parser.add_argument("--train", type=float, metavar="MINUTES", help="a real run in place of the parts")
     parser.add_argument("--data", type=Path, help="of the real run")
+    parser.add_argument("--sweep", action="store_true", help="all tilings of the Hopper kernels in place of the parts")
+    parser.add_argument("--implementation", choices=IMPLEMENTATIONS, help="default: all that the device can run")
     parser.add_argument("--minutes", type=float, help="for each part; default: " + str(MINUTES))
     parser.add_argument("--tiny", action="store_true", help="small shapes and interpreted kernels, for any device")
     parser.add_argument("--afresh", action="store_true", help="forget what the file holds")
@@ -57,7 +62,15 @@ def main() -> None:
 
     default = default_path(Path(__file__).resolve().parents[1] / "results")
     results = Results(options.output or default, afresh=options.afresh)
-    implementations = ("pallas_triton_interpret",) if options.tiny else IMPLEMENTATIONS
+    named = (options.implementation,) if options.implementation else IMPLEMENTATIONS
+    if options.tiny:
+        implementations = (f"{named[0]}_interpret",)
+    else:
+        on_hopper = mosaic_missing("bfloat16", 64, 64) is None
+        implementations = tuple(name for name in named if on_hopper or name != "pallas_mosaic_gpu")
+    if options.sweep:
+        print(sweep.sweep(results, tiny=options.tiny))
+        return
     if options.train is not None:
         config = training.experiment("smoke" if options.tiny else "fast", implementations[0])
         if options.tiny:
@@ -73,7 +86,7 @@ def main() -> None:
         if part == "correctness":
             cases = TINY_CASES if options.tiny else (*correctness.SHAPES, *CASES)
             for name in implementations:
-                passed &= correctness.check(results, name, cases, deadline)
+                passed &= correctness.check(results, name, *correctness.supported(name, cases), deadline)
         elif part == "speed":
             speed.measure(results, implementations, TINY_LAYERS if options.tiny else LAYERS, deadline)
             print(speed.table(results))

@@ -6,6 +6,7 @@ allowed, as rounding inputs and results costs so much already. Then 20 runs must
 
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gpu.results import Results
-from tests.attention.cases import ARRAYS, Case, plain_attention, value_and_gradients
+from pallas_kernels.mosaic import DTYPES as HOPPER_DTYPES
+from pallas_kernels.mosaic import HEAD_DIMS as HOPPER_HEAD_DIMS
+from tests.attention.cases import ARRAYS, Case, plain_attention, value_and_gradients, with_head_dims
 
 DTYPES = ("bfloat16", "float32", "float16")
 RUNS = 20
@@ -27,11 +30,18 @@ SHAPES = tuple(
 EXACT = "highest"
 
 
-def check(results: Results, implementation: str, cases: tuple[Case, ...], deadline: float) -> bool:
+def supported(implementation: str, cases: Sequence[Case]) -> tuple[list[Case], tuple[str, ...]]:
+    """The cases as an implementation can take them, and the dtypes."""
+    if implementation.startswith("pallas_mosaic_gpu"):
+        return [with_head_dims(case, HOPPER_HEAD_DIMS, n) for n, case in enumerate(cases)], HOPPER_DTYPES
+    return list(cases), DTYPES
+
+
+def check(results: Results, implementation: str, cases: Sequence[Case], dtypes: Sequence[str], deadline: float) -> bool:
     """Adds a record for each case and dtype; returns whether all that were checked passed."""
     wanted = [
         (case, dtype)
-        for dtype in DTYPES
+        for dtype in dtypes
         for case in cases
         if not results.has("correctness", implementation=implementation, case=case.name, dtype=dtype)
     ]

@@ -112,11 +112,11 @@ class Program:
     def live_blocks(self) -> tuple[Any, Any]:
         """The blocks [begin, end) that some row of this warpgroup sees."""
         block = self.block
-        begin = jnp.maximum(self.first + block.shift - self.walk.left - block.start, 0)
-        end = jnp.minimum(self.first + ROWS + block.shift + self.walk.right, block.stop) - block.start
-        begin = jnp.minimum(lax.div(begin, jnp.int32(self.columns)), block.count)
-        end = lax.div(jnp.maximum(end, 0) + self.columns - 1, jnp.int32(self.columns))
-        return begin, jnp.maximum(end, begin)
+        start = jnp.maximum(self.first + block.shift - self.walk.left, block.start)
+        stop = jnp.minimum(self.first + ROWS + block.shift + self.walk.right, block.stop)
+        begin = jnp.minimum(lax.div(start - block.start, jnp.int32(self.columns)), block.count)
+        end = lax.div(jnp.maximum(stop - block.start, 0) + self.columns - 1, jnp.int32(self.columns))
+        return begin, jnp.where(start < stop, end, begin)
 
     def first_of(self, n: Any) -> Any:
         """The first row to load for block n: its own first row, but for a last block that would stick out."""

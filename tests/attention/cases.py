@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -161,6 +161,13 @@ CASES = [
     ),
 ]  # fmt: skip
 CASE = {case.name: case for case in CASES}
+
+
+def with_head_dims(case: Case, head_dims: Sequence[tuple[int, int]], number: int) -> Case:
+    """The case with one of some pairs of head_dims, by its number in turn."""
+    key_dim, value_dim = head_dims[number % len(head_dims)]
+    return dataclasses.replace(case, Dk=key_dim, Dv=value_dim)
+
 
 ARRAYS = ("out", "lse", "dquery", "dkey", "dvalue")
 

@@ -1,26 +1,32 @@
 """The Hopper kernels on the op's cases, interpreted: no race, no read beyond an end or of what was not written."""
 
 import dataclasses
+import functools
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.mosaic.attention import HEAD_DIMS
-from tests.attention.cases import CASES, Case, assert_close, plain_attention, with_gradients
+from longformer_jax import banded_attention
+from longformer_jax.attention.api import HOPPER_VARIABLE
+from pallas_kernels.mosaic import HEAD_DIMS
+from pallas_kernels.mosaic.tiles import ROWS, Program, aligned
+from pallas_kernels.walk import Walk
+from tests.attention.cases import CASES, Case, assert_close, plain_attention, with_gradients, with_head_dims
+from tests.pallas_kernels.test_lowering import H100, lowered
 
 INTERPRETED = "pallas_mosaic_gpu_interpret"
 
 
-def adapted(case: Case) -> Case:
-    """With fewer rows where there are many, and head_dims that the kernels take, all of them in turn."""
-    key_dim, value_dim = HEAD_DIMS[[c.name for c in CASES].index(case.name) % len(HEAD_DIMS)]
+def smaller(case: Case) -> Case:
     num_keys = None if case.S is None else min(case.S, 400)
-    return dataclasses.replace(case, Dk=key_dim, Dv=value_dim, T=min(case.T, 200), S=num_keys)
+    return dataclasses.replace(case, T=min(case.T, 200), S=num_keys)
 
 
-ADAPTED = [adapted(case) for case in CASES]
+ADAPTED = [with_head_dims(smaller(case), HEAD_DIMS, n) for n, case in enumerate(CASES)]
 
 
 @pytest.mark.slow
@@ -39,3 +45,102 @@ def test_errs_little_more_than_plain_attention(case: Case) -> None:
         # The plain one has NaN where rows see nothing; rounding the result is allowed in any case.
         rounding = float(jnp.finfo(dtype).eps) * np.abs(oracle[array]).max()
         assert error.max() <= max(2 * np.nanmax(plain_error, initial=0), rounding), array
+
+
+@pytest.mark.slow
+def test_repeats_bit_for_bit() -> None:
+    case = Case("repeats", T=130, H=1, Dk=64, Dv=64, window=40, dropout_rate=0.2)
+    once, again = (
+        with_gradients(case.attend(INTERPRETED), case.inputs("bfloat16"), case.cotangents("bfloat16")) for _ in range(2)
+    )
+    for name, x in once.items():
+        assert np.array_equal(x, again[name]), name
+
+
+# ---- Which blocks a warpgroup takes part in --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [64, 128])
+@pytest.mark.parametrize(
+    ("T", "S", "left", "right", "offset", "dilation"),
+    [(512, 512, 256, 256, 0, 1), (512, 700, 100, 0, 0, 1), (384, 300, 5, 70, 37, 1), (600, 640, 20, 33, -50, 3)],
+)
+def test_a_warpgroup_takes_part_in_what_its_rows_see(
+    T: int, S: int, left: int, right: int, offset: int, dilation: int, columns: int
+) -> None:
+    walk = Walk(T, S, left, right, offset, (dilation,), 2 * ROWS, columns)
+    unused: Any = None
+    rows = np.arange(ROWS)
+    other_rows = -(-S // (dilation * columns)) * columns
+    for number in range(walk.programs):
+        block = aligned(walk.block(number, 0), columns)
+        for warpgroup in range(2):
+            program = Program(
+                spec=unused, walk=walk, columns=columns, other_rows=other_rows, own_is_query=True, head=0, stream=None,
+                block=block, first=block.first + warpgroup * ROWS,
+            )  # fmt: skip
+            own = program.first + rows[:, None]
+            sees = np.zeros(int(block.count), bool)
+            for n in range(int(block.count)):
+                key = int(block.start) + n * columns + np.arange(columns)
+                inside = (key < block.stop) & (key >= 0)
+                visible = (key >= own + block.shift - left) & (key <= own + block.shift + right) & inside
+                sees[n] = visible.any()
+            begin, end = map(int, program.live_blocks)
+            assert begin <= end <= block.count
+            assert np.array_equal(sees, (np.arange(int(block.count)) >= begin) & (np.arange(int(block.count)) < end))
+            first = [int(program.first_of(n)) for n in range(int(block.count))]
+            assert all(0 <= x <= other_rows - columns and x % 8 == 0 for x in first)
+
+
+# ---- Who can have them -----------------------------------------------------------------------------------------------
+
+SHAPE = jax.ShapeDtypeStruct((2, 100, 4, 64), jnp.bfloat16)
+
+
+def attend(query, key, value, **options):
+    return banded_attention(query, key, value, window=20, **options)
+
+
+def test_none_chooses_them_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(shape: jax.ShapeDtypeStruct, kind: str = H100) -> bool:
+        text = lowered(lambda *x: attend(*x), shape, shape, shape, kind=kind)
+        return "mosaic" in text
+
+    assert not chosen(SHAPE)
+    monkeypatch.setenv(HOPPER_VARIABLE, "1")
+    assert chosen(SHAPE)
+    assert not chosen(jax.ShapeDtypeStruct((2, 100, 4, 32), jnp.bfloat16))
+    assert not chosen(SHAPE, "NVIDIA A100-SXM4-80GB")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dims", "kind", "reason"),
+    [
+        ("float32", (64, 64), H100, "the dtype is float32; the kernels take bfloat16 and float16"),
+        ("bfloat16", (64, 128), H100, "head_dim is 64 of query and key, 128 of value; the kernels take 64 and 64, 128"),
+        ("bfloat16", (64, 64), "NVIDIA B200", "its kernels need an NVIDIA GPU of the Hopper generation; this devi"),
+    ],
+)
+def test_what_they_cannot_do_is_named(dtype: str, dims: tuple[int, int], kind: str, reason: str) -> None:
+    key, value = (jax.ShapeDtypeStruct((2, 100, 4, d), dtype) for d in dims)
+    sentence = re.escape(f"implementation 'pallas_mosaic_gpu' is not available here: {reason}")
+    with pytest.raises(NotImplementedError, match=f"^{sentence}"):
+        lowered(functools.partial(attend, implementation="pallas_mosaic_gpu"), key, key, value, kind=kind)
+
+
+@pytest.mark.parametrize("dilation", [1, 4])
+def test_nothing_of_the_sequences_is_copied(dilation: int) -> None:
+    """Where the length is whole blocks: no padding, and no transposition but of lse, delta and the like."""
+
+    def both(query, key, value, cotangent):
+        out, pullback = jax.vjp(
+            functools.partial(attend, dilation=dilation, implementation="pallas_mosaic_gpu"), query, key, value
+        )
+        return out, pullback(cotangent)
+
+    shape = jax.ShapeDtypeStruct((2, 1024, 4, 64), jnp.bfloat16)
+    text = lowered(both, *(shape,) * 4)
+    assert text.count("banded_attention_dq") and text.count("banded_attention_dkdv")
+    moved = [line for line in text.splitlines() if re.search(r"stablehlo\.(pad|transpose|concatenate|gather)", line)]
+    assert moved and not [line for line in moved if "x64x" in line or "x64xbf16" in line]
