@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import plot, tune
+from benchmarks import hopper_model, plot, tune
 from benchmarks.gpu import correctness, speed, timing
 from benchmarks.gpu.results import Results
 from pallas_kernels.block_sizes import PASSES, BlockSizes
+from pallas_kernels.mosaic import HEAD_DIMS
 from tests.attention.cases import CASE, CASES
 from tests.attention.oracle import visible_keys
 
@@ -53,6 +54,17 @@ def test_the_sweep_of_the_hopper_kernels(tmp_path: Path) -> None:
     assert [record["kernel"] for record in records] == list(PASSES)
     assert all(record["milliseconds"] > 0 for record in records)
     assert len(ran.stdout.splitlines()) == 2 + len(PASSES)
+
+
+@pytest.mark.parametrize("dims", HEAD_DIMS)
+@pytest.mark.parametrize("kernel", PASSES)
+def test_the_model_of_the_hopper_kernels(kernel: str, dims: tuple[int, int]) -> None:
+    found = hopper_model.model(kernel, dims, 512, 100)
+    assert found.band == sum(len(visible_keys(i, 0, 512, window=100)) for i in range(512))
+    assert 1 < found.computed / found.band < 1.6  # blocks of 64 x 64 on a narrow band
+    assert found.programs * found.tiling.rows == 512
+    assert found.blocks * found.tiling.columns * found.tiling.rows >= found.computed
+    assert found.programs_per_core >= 1  # it fits into shared memory
 
 
 def test_hopper_kernels_are_checked_where_they_can_be() -> None:
