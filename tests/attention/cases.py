@@ -185,13 +185,14 @@ def value_and_gradients(attend: Callable) -> Callable:
 def plain_attention(case: Case) -> Callable:
     """What anyone would write down: dense, every step in the inputs' dtype. Its error is the measure of others."""
     visible = visibility(case.B, case.T, case.num_keys, case.H, **case.band, **case.limits)
+    keep = case.keep if case.dropout_rate else None
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = jnp.einsum("bthd,bshd->bhts", query, key) * (case.Dk**-0.5 if case.scale is None else case.scale)
         scores = jnp.where(visible, scores, -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1)
-        if case.dropout_rate:
-            weights = jnp.where(case.keep, weights / (1 - case.dropout_rate), 0)
+        if keep is not None:
+            weights = jnp.where(keep, weights / (1 - case.dropout_rate), 0)
         out = jnp.einsum("bhts,bshd->bthd", weights, value)
         return out, jax.nn.logsumexp(scores, axis=-1).transpose(0, 2, 1).astype(jnp.float32)
 
