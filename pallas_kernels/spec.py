@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.walk import Walk
+
 LOG2_E = 1.4426950408889634
 
 _NO_ID = np.iinfo(np.int32).min
@@ -23,6 +25,20 @@ class Spec:
     scale: float
     dropout_rate: float
     interpret: bool
+
+    def walk(self, kernel: str, query: jax.Array, key: jax.Array, *, rows: int, columns: int) -> Walk:
+        """The walk of one of the kernels "forward", "dq" and "dkdv", with its blocks of own and of the other's rows."""
+        walk = Walk(
+            length=query.shape[1],
+            other_length=key.shape[1],
+            left=self.left,
+            right=self.right,
+            offset=self.key_offset,
+            dilations=self.dilations,
+            rows=rows,
+            columns=columns,
+        )
+        return walk if kernel != "dkdv" else walk.transposed(rows, columns)
 
 
 @jax.tree_util.register_dataclass

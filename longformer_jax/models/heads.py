@@ -10,7 +10,7 @@ import numpy as np
 
 from longformer_jax.errors import InputError
 from longformer_jax.models.global_attention import is_known
-from longformer_jax.models.longformer import EncoderOutput, Longformer, dense, layer_norm
+from longformer_jax.models.longformer import EncoderOutput, Longformer, check_shapes, dense, layer_norm
 from longformer_jax.models.longformer_config import LongformerConfig
 
 
@@ -183,17 +183,13 @@ class ForMultipleChoice(nn.Module):
         cfg = self.config
         if getattr(input_ids, "ndim", None) != 3:
             raise InputError(f"input_ids has the shape {list(np.shape(input_ids))}; expected [batch, choices, length]")
-        others = {
-            "attention_mask": attention_mask,
-            "global_attention_mask": global_attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-        }
-        for name, x in others.items():
-            if x is not None and np.shape(x) != input_ids.shape:
-                raise InputError(
-                    f"{name} is {list(np.shape(x))}; expected an array {list(input_ids.shape)}, as input_ids is"
-                )
+        check_shapes(
+            input_ids.shape,
+            attention_mask=attention_mask,
+            global_attention_mask=global_attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+        )
         if global_attention_mask is None:
             global_attention_mask = _choice_mask(input_ids, cfg.sep_token_id)
         arrays = (input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)

@@ -302,6 +302,14 @@ def _init_layers(rng: jax.Array, config: LongformerConfig):
     return jax.vmap(init)(jax.random.split(rng, config.num_hidden_layers))
 
 
+def check_shapes(shape: tuple[int, ...], **arrays: Any) -> None:
+    """Raises InputError unless the arrays that are given have the shape of `input_ids`."""
+    for name, x in arrays.items():
+        if x is not None and getattr(x, "shape", None) != shape:
+            found = list(x.shape) if hasattr(x, "shape") else type(x).__name__
+            raise InputError(f"{name} is {found}; expected an array {list(shape)}, as input_ids is")
+
+
 def _check_arguments(config, input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids) -> None:
     if getattr(input_ids, "ndim", None) != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
         found = (
@@ -316,16 +324,13 @@ def _check_arguments(config, input_ids, attention_mask, global_attention_mask, t
             f"input_ids has {shape[1]:,} tokens in a row; expected at most {config.max_length:,}, as the position "
             f"table has {config.max_position_embeddings:,} rows"
         )
-    others = {
-        "attention_mask": attention_mask,
-        "global_attention_mask": global_attention_mask,
-        "token_type_ids": token_type_ids,
-        "position_ids": position_ids,
-    }
-    for name, x in others.items():
-        if x is not None and getattr(x, "shape", None) != shape:
-            found = list(x.shape) if hasattr(x, "shape") else type(x).__name__
-            raise InputError(f"{name} is {found}; expected an array {list(shape)}, as input_ids is")
+    check_shapes(
+        shape,
+        attention_mask=attention_mask,
+        global_attention_mask=global_attention_mask,
+        token_type_ids=token_type_ids,
+        position_ids=position_ids,
+    )
     for name, ids, rows in (
         ("input_ids", input_ids, config.vocab_size),
         ("token_type_ids", token_type_ids, config.type_vocab_size),

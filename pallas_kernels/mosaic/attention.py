@@ -35,17 +35,7 @@ def tiling(kernel: str, key_dim: int, value_dim: int) -> Tiling:
 
 def _walk(kernel: str, spec: Spec, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[Walk, Tiling]:
     tiles = tiling(kernel, query.shape[-1], value.shape[-1])
-    walk = Walk(
-        length=query.shape[1],
-        other_length=key.shape[1],
-        left=spec.left,
-        right=spec.right,
-        offset=spec.key_offset,
-        dilations=spec.dilations,
-        rows=tiles.rows,
-        columns=tiles.columns,
-    )
-    return (walk if kernel != "dkdv" else walk.transposed(tiles.rows, tiles.columns)), tiles
+    return spec.walk(kernel, query, key, rows=tiles.rows, columns=tiles.columns), tiles
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -8,7 +8,6 @@ from pallas_kernels.block_sizes import block_sizes
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.triton.backward import backward_dkdv, backward_dq
 from pallas_kernels.triton.forward import forward
-from pallas_kernels.walk import Walk
 
 MAX_HEAD_DIM = 256
 MIN_COMPUTE_CAPABILITY = 8.0  # Ampere
@@ -24,17 +23,7 @@ def unsupported(key_dim: int, value_dim: int) -> str | None:
 def _walk_and_sizes(kernel: str, spec: Spec, device_kind: str, query, key, value):
     width = spec.left + spec.right + 1
     sizes = block_sizes(device_kind, kernel, str(query.dtype), query.shape[-1], value.shape[-1], width)
-    walk = Walk(
-        length=query.shape[1],
-        other_length=key.shape[1],
-        left=spec.left,
-        right=spec.right,
-        offset=spec.key_offset,
-        dilations=spec.dilations,
-        rows=sizes.rows,
-        columns=sizes.columns,
-    )
-    return (walk if kernel != "dkdv" else walk.transposed(sizes.rows, sizes.columns)), sizes
+    return spec.walk(kernel, query, key, rows=sizes.rows, columns=sizes.columns), sizes
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
