@@ -9,6 +9,7 @@ process of its own, as a kernel that does not suit an architecture aborts the co
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -43,18 +44,21 @@ TARGETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A call of banded_attention: B=1, H=12, T=4096, 256 keys a side."""
+    """A call of banded_attention: H=12, 256 keys a side."""
 
     dtype: str
     key_dim: int
     value_dim: int
     options: tuple[str, ...] = ()  # among "causal", "dilation", "key_mask", "segment_ids", "dropout"
     implementation: str = "pallas_triton"
+    batch: int = 1
+    length: int = 4096
 
     @property
     def name(self) -> str:
         hopper = ["hopper"] * (self.implementation == "pallas_mosaic_gpu")
-        return "-".join([*hopper, self.dtype, str(self.key_dim), str(self.value_dim), *self.options])
+        size = [f"{self.batch}x{self.length}"] * ((self.batch, self.length) != (1, 4096))
+        return "-".join([*hopper, self.dtype, str(self.key_dim), str(self.value_dim), *self.options, *size])
 
 
 CASES = (
@@ -72,15 +76,15 @@ CASES = (
 EACH_BLOCK_SIZE = ("bfloat16-64-64", "bfloat16-256-256", "float32-32-32", "float32-64-64", "float32-256-256")
 EACH_BLOCK_SIZE += ("bfloat16-128-64-causal-dilation-key_mask-segment_ids-dropout",)
 
-# For sm_90a only.
+# For sm_90a only. In 4096 rows a program has one item or two, and the compiler knows it; the others have several.
 _ALL = "causal", "dilation", "key_mask", "segment_ids", "dropout"
-HOPPER_CASES = tuple(
-    dataclasses.replace(case, implementation="pallas_mosaic_gpu")
-    for case in (
-        *(Case("bfloat16", *dims) for dims in ((64, 64), (128, 128), (128, 64))),
-        Case("float16", 64, 64, ("causal",)),
-        *(Case("bfloat16", *dims, _ALL) for dims in ((64, 64), (128, 128), (128, 64))),
-    )
+_DIMS = (64, 64), (128, 128), (128, 64)
+HOPPER_CASES = (
+    Case("float16", 64, 64, ("causal",), "pallas_mosaic_gpu"),
+    *(
+        Case("bfloat16", *dims, options, "pallas_mosaic_gpu", *size)
+        for dims, options, size in itertools.product(_DIMS, ((), _ALL), ((1, 4096), (2, 8000)))
+    ),
 )
 
 
@@ -120,16 +124,17 @@ def compile_for(target: str, f: Callable, *arguments: Any) -> Any:
 def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
     """kernel -> registers of a thread, and its bytes that were spilled to memory.
 
-    Of a Hopper kernel also how many warpgroup products and how many loads by TMA its machine code has.
+    Of a Hopper kernel's machine code also the warpgroup products, the loads by TMA, the exponentials that are computed
+    while products are in flight, and how often the assembler had to make products wait for each other ("serialized").
     """
     import jax
 
     from longformer_jax import banded_attention
 
-    T, H = 4096, 12
+    B, T, H = case.batch, case.length, 12
     limits = {
-        "key_mask": jax.ShapeDtypeStruct((1, T), "bool"),
-        "segment_ids": jax.ShapeDtypeStruct((1, T), "int32"),
+        "key_mask": jax.ShapeDtypeStruct((B, T), "bool"),
+        "segment_ids": jax.ShapeDtypeStruct((B, T), "int32"),
         "dropout_seed": jax.ShapeDtypeStruct((), "int32"),
     }
     wanted = {"dropout_seed" if option == "dropout" else option for option in case.options}
@@ -145,8 +150,8 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
         outputs, pullback = jax.vjp(lambda q, k, v: attend(q, k, v, limits), query, key, value)
         return outputs, pullback(cotangents)
 
-    query, value = (jax.ShapeDtypeStruct((1, T, H, d), case.dtype) for d in (case.key_dim, case.value_dim))
-    cotangents = value, jax.ShapeDtypeStruct((1, T, H), "float32")
+    query, value = (jax.ShapeDtypeStruct((B, T, H, d), case.dtype) for d in (case.key_dim, case.value_dim))
+    cotangents = value, jax.ShapeDtypeStruct((B, T, H), "float32")
     compile_for(target, both, query, query, value, {n: x for n, x in limits.items() if n in wanted}, cotangents)
 
     folder = Path(os.environ["MOSAIC_GPU_DUMP_TO"])
@@ -157,6 +162,7 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
             code = report.with_suffix(".sass_ctrl").read_text()
             for kernel, figures in _resources(report.read_text()).items():
                 figures |= {"HGMMA": code.count("HGMMA"), "UTMALDG": code.count("UTMALDG")}
+                figures |= {"beside_products": _beside_products(code), "serialized": report.read_text().count("C75")}
                 before = found.setdefault(kernel.removesuffix("_mosaic_gpu_kernel"), figures)
                 before["spilled"] = max(before["spilled"], figures["spilled"])
         return found
@@ -165,6 +171,15 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
         command = [ptxas(), f"-arch={target}", "-v", str(ptx), "-o", "/dev/null"]
         found |= _resources(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
     return found
+
+
+def _beside_products(code: str) -> int:
+    """Exponentials between a wait that leaves products in flight and the next that leaves none."""
+    count, in_flight = 0, False
+    for wait, exponential in re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d+)|(MUFU\.EX2)", code):
+        in_flight = wait != "0x0" if wait else in_flight
+        count += bool(exponential) and in_flight
+    return count
 
 
 def _resources(report: str) -> dict[str, dict[str, int]]:

@@ -28,24 +28,24 @@ _TILES = {  # (own, other, written) of query's or key's head_dim, of value's or 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One pass, over all programs of one head: counts, bytes, and of a program shared memory; see `table`."""
+    """One pass, over all items of one head: counts, bytes, and of a program shared memory; see `table`."""
 
     kernel: str
     tiling: Tiling
-    programs: int
+    items: int  # blocks of own rows
     blocks: int  # that go through the ring
     computed: int  # pairs of rows in the blocks that warpgroups take part in
     band: int  # pairs that are visible
     products: float  # FLOPs for each pair
-    loaded: int
-    written: int
+    moved: int  # bytes to and from shared memory
+    least: int  # bytes of all arrays, once
     shared_memory: int
 
     @property
     def programs_per_core(self) -> int:
-        """How many fit at once, by shared memory and registers (168 a thread, or all with one computing warpgroup)."""
+        """How many fit at once, by shared memory and registers."""
         threads = 128 * (self.tiling.warpgroups + 1)
-        registers = threads * (255 if self.tiling.warpgroups == 1 else 168)
+        registers = threads * {1: 255, 2: 168, 3: 128}[self.tiling.warpgroups]
         return min(SHARED_MEMORY // self.shared_memory, REGISTERS // registers)
 
 
@@ -61,9 +61,9 @@ def model(kernel: str, dims: tuple[int, int], length: int, window: int) -> Model
         for warpgroup in range(tiles.warpgroups):
             program = Program(
                 spec=unused, walk=walk, columns=tiles.columns, other_rows=length, own_is_query=True, head=0,
-                stream=None, block=block, first=block.first + warpgroup * ROWS,
+                stream=None, block=block, first=block.first + warpgroup * ROWS, numbers=unused,
             )  # fmt: skip
-            begin, end = program.live_blocks
+            begin, _, _, end = program.bounds
             computed += int(end - begin) * ROWS * tiles.columns
 
     def row_bytes(counts: tuple[int, int, int]) -> int:
@@ -74,24 +74,24 @@ def model(kernel: str, dims: tuple[int, int], length: int, window: int) -> Model
     return Model(
         kernel=kernel,
         tiling=tiles,
-        programs=walk.programs,
+        items=walk.programs,
         blocks=blocks,
         computed=computed,
         band=sum(max(0, length - abs(m)) for m in range(-window, window + 1)),
         products=2.0 * (over_key * dims[0] + over_value * dims[1]),
-        loaded=walk.programs * tiles.rows * own + blocks * tiles.columns * other,
-        written=length * written,
-        shared_memory=tiles.rows * (own + written) + tiles.stages * tiles.columns * other,
+        moved=walk.programs * tiles.rows * own + blocks * tiles.columns * other + length * written,
+        least=length * (own + other + written),
+        shared_memory=tiles.rows * (tiles.own_stages * own + written) + tiles.stages * tiles.columns * other,
     )
 
 
 def table(models: list[Model], heads: int) -> str:
-    """Floors in microseconds: of the products in the exact band and as computed, exponentials, and TMA's bytes if none
-    came from the second-level cache."""
+    """Floors in microseconds: of the products in the exact band and as computed, exponentials, and bytes, if each array
+    came from memory once and if none of TMA's loads were served by the second-level cache."""
     lines = [
-        "| kernel | warpgroups, columns, stages | programs | blocks | computed / band | KB shared | programs a core "
-        "| products, band | products | exponentials | bytes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| kernel | warpgroups, columns, stages | items | blocks | computed / band | KB shared | programs a core "
+        "| products, band | products | exponentials | bytes, least | bytes, moved |",
+        "|---" * 12 + "|",
     ]
     for m in models:
         t = m.tiling
@@ -101,11 +101,12 @@ def table(models: list[Model], heads: int) -> str:
                 m.band * m.products / FLOPS,
                 m.computed * m.products / FLOPS,
                 m.computed / EXPONENTIALS,
-                (m.loaded + m.written) / BANDWIDTH,
+                m.least / BANDWIDTH,
+                m.moved / BANDWIDTH,
             )
         ]
         lines.append(
-            f"| {m.kernel} | {t.warpgroups}, {t.columns}, {t.stages} | {heads * m.programs} | {heads * m.blocks} "
+            f"| {m.kernel} | {t.warpgroups}, {t.columns}, {t.stages} | {heads * m.items} | {heads * m.blocks} "
             f"| {m.computed / m.band:.3f} | {m.shared_memory / 1024:.0f} | {m.programs_per_core} | "
             + " | ".join(f"{x:.0f}" for x in micros) + " |"
         )  # fmt: skip

@@ -41,7 +41,7 @@ def visible_spans(walk: Walk, own: tuple[jax.Array, jax.Array], other: tuple[jax
         overlaps &= candidate * walk.columns < block.stop[:, None]
         start = jnp.where(overlaps, candidate * walk.columns, walk.other_length).min(-1)
         stop = jnp.where(overlaps, (candidate + 1) * walk.columns, 0).max(-1)
-        span = jnp.stack([start, stop], axis=1)  # [B, 2, programs]
+        span = jnp.stack([start, stop], axis=1).astype(jnp.int32)  # [B, 2, programs]
         spans.append(jnp.pad(span, ((0, 0), (0, 0), (0, walk.programs - programs))))
     return jnp.stack(spans, axis=1)
 

@@ -28,11 +28,13 @@ class Spec:
 
     def walk(self, kernel: str, query: jax.Array, key: jax.Array, *, rows: int, columns: int) -> Walk:
         """The walk of one of the kernels "forward", "dq" and "dkdv", with its blocks of own and of the other's rows."""
+        length, other_length = query.shape[1], key.shape[1]
+        farthest = length + other_length + abs(self.key_offset)  # wider windows see no more, and would overflow
         walk = Walk(
-            length=query.shape[1],
-            other_length=key.shape[1],
-            left=self.left,
-            right=self.right,
+            length=length,
+            other_length=other_length,
+            left=min(self.left, farthest),
+            right=min(self.right, farthest),
             offset=self.key_offset,
             dilations=self.dilations,
             rows=rows,
@@ -60,6 +62,6 @@ class Limits:
             return None, None
         if self.query_ids is None:
             query_ids = jnp.zeros((batch, query_length), jnp.int32)
-            return query_ids, jnp.where(self.key_mask != 0, 0, _NO_ID)
+            return query_ids, jnp.where(self.key_mask != 0, jnp.int32(0), _NO_ID)
         query_ids, key_ids = jnp.maximum(self.query_ids, _NO_ID + 1), jnp.maximum(self.key_ids, _NO_ID + 1)
         return query_ids, key_ids if self.key_mask is None else jnp.where(self.key_mask != 0, key_ids, _NO_ID)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Threads of XLA. Each warpgroup that the Hopper kernels' interpreter runs holds one while it waits for another.
+os.environ["PJRT_NPROC"] = "8"
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -59,10 +59,12 @@ def test_the_sweep_of_the_hopper_kernels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dims", HEAD_DIMS)
 @pytest.mark.parametrize("kernel", PASSES)
 def test_the_model_of_the_hopper_kernels(kernel: str, dims: tuple[int, int]) -> None:
-    found = hopper_model.model(kernel, dims, 512, 100)
-    assert found.band == sum(len(visible_keys(i, 0, 512, window=100)) for i in range(512))
+    length = 768  # a whole number of blocks
+    found = hopper_model.model(kernel, dims, length, 100)
+    assert found.band == sum(len(visible_keys(i, 0, length, window=100)) for i in range(length))
     assert 1 < found.computed / found.band < 1.6  # blocks of 64 x 64 on a narrow band
-    assert found.programs * found.tiling.rows == 512
+    assert found.items * found.tiling.rows == length
+    assert found.least < found.moved
     assert found.blocks * found.tiling.columns * found.tiling.rows >= found.computed
     assert found.programs_per_core >= 1  # it fits into shared memory
 

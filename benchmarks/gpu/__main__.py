@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room beside JAX
+if "--tiny" in sys.argv:  # each warpgroup that is interpreted holds a thread of XLA while it waits for another
+    os.environ.setdefault("PJRT_NPROC", "8")
 
 import jax  # noqa: E402
 

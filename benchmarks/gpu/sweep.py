@@ -1,5 +1,6 @@
 """The tuning space of the Hopper kernels: every pass with every tiling that compiles, as a table."""
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Callable
@@ -9,15 +10,29 @@ import jax.numpy as jnp
 
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.timing import measure_jax
+from longformer_jax.attention.pallas import default_device
 from pallas_kernels.block_sizes import PASSES
-from pallas_kernels.mosaic.attention import HEAD_DIMS
+from pallas_kernels.mosaic.attention import HEAD_DIMS, tiling
 from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq
 from pallas_kernels.mosaic.forward import forward
 from pallas_kernels.mosaic.launch import Tiling
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
 
-TILINGS = tuple(Tiling(*sizes) for sizes in itertools.product((1, 2, 3), (64, 128), (2, 3, 4)))
+# Three warpgroups have no registers for 128 columns; a program with one item has no use for more than one at a time.
+_SIZES = (1, 64), (1, 128), (2, 64), (2, 128), (3, 64)
+_SCHEDULES = (1, True), (2, True), (1, False)
+_LOOPS = (3, True, True), (4, True, True), *((stages, False, loop) for stages in (2, 3, 4) for loop in (True, False))
+TILINGS = tuple(
+    Tiling(*sizes, stages, own_stages, overlap, persistent, loop)
+    for sizes, (stages, overlap, loop), (own_stages, persistent) in itertools.product(_SIZES, _LOOPS, _SCHEDULES)
+)
+
+
+def _changes(dims: tuple[int, int], kernel: str, candidate: Tiling) -> int:
+    """In how many ways the tiling is not the default one."""
+    default = dataclasses.asdict(tiling(kernel, *dims))
+    return sum(default[name] != value for name, value in dataclasses.asdict(candidate).items())
 
 
 def runner(kernel: str, dims: tuple[int, int], *, length: int, window: int, heads: int, interpret: bool) -> Callable:
@@ -30,15 +45,17 @@ def runner(kernel: str, dims: tuple[int, int], *, length: int, window: int, head
 
     query, key, value, dout = array(0, key_dim), array(1, key_dim), array(2, value_dim), array(3, value_dim)
     row = jnp.ones((1, length, heads), jnp.float32)
+    num_cores = default_device().num_cores or 2  # of the interpreter, which has none
 
     def run(tiling: Tiling, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         walk = Walk(length, length, window, window, 0, spec.dilations, tiling.rows, tiling.columns)
         if kernel == "forward":
             query, key, value, *_ = arrays
-            return forward(spec, walk, tiling, query, key, value, Limits())
+            return forward(spec, walk, tiling, query, key, value, Limits(), num_cores)
         if kernel == "dq":
-            return (backward_dq(spec, walk, tiling, arrays, Limits()),)
-        return backward_dkdv(spec, walk.transposed(tiling.rows, tiling.columns), tiling, arrays, Limits())
+            return (backward_dq(spec, walk, tiling, arrays, Limits(), num_cores),)
+        walk = walk.transposed(tiling.rows, tiling.columns)
+        return backward_dkdv(spec, walk, tiling, arrays, Limits(), num_cores)
 
     def measure(tiling: Tiling) -> float:
         return measure_jax(lambda *arrays: run(tiling, *arrays), query, key, value, dout, row, row)["milliseconds"]
@@ -49,28 +66,30 @@ def runner(kernel: str, dims: tuple[int, int], *, length: int, window: int, head
 def sweep(results: Results, *, tiny: bool = False) -> str:
     """Adds a record for each case that is not there yet, and returns all of them as a table, the fastest first.
 
+    The defaults come first and what differs most from them last, as all take hours.
     `tiny` is a rehearsal: interpreted, one tiling, small shapes.
     """
-    tilings, all_dims, length = ((Tiling(1, 64, 2),), ((64, 64),), 128) if tiny else (TILINGS, HEAD_DIMS, 32768)
+    tilings, all_dims, length = ((Tiling(1, 64, 3),), ((64, 64),), 128) if tiny else (TILINGS, HEAD_DIMS, 32768)
     window, heads = (40, 1) if tiny else (256, 12)
-    for dims, kernel, tiling in itertools.product(all_dims, PASSES, tilings):
-        key = {"kernel": kernel, "key_dim": dims[0], "value_dim": dims[1], "length": length} | vars(tiling)
+    cases = sorted(itertools.product(all_dims, PASSES, tilings), key=lambda case: _changes(*case))
+    for dims, kernel, candidate in cases:
+        key = {"kernel": kernel, "key_dim": dims[0], "value_dim": dims[1], "length": length} | vars(candidate)
         if results.has("sweep", **key):
             continue
         measure = runner(kernel, dims, length=length, window=window, heads=heads, interpret=tiny)
         try:
-            record = {"milliseconds": measure(tiling)}
-        except Exception as error:  # whatever the compiler has against this tiling, such as too much shared memory
+            record = {"milliseconds": measure(candidate)}
+        except Exception as error:  # whatever the compiler has against it, such as too much shared memory
             record = {"skipped": f"{type(error).__name__}: {error}"[:200]}
         results.add("sweep", record, **key)
         print(f"  {key} {record}", file=sys.stderr)
     rows = sorted(
         results["sweep"], key=lambda r: (r["key_dim"], r["value_dim"], r["kernel"], r.get("milliseconds", 1e9))
     )
-    lines = ["| kernel | head_dim | warpgroups | columns | stages | ms |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r['kernel']} | {r['key_dim']}, {r['value_dim']} | {r['warpgroups']} | {r['columns']} | {r['stages']} | "
-        + (f"{r['milliseconds']:.3f} |" if "milliseconds" in r else f"{r['skipped'].split(':')[0]} |")
-        for r in rows
-    ]
+    sizes = [field.name for field in dataclasses.fields(Tiling)]
+    lines = ["| " + " | ".join(["kernel", "head_dim", *sizes, "ms"]) + " |", "|---" * (3 + len(sizes)) + "|"]
+    for r in rows:
+        time = f"{r['milliseconds']:.3f}" if "milliseconds" in r else r["skipped"].split(":")[0]
+        cells = [r["kernel"], f"{r['key_dim']}, {r['value_dim']}", *(r[name] for name in sizes), time]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """The way from the op to the GPU kernels: what they need, whether this device and call can have them."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -8,48 +10,60 @@ from pallas_kernels import mosaic, triton
 from pallas_kernels.dropout import batch_streams
 from pallas_kernels.spec import Limits, Spec
 
+_INTERPRETED_CORES = 2  # so that each has several items to go through
+_HOPPER_CORES = 132  # of an H100, where JAX does not tell
 
-def default_device() -> tuple[str, str, str | None]:
-    """(platform, device kind, compute capability where known) of the device that the code being traced will run on.
 
-    As far as JAX tells: the abstract device of the mesh in use, else the default device.
-    """
+class Device(NamedTuple):
+    """What JAX tells of a device. None: not known."""
+
+    platform: str
+    kind: str
+    compute_capability: str | None
+    num_cores: int | None
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.platform})"
+
+    @property
+    def is_nvidia(self) -> bool:
+        return self.platform in ("gpu", "cuda") and "nvidia" in self.kind.lower()
+
+    @property
+    def is_hopper(self) -> bool:
+        if self.compute_capability is not None:
+            return self.is_nvidia and float(self.compute_capability) == mosaic.COMPUTE_CAPABILITY
+        return self.is_nvidia and any(name in self.kind for name in ("H100", "H200", "H800", "H20", "GH200"))
+
+
+def default_device() -> Device:
+    """Where the code being traced will run: the abstract device of the mesh in use, else the default device."""
     abstract = jax.sharding.get_abstract_mesh().abstract_device
     if abstract is not None:
-        return abstract.platform, abstract.device_kind, None
+        return Device(abstract.platform, abstract.device_kind, None, abstract.num_cores)
     device = jax.config.jax_default_device
     if isinstance(device, str) or device is None:
         device = jax.local_devices(backend=device)[0]
-    return device.platform, device.device_kind, getattr(device, "compute_capability", None)
-
-
-def missing_device(platform: str, kind: str, capability: str | None) -> str | None:
-    """Why the Triton kernels cannot run on this device; None where they can."""
-    if not _is_nvidia(platform, kind):
-        return f"its kernels need an NVIDIA GPU; this device is {kind} ({platform})"
-    if capability is not None and float(capability) < triton.MIN_COMPUTE_CAPABILITY:
-        needed = triton.MIN_COMPUTE_CAPABILITY
-        return f"its kernels need compute capability {needed}; this device, {kind}, has {capability}"
-    return None
-
-
-def _is_nvidia(platform: str, kind: str) -> bool:
-    return platform in ("gpu", "cuda") and "nvidia" in kind.lower()
+    known = (getattr(device, name, None) for name in ("compute_capability", "core_count"))
+    return Device(device.platform, device.device_kind, *known)
 
 
 def triton_missing(key_dim: int, value_dim: int) -> str | None:
     """Why the Triton kernels cannot do a call with these head_dims here; None where they can."""
-    return missing_device(*default_device()) or triton.unsupported(key_dim, value_dim)
+    device, needed = default_device(), triton.MIN_COMPUTE_CAPABILITY
+    if not device.is_nvidia:
+        return f"its kernels need an NVIDIA GPU; this device is {device}"
+    capability = device.compute_capability
+    if capability is not None and float(capability) < needed:
+        return f"its kernels need compute capability {needed}; this device, {device.kind}, has {capability}"
+    return triton.unsupported(key_dim, value_dim)
 
 
 def mosaic_missing(dtype: str, key_dim: int, value_dim: int) -> str | None:
     """Why the Hopper kernels cannot do a call with such arrays here; None where they can."""
-    platform, kind, capability = default_device()
-    hopper = any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200")) if capability is None else (
-        float(capability) == mosaic.COMPUTE_CAPABILITY
-    )  # fmt: skip
-    if not _is_nvidia(platform, kind) or not hopper:
-        return f"its kernels need an NVIDIA GPU of the Hopper generation; this device is {kind} ({platform})"
+    device = default_device()
+    if not device.is_hopper:
+        return f"its kernels need an NVIDIA GPU of the Hopper generation; this device is {device}"
     return mosaic.unsupported(dtype, key_dim, value_dim)
 
 
@@ -62,7 +76,7 @@ def triton_attention(query, key, value, *, interpret: bool = False, **options) -
     dims = query.shape[-1], value.shape[-1]
     _check("pallas_triton", triton.unsupported(*dims) if interpret else triton_missing(*dims))
     spec, limits = _spec_and_limits(len(query), interpret=interpret, **options)
-    return triton.attention(spec, default_device()[1], query, key, value, limits)
+    return triton.attention(spec, default_device().kind, query, key, value, limits)
 
 
 def mosaic_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
@@ -74,7 +88,8 @@ def mosaic_attention(query, key, value, *, interpret: bool = False, **options) -
     arrays = str(query.dtype), query.shape[-1], value.shape[-1]
     _check("pallas_mosaic_gpu", mosaic.unsupported(*arrays) if interpret else mosaic_missing(*arrays))
     spec, limits = _spec_and_limits(len(query), interpret=interpret, **options)
-    return mosaic.attention(spec, query, key, value, limits)
+    num_cores = _INTERPRETED_CORES if interpret else default_device().num_cores or _HOPPER_CORES
+    return mosaic.attention(spec, num_cores, query, key, value, limits)
 
 
 def _check(name: str, reason: str | None) -> None:

@@ -25,12 +25,23 @@ def unsupported(dtype: str, key_dim: int, value_dim: int) -> str | None:
     return None
 
 
+# What compiles without spills and fits into shared memory with all limits at once; nothing of it is measured yet.
+_TILINGS = {
+    ("forward", 64, 64): Tiling(3, columns=64, stages=4, own_stages=2),
+    ("forward", 128, 64): Tiling(3, columns=64, stages=4),
+    ("forward", 128, 128): Tiling(2, columns=64, stages=4),
+    ("dq", 64, 64): Tiling(2, columns=64, stages=4, own_stages=2),
+    ("dq", 128, 64): Tiling(2, columns=64, stages=4),
+    ("dq", 128, 128): Tiling(2, columns=64, stages=3, overlap=False),
+    ("dkdv", 64, 64): Tiling(3, columns=64, stages=4, own_stages=2, overlap=False),
+    ("dkdv", 128, 64): Tiling(2, columns=64, stages=4, overlap=False, unmasked_loop=False),
+    ("dkdv", 128, 128): Tiling(2, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False),
+}
+
+
 def tiling(kernel: str, key_dim: int, value_dim: int) -> Tiling:
-    """What compiles without spills; nothing of it is measured yet."""
-    # With dk of 64 keys with 128 numbers each and dv in registers, more than 232 are needed.
-    warpgroups = 1 if kernel == "dkdv" and key_dim == 128 else 2
-    # Blocks of 64 come closest to the band; the ring is as long as shared memory allows for every kernel.
-    return Tiling(warpgroups, columns=64, stages=4 if key_dim == 64 else 2)
+    """Of one of the kernels "forward", "dq" and "dkdv", for a pair of HEAD_DIMS."""
+    return _TILINGS[kernel, key_dim, value_dim]
 
 
 def _walk(kernel: str, spec: Spec, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[Walk, Tiling]:
@@ -38,33 +49,34 @@ def _walk(kernel: str, spec: Spec, query: jax.Array, key: jax.Array, value: jax.
     return spec.walk(kernel, query, key, rows=tiles.rows, columns=tiles.columns), tiles
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attention(
-    spec: Spec, query: jax.Array, key: jax.Array, value: jax.Array, limits: Limits
+    spec: Spec, num_cores: int, query: jax.Array, key: jax.Array, value: jax.Array, limits: Limits
 ) -> tuple[jax.Array, jax.Array]:
     """out [B, T, H, Dv] of value's dtype and lse float32 [B, T, H], both differentiable in query, key and value.
 
     Args:
       spec: the band, scale and dropout.
+      num_cores: the GPU's streaming multiprocessors, each of which gets programs to keep it busy to the end.
       query, key, value: [B, T, H, Dk], [B, S, H, Dk], [B, S, H, Dv], of dtypes and head_dims that are supported.
       limits: key mask, documents and dropout seed.
     """
-    return forward(spec, *_walk("forward", spec, query, key, value), query, key, value, limits)
+    return forward(spec, *_walk("forward", spec, query, key, value), query, key, value, limits, num_cores)
 
 
-def _attention_forward(spec: Spec, query, key, value, limits: Limits):
-    out, lse = attention(spec, query, key, value, limits)
+def _attention_forward(spec: Spec, num_cores: int, query, key, value, limits: Limits):
+    out, lse = attention(spec, num_cores, query, key, value, limits)
     # Named so that a rematerialised layer can keep them: the backward then recomputes the projections only.
     out, lse = jax.ad_checkpoint.checkpoint_name(out, "attention"), jax.ad_checkpoint.checkpoint_name(lse, "attention")
     return (out, lse), (query, key, value, limits, out, lse)
 
 
-def _attention_backward(spec: Spec, residuals, cotangents):
+def _attention_backward(spec: Spec, num_cores: int, residuals, cotangents):
     query, key, value, limits, out, lse = residuals
     dout, dlse = cotangents
     arrays = query, key, value, dout, *row_terms(out, dout, lse, dlse)
-    dq = backward_dq(spec, *_walk("dq", spec, query, key, value), arrays, limits)
-    dk, dv = backward_dkdv(spec, *_walk("dkdv", spec, query, key, value), arrays, limits)
+    dq = backward_dq(spec, *_walk("dq", spec, query, key, value), arrays, limits, num_cores)
+    dk, dv = backward_dkdv(spec, *_walk("dkdv", spec, query, key, value), arrays, limits, num_cores)
     return dq, dk, dv, None
 
 

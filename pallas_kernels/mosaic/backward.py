@@ -4,23 +4,15 @@ dv, a program for each block of keys.
 Nothing is added up across programs, so there are no atomics, and results repeat bit for bit.
 """
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.mosaic.launch import Kernel, Tiling, launch
-from pallas_kernels.mosaic.tiles import (
-    Program,
-    accumulate,
-    across,
-    down,
-    empty_tile,
-    load_per_column,
-    load_per_row,
-    scores,
-)
+from pallas_kernels.mosaic.launch import Tiling, launch
+from pallas_kernels.mosaic.pipeline import Kernel
+from pallas_kernels.mosaic.tiles import Program, across, down, in_place, load_per_column, load_per_row
 from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.walk import Walk
 
@@ -35,69 +27,81 @@ def row_terms(out: jax.Array, dout: jax.Array, lse: jax.Array, dlse: jax.Array) 
     return jnp.where(dead, jnp.inf, lse * LOG2_E), jnp.where(dead, 0.0, delta)
 
 
-def backward_dq(spec: Spec, walk: Walk, tiling: Tiling, arrays: tuple[jax.Array, ...], limits: Limits) -> jax.Array:
+def backward_dq(
+    spec: Spec, walk: Walk, tiling: Tiling, arrays: tuple[jax.Array, ...], limits: Limits, num_cores: int
+) -> jax.Array:
     """dq. The walk is over queries; arrays: query, key, value, dout [B, T, H, D] and `row_terms`."""
     query, key, value, dout, bits, delta = arrays
-    start = functools.partial(_start_dq, key_dim=query.shape[-1])
-    kernel = Kernel("dq", start, _step_dq, _finish_dq)
+    kernel = Kernel("dq", scores=((0, 0), (1, 1)), sums=(0,), start=_start_dq, weigh=_weigh_dq, finish=_finish_dq)
     own, other = (query, dout, bits, delta), (key, value)
     outputs = (jax.ShapeDtypeStruct(query.shape, query.dtype),)
-    return launch(kernel, spec, walk, tiling, own, other, limits, outputs, own_is_query=True)[0]
+    return launch(kernel, spec, walk, tiling, own, other, limits, outputs, num_cores, own_is_query=True)[0]
 
 
 def backward_dkdv(
-    spec: Spec, walk: Walk, tiling: Tiling, arrays: tuple[jax.Array, ...], limits: Limits
+    spec: Spec, walk: Walk, tiling: Tiling, arrays: tuple[jax.Array, ...], limits: Limits, num_cores: int
 ) -> tuple[jax.Array, jax.Array]:
     """dk and dv. The walk is over keys; arrays as `backward_dq`'s."""
     query, key, value, dout, bits, delta = arrays
-    start = functools.partial(_start_dkdv, dims=(key.shape[-1], value.shape[-1]))
-    kernel = Kernel("dkdv", start, _step_dkdv, _finish_dkdv)
+    # Transposed, [keys, queries], as the sums need them.
+    kernel = Kernel(
+        "dkdv", scores=((0, 0), (1, 1)), sums=(0, 1), start=_start_dkdv, weigh=_weigh_dkdv, finish=_finish_dkdv
+    )
     own, other = (key, value), (query, dout, bits, delta)
     outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in own)
-    dk, dv = launch(kernel, spec, walk, tiling, own, other, limits, outputs, own_is_query=False)
+    dk, dv = launch(kernel, spec, walk, tiling, own, other, limits, outputs, num_cores, own_is_query=False)
     return dk, dv
 
 
-def _start_dq(program: Program, own: list[Any], key_dim: int):
-    return empty_tile(key_dim), load_per_row(own[2]), load_per_row(own[3])
+def _start_dq(own: list[Any]):
+    return load_per_row(own[2]), load_per_row(own[3])
 
 
-def _step_dq(program: Program, own: list[Any], other: list[Any], n: Any, carry):
-    dq, bits, delta = carry
-    (query, dout, _, _, *own_ids), (key, value, *key_ids) = own, other
-    s = program.hide(scores(query, key) * (program.spec.scale * LOG2_E), n, own_ids, key_ids)
-    p = jnp.exp2(s - down(bits, program.columns))
-    dp = scores(dout, value)
-    keep = program.keep(n)
-    if keep is not None:
-        dp = jnp.where(keep, dp / (1 - program.spec.dropout_rate), 0.0)
-    dq = accumulate(dq, p * (dp - down(delta, program.columns)), key, program.spec.interpret)
-    return dq, bits, delta
+def _weigh_dq(
+    program: Program, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
+):
+    bits, delta = state
+    (_, _, _, _, *query_ids), (_, _, *key_ids) = own, other
+    s, dp = scores
+    p = _probabilities(program, s(), down(bits, program.columns), n, is_edge, query_ids, key_ids)
+    p, _, dp = _dropped(program, p, dp())
+    return (p * (dp - down(delta, program.columns)),), state, None
 
 
-def _finish_dq(program: Program, own: list[Any], carry):
-    return (carry[0] * program.spec.scale,)
+def _finish_dq(program: Program, sums: tuple[jax.Array, ...], state):
+    return (sums[0] * program.spec.scale,)
 
 
-def _start_dkdv(program: Program, own: list[Any], dims: tuple[int, int]):
-    return tuple(map(empty_tile, dims))
+def _start_dkdv(own: list[Any]):
+    return ()
 
 
-def _step_dkdv(program: Program, own: list[Any], other: list[Any], n: Any, carry):
-    dk, dv = carry
-    (key, value, *own_ids), (query, dout, bits, delta, *query_ids) = own, other
-    # Transposed, [keys, queries], as the products below need them.
-    s = program.hide(scores(key, query) * (program.spec.scale * LOG2_E), n, own_ids, query_ids)
-    p = jnp.exp2(s - across(load_per_column(bits)))
-    dp, dropped = scores(value, dout), p
-    keep = program.keep(n)
-    if keep is not None:
-        dropped, dp = jnp.where(keep, p, 0.0), jnp.where(keep, dp / (1 - program.spec.dropout_rate), 0.0)
-    dv = accumulate(dv, dropped, dout, program.spec.interpret)
-    dk = accumulate(dk, p * (dp - across(load_per_column(delta))), query, program.spec.interpret)
-    return dk, dv
+def _weigh_dkdv(
+    program: Program, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
+):
+    (_, _, *key_ids), (_, _, bits, delta, *query_ids) = own, other
+    s, dp = scores
+    p = _probabilities(program, s(), across(load_per_column(bits)), n, is_edge, key_ids, query_ids)
+    p, kept, dp = _dropped(program, p, dp())
+    return (p * (dp - across(load_per_column(delta))), kept), state, None
 
 
-def _finish_dkdv(program: Program, own: list[Any], carry):
-    dk, dv = carry
+def _finish_dkdv(program: Program, sums: tuple[jax.Array, ...], state):
+    dk, dv = sums
     return dk * program.spec.scale, dv / (1 - program.spec.dropout_rate)
+
+
+def _probabilities(
+    program: Program, s: jax.Array, bits: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]
+) -> jax.Array:
+    """Negative where dropout drops them: to remember that otherwise would take a register for each."""
+    p = jnp.exp2(program.hide(s * (program.spec.scale * LOG2_E), n, is_edge, own_ids, other_ids) - bits)
+    keep = program.keep(n)
+    return p if keep is None else in_place(jnp.where(keep, p, -p))
+
+
+def _dropped(program: Program, p: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The probabilities, those that are kept, not scaled up, and the gradient of the former."""
+    if program.stream is None:
+        return p, p, dp
+    return jnp.maximum(p, -p), jnp.maximum(p, 0.0), jnp.where(p > 0, dp / (1 - program.spec.dropout_rate), 0.0)

@@ -1,14 +1,15 @@
 """The pipeline that the Hopper kernels share: one warpgroup loads, the others compute.
 
-A program owns rows of one side, 64 for each computing warpgroup. The loading warpgroup sends the other side's rows
-through a ring of shared memory, block by block, by TMA; each computing warpgroup takes part in the blocks that its own
-rows see.
+A program goes through several items of the walk, one after the other. Of each it owns rows of one side, 64 for each
+computing warpgroup. The loading warpgroup sends them and, block by block, the other side's rows through rings of shared
+memory by TMA, and is ahead of the others, beyond the end of an item. Each computing warpgroup takes part in the blocks
+that its own rows see.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,43 +18,50 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.batching import over_batches
-from pallas_kernels.mosaic.tiles import ROWS, Program, aligned
+from pallas_kernels.mosaic.pipeline import Kernel, Ring, compute_item
+from pallas_kernels.mosaic.tiles import ROWS, Program, aligned, in_place, store_numbers
 from pallas_kernels.spans import spans_of_limits
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
 
-# Registers of a thread that computes and of one that loads, by the number of computing warpgroups: there are 512 for
-# one thread of each warpgroup together. With one, all may keep the 255 that a thread can have.
-_REGISTERS = {2: (232, 40), 3: (160, 32)}
+# Registers of a thread that computes and of one that loads, by the number of computing warpgroups: together as many as
+# there are at launch, 3 * 168 and 4 * 128. With one, all may keep the 255 that a thread can have.
+_REGISTERS = {2: (240, 24), 3: (160, 32)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """warpgroups: that compute, 64 rows each. columns: of a block of the other side. stages: blocks in the ring."""
+    """How a kernel is cut.
+
+    Attributes:
+      warpgroups: that compute, 64 own rows each.
+      columns: of a block of the other side.
+      stages: blocks of the other side in the ring: the one at work, the next, and with `overlap` the one before.
+      own_stages: items whose own rows are in shared memory at the same time.
+      overlap: products of a block run while the next block's scores become weights, which takes registers.
+      persistent: a program for each core of the GPU goes through several items; else each item has its own.
+      unmasked_loop: blocks inside the band have a loop of their own, without masks, which takes registers.
+    """
 
     warpgroups: int
     columns: int
     stages: int
+    own_stages: int = 1
+    overlap: bool = True
+    persistent: bool = True
+    unmasked_loop: bool = True
+
+    def __post_init__(self) -> None:
+        if self.warpgroups not in (1, 2, 3):
+            raise ValueError(f"warpgroups is {self.warpgroups}; 1 to 3 were expected")
+        if self.columns <= 0 or self.columns % 64:
+            raise ValueError(f"columns is {self.columns}; a multiple of 64 was expected")
+        if self.stages < (least := 3 if self.overlap else 2):  # with fewer, the warpgroups wait for each other
+            raise ValueError(f"stages is {self.stages}; with overlap={self.overlap} at least {least} are needed")
 
     @property
     def rows(self) -> int:
         return ROWS * self.warpgroups
-
-
-class Kernel(NamedTuple):
-    """What a computing warpgroup does.
-
-    Attributes:
-      name: of the compiled kernel.
-      start: (program, own) -> carry; `own` are references to its rows in shared memory.
-      step: (program, own, other, n, carry) -> carry; `other` are references to block n.
-      finish: (program, own, carry) -> one array for each output.
-    """
-
-    name: str
-    start: Callable
-    step: Callable
-    finish: Callable
 
 
 def launch(
@@ -65,6 +73,7 @@ def launch(
     other: tuple[jax.Array, ...],
     limits: Limits,
     outputs: tuple[jax.ShapeDtypeStruct, ...],
+    num_cores: int,
     *,
     own_is_query: bool,
 ) -> tuple[jax.Array, ...]:
@@ -80,7 +89,8 @@ def launch(
         for dilation, heads in itertools.groupby(spec.dilations):
             count = len(list(heads))
             part = dataclasses.replace(walk, dilations=(dilation,) * count)
-            parts.append(_launch(kernel, spec, part, tiling, first, own, other, limits, outputs, own_is_query))
+            run = _Launch(kernel, spec, part, tiling, num_cores, first, own_is_query)
+            parts.append(run(own, other, limits, outputs))
             first += count
         return tuple(x[0] if len(x) == 1 else jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
 
@@ -90,136 +100,180 @@ def launch(
     return over_batches(call, [x.ndim for x in operands], [len(x.shape) for x in outputs])(*operands)
 
 
-def _launch(
-    kernel: Kernel,
-    spec: Spec,
-    walk: Walk,
-    tiling: Tiling,
-    first_head: int,
-    own: tuple[jax.Array, ...],
-    other: tuple[jax.Array, ...],
-    limits: Limits,
-    outputs: tuple[jax.ShapeDtypeStruct, ...],
-    own_is_query: bool,
-) -> tuple[jax.Array, ...]:
+@dataclasses.dataclass(frozen=True)
+class _Launch:
     """The heads from `first_head` on that the walk has dilations of, all the same."""
-    batch, dilation, heads = len(own[0]), walk.dilations[0], len(walk.dilations)
-    spans = spans_of_limits(walk, limits, batch, own_is_query)
-    own_ids, other_ids = limits.ids(walk.length if own_is_query else walk.other_length, batch)
-    if not own_is_query:
-        own_ids, other_ids = other_ids, own_ids
-    # Whole blocks, so that nothing is read or written beyond an end. What is added is never seen.
-    own_views = [_view(x, dilation, tiling.rows) for x in own]
-    other_views = [_view(x, dilation, tiling.columns) for x in other]
-    if own_ids is not None and other_ids is not None:
-        own_views.append(_view(own_ids, dilation, tiling.rows))
-        other_views.append(_view(other_ids, dilation, tiling.columns))
-    own_rows, other_rows = own_views[0].shape[1], other_views[0].shape[1]
-    padded = dataclasses.replace(walk, length=own_rows * dilation)
-    scalars = [x for x in (limits.dropout_streams, spans) if x is not None]
 
-    def output_view(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        shape = (
-            (batch, own_rows, dilation, heads, x.shape[3]) if len(x.shape) == 4 else (batch, heads, dilation, own_rows)
-        )
-        return jax.ShapeDtypeStruct(shape, x.dtype)
+    kernel: Kernel
+    spec: Spec
+    walk: Walk
+    tiling: Tiling
+    num_cores: int
+    first_head: int
+    own_is_query: bool
 
-    out_views = [output_view(x) for x in outputs]
+    def __call__(
+        self,
+        own: tuple[jax.Array, ...],
+        other: tuple[jax.Array, ...],
+        limits: Limits,
+        outputs: tuple[jax.ShapeDtypeStruct, ...],
+    ) -> tuple[jax.Array, ...]:
+        walk, tiling = self.walk, self.tiling
+        batch, dilation, heads = len(own[0]), walk.dilations[0], len(walk.dilations)
+        spans = spans_of_limits(walk, limits, batch, self.own_is_query)
+        own_ids, other_ids = limits.ids(walk.length if self.own_is_query else walk.other_length, batch)
+        if not self.own_is_query:
+            own_ids, other_ids = other_ids, own_ids
+        # Whole products and blocks, so that nothing is read or written beyond an end. What is added is never seen.
+        own_views = [_view(x, dilation, ROWS) for x in own]
+        other_views = [_view(x, dilation, tiling.columns) for x in other]
+        if own_ids is not None and other_ids is not None:
+            own_views.append(_view(own_ids, dilation, ROWS))
+            other_views.append(_view(other_ids, dilation, tiling.columns))
+        own_rows, other_rows = own_views[0].shape[1], other_views[0].shape[1]
+        padded = dataclasses.replace(walk, length=own_rows * dilation)
+        scalars = [x for x in (limits.dropout_streams, spans) if x is not None]
 
-    def body(*refs: Any) -> None:
-        remaining = iter(refs)
+        def output_view(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            shape = (batch, heads, dilation, own_rows)
+            if len(x.shape) == 4:
+                shape = (batch, own_rows, dilation, heads, x.shape[3])
+            return jax.ShapeDtypeStruct(shape, x.dtype)
 
-        def take(n: int) -> list[Any]:
-            return list(itertools.islice(remaining, n))
+        out_views = [output_view(x) for x in outputs]
+        items = padded.programs * heads * batch
+        programs = min(self.num_cores, items) if tiling.persistent else items
 
-        own_refs, other_refs, scalar_refs = take(len(own_views)), take(len(other_views)), take(len(scalars))
-        out_refs = take(len(out_views))
-        own_smem, other_smem, out_smem = take(len(own_views)), take(len(other_views)), take(len(out_views))
-        own_full, full, empty = remaining
-        wg, b = lax.axis_index("wg"), lax.axis_index("batch")
-        block, head = lax.axis_index("block"), lax.axis_index("head") + first_head
-        stream = scalar_refs[0][b] if limits.dropout_streams is not None else None
-        span = None
-        if spans is not None:
-            span = scalar_refs[-1][b, 0, 0, block], scalar_refs[-1][b, 0, 1, block]
-        walk_block = aligned(padded.block(block, 0, span), tiling.columns)
-        program = Program(
-            spec=spec, walk=padded, columns=tiling.columns, other_rows=other_rows, own_is_query=own_is_query,
-            head=head, stream=stream, block=walk_block, first=pl.multiple_of(walk_block.first + wg * ROWS, ROWS),
-        )  # fmt: skip
+        def body(*refs: Any) -> None:
+            remaining = iter(refs)
 
-        @pl.when(wg < tiling.warpgroups)
-        def compute() -> None:
-            if tiling.warpgroups in _REGISTERS:
-                plgpu.set_max_registers(_REGISTERS[tiling.warpgroups][0], action="increase")
-            for ref, smem in zip(own_refs, own_smem, strict=True):
-                source = _rows(ref, b, head, walk_block.residue, program.first, ROWS)
-                plgpu.copy_gmem_to_smem(source, smem.at[wg], own_full.at[wg])
-            plgpu.barrier_wait(own_full.at[wg])
-            own = [smem.at[wg] for smem in own_smem]
-            begin, end = program.live_blocks
+            def take(n: int) -> list[Any]:
+                return list(itertools.islice(remaining, n))
 
-            def skip(n, _) -> None:
-                slot = lax.rem(n, jnp.int32(tiling.stages))
-                plgpu.barrier_wait(full.at[slot])
-                plgpu.barrier_arrive(empty.at[slot])
+            own_refs, other_refs, scalar_refs = take(len(own_views)), take(len(other_views)), take(len(scalars))
+            out_refs = take(len(out_views))
+            own_smem, other_smem, out_smem = take(len(own_views)), take(len(other_views)), take(len(out_views))
+            numbers = next(remaining)
+            own_full, own_empty, full, empty = take(4)
+            own_ring, ring = Ring(own_full, own_empty, tiling.own_stages), Ring(full, empty, tiling.stages)
+            wg = lax.axis_index("wg")
 
-            def step(n, carry):
-                slot = lax.rem(n, jnp.int32(tiling.stages))
-                plgpu.barrier_wait(full.at[slot])
-                carry = kernel.step(program, own, [smem.at[slot] for smem in other_smem], n, carry)
-                plgpu.barrier_arrive(empty.at[slot])
-                return carry
+            def num_items() -> Any:
+                return lax.div(items - lax.axis_index("program") + programs - 1, jnp.int32(programs))
 
-            lax.fori_loop(0, begin, skip, None)
-            carry = lax.fori_loop(begin, end, step, kernel.start(program, own))
-            lax.fori_loop(end, walk_block.count, skip, None)
-            for x, smem in zip(kernel.finish(program, own, carry), out_smem, strict=True):
-                smem.at[wg][...] = x.astype(smem.dtype)
-            plgpu.commit_smem()
-            for ref, smem in zip(out_refs, out_smem, strict=True):
-                target = _rows(ref, b, lax.axis_index("head"), walk_block.residue, program.first, ROWS)
-                plgpu.copy_smem_to_gmem(smem.at[wg], target)
-            plgpu.wait_smem_to_gmem(0)
+            def item(i: Any) -> tuple[Program, Any]:
+                """What this warpgroup has to do as number i of its program's items, and for which batch entry."""
+                number = lax.axis_index("program") + i * programs
+                block, number = lax.rem(number, jnp.int32(padded.programs)), lax.div(number, jnp.int32(padded.programs))
+                head, b = lax.rem(number, jnp.int32(heads)), lax.div(number, jnp.int32(heads))
+                stream = scalar_refs[0][b] if limits.dropout_streams is not None else None
+                span = None
+                if spans is not None:
+                    span = scalar_refs[-1][b, 0, 0, block], scalar_refs[-1][b, 0, 1, block]
+                walk_block = aligned(padded.block(block, 0, span), tiling.columns)
+                first = pl.multiple_of(walk_block.first + wg * ROWS, ROWS)
+                program = Program(
+                    spec=self.spec, walk=padded, columns=tiling.columns, other_rows=other_rows,
+                    own_is_query=self.own_is_query, head=head + self.first_head, stream=stream, block=walk_block,
+                    first=first, numbers=numbers.at[wg],
+                )  # fmt: skip
+                return program, b
 
-        @pl.when(wg == tiling.warpgroups)
-        def load() -> None:
-            if tiling.warpgroups in _REGISTERS:
-                plgpu.set_max_registers(_REGISTERS[tiling.warpgroups][1], action="decrease")
+            @pl.when(wg < tiling.warpgroups)
+            def compute() -> None:
+                if tiling.warpgroups in _REGISTERS:
+                    plgpu.set_max_registers(_REGISTERS[tiling.warpgroups][0], action="increase")
 
-            def fill(n, _) -> None:
-                slot = lax.rem(n, jnp.int32(tiling.stages))
-                pl.when(n >= tiling.stages)(lambda: plgpu.barrier_wait(empty.at[slot]))
-                for ref, smem in zip(other_refs, other_smem, strict=True):
-                    source = _rows(ref, b, head, walk_block.other_residue, program.first_of(n), tiling.columns)
-                    plgpu.copy_gmem_to_smem(source, smem.at[slot], full.at[slot])
+                store_numbers(numbers.at[wg])
 
-            def drain(n, _) -> None:
-                plgpu.barrier_wait(empty.at[lax.rem(n, jnp.int32(tiling.stages))])
+                def work(i, passed):
+                    program, b = item(i)
+                    own_ring.wait_full(i)
+                    own = [smem.at[own_ring.slot(i), wg] for smem in own_smem]
+                    sums, state = compute_item(
+                        self.kernel, program, own, other_smem, ring, passed, functools.partial(own_ring.release, i),
+                        overlap=tiling.overlap, unmasked_loop=tiling.unmasked_loop,
+                    )  # fmt: skip
+                    results = self.kernel.finish(program, sums, state)
+                    program, b = item(in_place(i))  # computed again, so as not to take registers meanwhile
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the item before
+                    for x, smem in zip(results, out_smem, strict=True):
+                        smem.at[wg][...] = x.astype(smem.dtype)
+                    plgpu.commit_smem()
 
-            lax.fori_loop(0, walk_block.count, fill, None)
-            lax.fori_loop(jnp.maximum(walk_block.count - tiling.stages, 0), walk_block.count, drain, None)
+                    @pl.when(program.first < own_rows)  # of a residue's last item not all warpgroups have rows
+                    def store() -> None:
+                        for ref, smem in zip(out_refs, out_smem, strict=True):
+                            head = program.head - self.first_head
+                            target = _rows(ref, b, head, program.block.residue, program.first, ROWS)
+                            plgpu.copy_smem_to_gmem(smem.at[wg], target)
 
-    results = plgpu.kernel(
-        body,
-        out_type=tuple(out_views),
-        scratch_types=[
-            *(_shared(x, tiling.warpgroups, ROWS) for x in own_views),
-            *(_shared(x, tiling.stages, tiling.columns) for x in other_views),
-            *(_shared(x, tiling.warpgroups, ROWS) for x in out_views),
-            plgpu.Barrier(num_arrivals=len(own_views), num_barriers=tiling.warpgroups),
-            plgpu.Barrier(num_arrivals=len(other_views), num_barriers=tiling.stages),
-            plgpu.Barrier(num_arrivals=tiling.warpgroups, num_barriers=tiling.stages),
-        ],
-        grid=(padded.programs, heads, batch),
-        grid_names=("block", "head", "batch"),
-        num_threads=tiling.warpgroups + 1,
-        thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=plgpu.InterpretGPUParams(detect_races=True) if spec.interpret else None,
-        kernel_name=f"banded_attention_{kernel.name}",
-    )(*own_views, *other_views, *scalars)
-    return tuple(_unview(x, walk.length) for x in results)
+                    return passed + program.block.count
+
+                lax.fori_loop(0, num_items(), work, jnp.int32(0))
+                plgpu.wait_smem_to_gmem(0)
+
+            @pl.when(wg == tiling.warpgroups)
+            def load() -> None:
+                if tiling.warpgroups in _REGISTERS:
+                    plgpu.set_max_registers(_REGISTERS[tiling.warpgroups][1], action="decrease")
+
+                def work(i, passed):
+                    program, b = item(i)
+                    block = program.block
+
+                    def load_own() -> None:
+                        slot = own_ring.slot(i)
+                        own_ring.wait_empty(i)
+                        for (ref, smem), g in itertools.product(
+                            zip(own_refs, own_smem, strict=True), range(tiling.warpgroups)
+                        ):
+                            first = pl.multiple_of(jnp.minimum(block.first + g * ROWS, own_rows - ROWS), ROWS)
+                            source = _rows(ref, b, program.head, block.residue, first, ROWS)
+                            plgpu.copy_gmem_to_smem(source, smem.at[slot, g], own_ring.full.at[slot])
+
+                    def fill(n, _) -> None:
+                        slot = ring.slot(passed + n)
+                        ring.wait_empty(passed + n)
+                        for ref, smem in zip(other_refs, other_smem, strict=True):
+                            first = program.first_of(n)
+                            source = _rows(ref, b, program.head, block.other_residue, first, tiling.columns)
+                            plgpu.copy_gmem_to_smem(source, smem.at[slot], ring.full.at[slot])
+
+                    # Where the own rows have to wait for those of the item before, what needs not wait goes first.
+                    early = jnp.minimum(block.count, tiling.stages) if tiling.own_stages == 1 else 0
+                    lax.fori_loop(0, early, fill, None)
+                    load_own()
+                    lax.fori_loop(early, block.count, fill, None)
+                    return passed + block.count
+
+                ring.drain(lax.fori_loop(0, num_items(), work, jnp.int32(0)))
+                own_ring.drain(num_items())
+
+        own_arrivals, other_arrivals = len(own_views) * tiling.warpgroups, len(other_views)
+        results = plgpu.kernel(
+            body,
+            out_type=tuple(out_views),
+            scratch_types=[
+                *(_shared(x, (tiling.own_stages, tiling.warpgroups), ROWS) for x in own_views),
+                *(_shared(x, (tiling.stages,), tiling.columns) for x in other_views),
+                *(_shared(x, (tiling.warpgroups,), ROWS) for x in out_views),
+                plgpu.SMEM((tiling.warpgroups, tiling.columns), jnp.int32),
+                plgpu.Barrier(num_arrivals=own_arrivals, num_barriers=tiling.own_stages),
+                plgpu.Barrier(num_arrivals=tiling.warpgroups, num_barriers=tiling.own_stages),
+                plgpu.Barrier(num_arrivals=other_arrivals, num_barriers=tiling.stages),
+                plgpu.Barrier(num_arrivals=tiling.warpgroups, num_barriers=tiling.stages),
+            ],
+            grid=(programs,),
+            grid_names=("program",),
+            num_threads=tiling.warpgroups + 1,
+            thread_name="wg",
+            compiler_params=plgpu.CompilerParams(approx_math=True),
+            interpret=plgpu.InterpretGPUParams(detect_races=True) if self.spec.interpret else None,
+            kernel_name=f"banded_attention_{self.kernel.name}",
+        )(*own_views, *other_views, *scalars)
+        return tuple(_unview(x, walk.length) for x in results)
 
 
 def _view(x: jax.Array, dilation: int, rows: int) -> jax.Array:
@@ -260,8 +314,9 @@ def _rows(ref: Any, batch: Any, head: Any, residue: Any, first: Any, count: int)
             return ref.at[batch, residue, pl.ds(first, count)]
 
 
-def _shared(view: Any, slots: int, count: int) -> Any:
+def _shared(view: Any, slots: tuple[int, ...], count: int) -> Any:
+    """Room for `count` rows of the view in each slot."""
     if len(view.shape) != 5:
-        return plgpu.SMEM((slots, count), view.dtype)
+        return plgpu.SMEM((*slots, count), view.dtype)
     transforms = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
-    return plgpu.SMEM((slots, count, view.shape[-1]), view.dtype, transforms=transforms)
+    return plgpu.SMEM((*slots, count, view.shape[-1]), view.dtype, transforms=transforms)

@@ -107,6 +107,7 @@ CASES = [
     Case("causal_walk", T=300, window=100, causal=True),
     Case("asymmetric", T=300, window=(3, 90)),
     Case("right_only", T=300, window=(0, 70)),
+    Case("window_of_int32", window=2**31 - 1),
     Case("causal_pair", T=200, window=(70, 0), causal=True),
     Case("window_0", T=200, window=0),
     Case("window_1_many_tiles", T=700, window=1),

@@ -9,8 +9,8 @@ def visible_keys(
     """The keys that the band shows to query i: i + key_offset + m * dilation for -left <= m <= right."""
     left, right = (window, 0 if causal else window) if isinstance(window, int) else window
     step = dilation if isinstance(dilation, int) else dilation[head]
-    positions = (i + key_offset + m * step for m in range(-left, right + 1))
-    return [j for j in positions if 0 <= j < num_keys]
+    distances = ((j, j - i - key_offset) for j in range(num_keys))
+    return [j for j, m in distances if m % step == 0 and -left * step <= m <= right * step]
 
 
 def visibility(B: int, T: int, S: int, H: int, *, key_mask=None, segment_ids=None, **band) -> np.ndarray:

@@ -15,6 +15,7 @@ from benchmarks.aot import (
     measure_training_step,
     table_rows,
 )
+from pallas_kernels.mosaic.attention import tiling
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,10 +50,13 @@ def test_no_kernel_spills() -> None:
 def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill() -> None:
     # Products and loads of each kernel, of which the compiler may have copies in several loops.
     products, loads = ({"forward": n, "dq": m, "dkdv": k} for n, m, k in ((2, 3, 4), (3, 6, 6)))
-    for found in check([("sm_90a", case) for case in HOPPER_CASES]):
+    for case, found in zip(HOPPER_CASES, check([("sm_90a", case) for case in HOPPER_CASES]), strict=True):
         for kernel, figures in found.items():
             name = kernel.removeprefix("banded_attention_")
             assert figures["HGMMA"] >= products[name] and figures["UTMALDG"] >= loads[name], (kernel, figures)
+            assert not figures["serialized"], (kernel, figures)
+            if tiling(name, case.key_dim, case.value_dim).overlap:
+                assert figures["beside_products"] >= 32, (kernel, figures)  # each thread's of a block
 
 
 def test_memory_of_the_training_step_is_linear() -> None:

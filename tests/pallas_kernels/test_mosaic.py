@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from longformer_jax import banded_attention
 from longformer_jax.attention.api import HOPPER_VARIABLE
 from pallas_kernels.mosaic import HEAD_DIMS
+from pallas_kernels.mosaic.launch import Tiling
 from pallas_kernels.mosaic.tiles import ROWS, Program, aligned
 from pallas_kernels.walk import Walk
 from tests.attention.cases import (
@@ -27,6 +29,8 @@ from tests.attention.cases import (
 )
 from tests.pallas_kernels.test_lowering import H100, lowered
 
+hopper = importlib.import_module("pallas_kernels.mosaic.attention")  # whose name is also that of a function
+
 INTERPRETED = "pallas_mosaic_gpu_interpret"
 
 
@@ -39,7 +43,7 @@ ADAPTED = [with_head_dims(smaller(case), HEAD_DIMS, n) for n, case in enumerate(
 
 
 def interpreted(case: Case, dtype: str) -> dict[str, np.ndarray]:
-    """Not jitted: the interpreter's callbacks wait for each other for ever where several kernels are one program."""
+    """Not jitted, so that one kernel at a time has the threads that the interpreter needs."""
     run = value_and_gradients(case.attend(INTERPRETED))
     return dict(zip(ARRAYS, map(np.asarray, run(case.inputs(dtype), case.cotangents(dtype))), strict=True))
 
@@ -70,40 +74,102 @@ def test_repeats_bit_for_bit() -> None:
         assert np.array_equal(x, again[name]), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "tiling",
+    [
+        Tiling(1, 64, 3, own_stages=2),
+        Tiling(2, 128, 3, persistent=False),
+        Tiling(3, 64, 3, unmasked_loop=False),
+        Tiling(2, 64, 2, own_stages=2, overlap=False),
+    ],
+)
+def test_every_way_to_cut_them_is_right(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernel in ("forward", "dq", "dkdv"):
+        monkeypatch.setitem(hopper._TILINGS, (kernel, 64, 64), tiling)
+    case = Case("cut", T=330, H=1, Dk=64, Dv=64, window=(150, 70), segments="shared")
+    found = interpreted(case, "bfloat16")
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), (case.inputs("bfloat16"), case.cotangents("bfloat16")))
+    oracle = with_gradients(case.attend("reference"), *exact)
+    for array in ARRAYS:
+        error = np.abs(found[array].astype(np.float32) - oracle[array]).max()
+        assert error <= 0.02 * np.abs(oracle[array]).max(), array
+
+
+@pytest.mark.slow
+def test_a_scale_that_float32_has_no_number_for_is_no_scale() -> None:
+    case = Case("subnormal_scale", T=70, H=1, Dk=64, Dv=64, window=5, scale=1e-42)
+    out = np.asarray(case.attend(INTERPRETED)(*case.inputs("bfloat16"))[0], np.float32)
+    unscaled = dataclasses.replace(case, scale=0.0).attend("reference")
+    oracle = unscaled(*(x.astype(jnp.float32) for x in case.inputs("bfloat16")))[0]
+    assert np.abs(out - oracle).max() <= 0.01 * np.abs(oracle).max()
+
+
+@pytest.mark.slow
+def test_lines_are_read_before_others_are_loaded_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it take the fence of the interpreter's products, which a GPU's have not."""
+    tiles = importlib.import_module("pallas_kernels.mosaic.tiles")
+    monkeypatch.setattr(tiles, "_dot", lambda weights, other: jnp.zeros((len(weights), other.shape[1]), jnp.float32))
+    case = Case("lines", T=520, H=1, Dk=64, Dv=64, window=40, masked=True)
+    interpreted(case, "bfloat16")  # the interpreter raises at a race
+
+
 # ---- Which blocks a warpgroup takes part in --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("warpgroups", [2, 3])
 @pytest.mark.parametrize("columns", [64, 128])
 @pytest.mark.parametrize(
     ("T", "S", "left", "right", "offset", "dilation"),
     [(512, 512, 256, 256, 0, 1), (512, 700, 100, 0, 0, 1), (384, 300, 5, 70, 37, 1), (600, 640, 20, 33, -50, 3)],
 )
 def test_a_warpgroup_takes_part_in_what_its_rows_see(
-    T: int, S: int, left: int, right: int, offset: int, dilation: int, columns: int
+    T: int, S: int, left: int, right: int, offset: int, dilation: int, columns: int, warpgroups: int
 ) -> None:
-    walk = Walk(T, S, left, right, offset, (dilation,), 2 * ROWS, columns)
+    walk = Walk(T, S, left, right, offset, (dilation,), warpgroups * ROWS, columns)
     unused: Any = None
     rows = np.arange(ROWS)
     other_rows = -(-S // (dilation * columns)) * columns
     for number in range(walk.programs):
         block = aligned(walk.block(number, 0), columns)
-        for warpgroup in range(2):
+        for warpgroup in range(warpgroups):
             program = Program(
                 spec=unused, walk=walk, columns=columns, other_rows=other_rows, own_is_query=True, head=0, stream=None,
-                block=block, first=block.first + warpgroup * ROWS,
+                block=block, first=block.first + warpgroup * ROWS, numbers=unused,
             )  # fmt: skip
             own = program.first + rows[:, None]
-            sees = np.zeros(int(block.count), bool)
+            sees, sees_all = np.zeros((2, int(block.count)), bool)
             for n in range(int(block.count)):
                 key = int(block.start) + n * columns + np.arange(columns)
                 inside = (key < block.stop) & (key >= 0)
                 visible = (key >= own + block.shift - left) & (key <= own + block.shift + right) & inside
-                sees[n] = visible.any()
-            begin, end = map(int, program.live_blocks)
-            assert begin <= end <= block.count
-            assert np.array_equal(sees, (np.arange(int(block.count)) >= begin) & (np.arange(int(block.count)) < end))
+                sees[n], sees_all[n] = visible.any(), visible.all()
+            begin, interior, edge, end = map(int, program.bounds)
+            blocks = np.arange(int(block.count))
+            assert begin < end <= block.count and begin <= interior <= edge <= end
+            assert np.array_equal(sees, (blocks >= begin) & (blocks < end)) or (not sees.any() and end == begin + 1)
+            assert np.array_equal(sees_all, (blocks >= interior) & (blocks < edge))
             first = [int(program.first_of(n)) for n in range(int(block.count))]
             assert all(0 <= x <= other_rows - columns and x % 8 == 0 for x in first)
+
+
+@pytest.mark.parametrize(("stages", "overlap", "least"), [(2, True, 3), (1, False, 2)])
+def test_too_few_stages_are_refused(stages: int, overlap: bool, least: int) -> None:
+    with pytest.raises(ValueError, match=f"stages is {stages}; with overlap={overlap} at least {least} are needed"):
+        Tiling(2, 64, stages, overlap=overlap)
+    Tiling(2, 64, least, overlap=overlap)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ((4, 64), "warpgroups is 4; 1 to 3 were expected"),
+        ((2, 96), "columns is 96; a multiple of 64 was expected"),
+    ],
+)
+def test_sizes_that_no_kernel_has_are_refused(sizes: tuple[int, int], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Tiling(*sizes, stages=3)
 
 
 # ---- Who can have them -----------------------------------------------------------------------------------------------
@@ -157,3 +223,18 @@ def test_nothing_of_the_sequences_is_copied(dilation: int) -> None:
     assert text.count("banded_attention_dq") and text.count("banded_attention_dkdv")
     moved = [line for line in text.splitlines() if re.search(r"stablehlo\.(pad|transpose|concatenate|gather)", line)]
     assert moved and not [line for line in moved if "x64x" in line or "x64xbf16" in line]
+
+
+def test_vmapped_and_with_wide_integers_they_are_the_same_kernels() -> None:
+    def both(query, key, value, mask):
+        attended = functools.partial(attend, key_mask=mask, implementation="pallas_mosaic_gpu")
+        return jax.value_and_grad(lambda *x: attended(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))(
+            query, key, value
+        )
+
+    shape, mask = jax.ShapeDtypeStruct((3, 2, 256, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((3, 2, 256), bool)
+    with jax.enable_x64(True):
+        text = lowered(jax.vmap(both), shape, shape, shape, mask)
+    for kernel in ("forward", "dq", "dkdv"):
+        assert text.count(f"banded_attention_{kernel}") >= 1
+    assert "6x256x1x4x64xbf16" in text  # the axes are one
