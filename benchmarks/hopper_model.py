@@ -9,9 +9,9 @@ import dataclasses
 from typing import Any
 
 from pallas_kernels.block_sizes import PASSES
-from pallas_kernels.mosaic.attention import HEAD_DIMS, tiling
-from pallas_kernels.mosaic.launch import Tiling
-from pallas_kernels.mosaic.tiles import ROWS, Program, aligned
+from pallas_kernels.mosaic.attention import HEAD_DIMS
+from pallas_kernels.mosaic.items import Item, Schedule, aligned
+from pallas_kernels.mosaic.tiling import ROWS, Tiling, tiling
 from pallas_kernels.walk import Walk
 
 # An H100 SXM: dense 16-bit products, memory, special function units, and what a core has for its programs.
@@ -54,16 +54,14 @@ def model(kernel: str, dims: tuple[int, int], length: int, window: int) -> Model
     tiles = tiling(kernel, *dims)
     walk = Walk(length, length, window, window, 0, (1,), tiles.rows, tiles.columns)
     unused: Any = None
+    schedule = Schedule(unused, walk, tiles, own_is_query=True, first_head=0, batch=1, num_cores=1)
     blocks = computed = 0
     for number in range(walk.programs):
         block = aligned(walk.block(number, 0), tiles.columns)
         blocks += int(block.count)
         for warpgroup in range(tiles.warpgroups):
-            program = Program(
-                spec=unused, walk=walk, columns=tiles.columns, other_rows=length, own_is_query=True, head=0,
-                stream=None, block=block, first=block.first + warpgroup * ROWS, numbers=unused,
-            )  # fmt: skip
-            begin, _, _, end = program.bounds
+            item = Item(schedule, 0, 0, None, block, first=block.first + warpgroup * ROWS, numbers=unused)
+            begin, _, _, end = item.bounds
             computed += int(end - begin) * ROWS * tiles.columns
 
     def row_bytes(counts: tuple[int, int, int]) -> int:

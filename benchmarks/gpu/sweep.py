@@ -12,10 +12,10 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.timing import measure_jax
 from longformer_jax.attention.pallas import default_device
 from pallas_kernels.block_sizes import PASSES
-from pallas_kernels.mosaic.attention import HEAD_DIMS, tiling
+from pallas_kernels.mosaic.attention import HEAD_DIMS
 from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq
 from pallas_kernels.mosaic.forward import forward
-from pallas_kernels.mosaic.launch import Tiling
+from pallas_kernels.mosaic.tiling import Tiling, tiling
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
 

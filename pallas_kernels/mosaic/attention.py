@@ -6,7 +6,7 @@ import jax
 
 from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq, row_terms
 from pallas_kernels.mosaic.forward import forward
-from pallas_kernels.mosaic.launch import Tiling
+from pallas_kernels.mosaic.tiling import Tiling, tiling
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
 
@@ -23,25 +23,6 @@ def unsupported(dtype: str, key_dim: int, value_dim: int) -> str | None:
         pairs = ", ".join(f"{k} and {v}" for k, v in HEAD_DIMS)
         return f"head_dim is {key_dim} of query and key, {value_dim} of value; the kernels take {pairs}"
     return None
-
-
-# What compiles without spills and fits into shared memory with all limits at once; nothing of it is measured yet.
-_TILINGS = {
-    ("forward", 64, 64): Tiling(3, columns=64, stages=4, own_stages=2),
-    ("forward", 128, 64): Tiling(3, columns=64, stages=4),
-    ("forward", 128, 128): Tiling(2, columns=64, stages=4),
-    ("dq", 64, 64): Tiling(2, columns=64, stages=4, own_stages=2),
-    ("dq", 128, 64): Tiling(2, columns=64, stages=4),
-    ("dq", 128, 128): Tiling(2, columns=64, stages=3, overlap=False),
-    ("dkdv", 64, 64): Tiling(3, columns=64, stages=4, own_stages=2, overlap=False),
-    ("dkdv", 128, 64): Tiling(2, columns=64, stages=4, overlap=False, unmasked_loop=False),
-    ("dkdv", 128, 128): Tiling(2, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False),
-}
-
-
-def tiling(kernel: str, key_dim: int, value_dim: int) -> Tiling:
-    """Of one of the kernels "forward", "dq" and "dkdv", for a pair of HEAD_DIMS."""
-    return _TILINGS[kernel, key_dim, value_dim]
 
 
 def _walk(kernel: str, spec: Spec, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[Walk, Tiling]:

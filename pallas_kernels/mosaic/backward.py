@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.mosaic.launch import Tiling, launch
+from pallas_kernels.mosaic.items import Item
+from pallas_kernels.mosaic.launch import launch
 from pallas_kernels.mosaic.pipeline import Kernel
-from pallas_kernels.mosaic.tiles import Program, across, down, in_place, load_per_column, load_per_row
+from pallas_kernels.mosaic.tiles import across, down, in_place, load_per_column, load_per_row
+from pallas_kernels.mosaic.tiling import Tiling
 from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.walk import Walk
 
@@ -57,19 +59,17 @@ def _start_dq(own: list[Any]):
     return load_per_row(own[2]), load_per_row(own[3])
 
 
-def _weigh_dq(
-    program: Program, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
-):
+def _weigh_dq(item: Item, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state):
     bits, delta = state
     (_, _, _, _, *query_ids), (_, _, *key_ids) = own, other
     s, dp = scores
-    p = _probabilities(program, s(), down(bits, program.columns), n, is_edge, query_ids, key_ids)
-    p, _, dp = _dropped(program, p, dp())
-    return (p * (dp - down(delta, program.columns)),), state, None
+    p = _probabilities(item, s(), down(bits, item.columns), n, is_edge, query_ids, key_ids)
+    p, _, dp = _dropped(item, p, dp())
+    return (p * (dp - down(delta, item.columns)),), state, None
 
 
-def _finish_dq(program: Program, sums: tuple[jax.Array, ...], state):
-    return (sums[0] * program.spec.scale,)
+def _finish_dq(item: Item, sums: tuple[jax.Array, ...], state):
+    return (sums[0] * item.spec.scale,)
 
 
 def _start_dkdv(own: list[Any]):
@@ -77,31 +77,31 @@ def _start_dkdv(own: list[Any]):
 
 
 def _weigh_dkdv(
-    program: Program, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
+    item: Item, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
 ):
     (_, _, *key_ids), (_, _, bits, delta, *query_ids) = own, other
     s, dp = scores
-    p = _probabilities(program, s(), across(load_per_column(bits)), n, is_edge, key_ids, query_ids)
-    p, kept, dp = _dropped(program, p, dp())
+    p = _probabilities(item, s(), across(load_per_column(bits)), n, is_edge, key_ids, query_ids)
+    p, kept, dp = _dropped(item, p, dp())
     return (p * (dp - across(load_per_column(delta))), kept), state, None
 
 
-def _finish_dkdv(program: Program, sums: tuple[jax.Array, ...], state):
+def _finish_dkdv(item: Item, sums: tuple[jax.Array, ...], state):
     dk, dv = sums
-    return dk * program.spec.scale, dv / (1 - program.spec.dropout_rate)
+    return dk * item.spec.scale, dv / (1 - item.spec.dropout_rate)
 
 
 def _probabilities(
-    program: Program, s: jax.Array, bits: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]
+    item: Item, s: jax.Array, bits: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]
 ) -> jax.Array:
     """Negative where dropout drops them: to remember that otherwise would take a register for each."""
-    p = jnp.exp2(program.hide(s * (program.spec.scale * LOG2_E), n, is_edge, own_ids, other_ids) - bits)
-    keep = program.keep(n)
+    p = jnp.exp2(item.hide(s * (item.spec.scale * LOG2_E), n, is_edge, own_ids, other_ids) - bits)
+    keep = item.keep(n)
     return p if keep is None else in_place(jnp.where(keep, p, -p))
 
 
-def _dropped(program: Program, p: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _dropped(item: Item, p: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The probabilities, those that are kept, not scaled up, and the gradient of the former."""
-    if program.stream is None:
+    if item.stream is None:
         return p, p, dp
-    return jnp.maximum(p, -p), jnp.maximum(p, 0.0), jnp.where(p > 0, dp / (1 - program.spec.dropout_rate), 0.0)
+    return jnp.maximum(p, -p), jnp.maximum(p, 0.0), jnp.where(p > 0, dp / (1 - item.spec.dropout_rate), 0.0)

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.mosaic.launch import Tiling, launch
+from pallas_kernels.mosaic.items import Item
+from pallas_kernels.mosaic.launch import launch
 from pallas_kernels.mosaic.pipeline import Kernel
-from pallas_kernels.mosaic.tiles import Program, down, filled_line
+from pallas_kernels.mosaic.tiles import down, filled_line
+from pallas_kernels.mosaic.tiling import Tiling
 from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.walk import Walk
 
@@ -43,30 +45,28 @@ def _start(own: list[Any]):
     return filled_line(-jnp.inf), filled_line(0.0)
 
 
-def _weigh(
-    program: Program, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
-):
+def _weigh(item: Item, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state):
     maximum, total = state
     (_, *query_ids), (_, _, *key_ids) = own, other
-    before, factor = _factors(program.spec)
+    before, factor = _factors(item.spec)
     s = scores[0]()
     s = s if before == 1.0 else s * before
-    s = program.hide(s, n, is_edge, query_ids, key_ids)
+    s = item.hide(s, n, is_edge, query_ids, key_ids)
     new_maximum = jnp.maximum(maximum, s.max(axis=1))
     # A row that has seen nothing yet has no maximum to subtract.
     finite = jnp.where(new_maximum == -jnp.inf, 0.0, new_maximum)
-    p = jnp.exp2(s * factor - down(finite * factor, program.columns))
+    p = jnp.exp2(s * factor - down(finite * factor, item.columns))
     rescale = jnp.exp2((maximum - finite) * factor)
     total = total * rescale + p.sum(axis=1)
-    keep = program.keep(n)
+    keep = item.keep(n)
     if keep is not None:
         p = jnp.where(keep, p, 0.0)
     return (p,), (new_maximum, total), rescale
 
 
-def _finish(program: Program, sums: tuple[jax.Array, ...], state):
+def _finish(item: Item, sums: tuple[jax.Array, ...], state):
     (acc,), (maximum, total) = sums, state
     live = maximum != -jnp.inf  # true of NaN, which must not be hidden
-    norm = jnp.where(live, 1 / (total * (1 - program.spec.dropout_rate)), 0.0)
-    log_sum_exp = jnp.where(live, maximum * _factors(program.spec)[1] + jnp.log2(total), -jnp.inf)
+    norm = jnp.where(live, 1 / (total * (1 - item.spec.dropout_rate)), 0.0)
+    log_sum_exp = jnp.where(live, maximum * _factors(item.spec)[1] + jnp.log2(total), -jnp.inf)
     return acc * down(norm, acc.shape[1]), log_sum_exp / LOG2_E

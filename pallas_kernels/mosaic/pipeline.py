@@ -1,6 +1,13 @@
-"""What a computing warpgroup does with an item, in the order that keeps the tensor cores busy."""
+"""What the warpgroups of a program do: one loads, the others compute.
+
+Of each item a program owns rows of one side, 64 for each computing warpgroup. The loading warpgroup sends them and,
+block by block, the other side's rows through rings of shared memory by TMA, and is ahead of the others, beyond the end
+of an item. Each computing warpgroup takes part in the blocks that its own rows see, in the order that keeps the tensor
+cores busy.
+"""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +17,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.mosaic.tiles import Program, down, empty_tile, in_place, multiply
+from pallas_kernels.mosaic.items import Item, Scalars, Schedule
+from pallas_kernels.mosaic.tiles import down, empty_tile, in_place, multiply, store_numbers
+from pallas_kernels.mosaic.tiling import ROWS
+from pallas_kernels.mosaic.views import rows_of
 
 
 class Kernel(NamedTuple):
@@ -21,11 +31,11 @@ class Kernel(NamedTuple):
       scores: pairs (own array, other array), by number: their products over head_dim are the scores.
       sums: arrays of the other side, by number: their products with weights are added up.
       start: own -> state; `own` are references to its rows in shared memory.
-      weigh: (program, own, other, n, is_edge, scores, state) -> (weights, state, rescale). `other` are references to
+      weigh: (item, own, other, n, is_edge, scores, state) -> (weights, state, rescale). `other` are references to
         block n, `is_edge` says whether rows may not see all of it, `scores` are functions that wait for the products,
         float32 [64, columns]; weights are like these, one for each sum; rescale, float32 [64] or None, is for the sums
         over the blocks before.
-      finish: (program, sums, state) -> one array for each output.
+      finish: (item, sums, state) -> one array for each output.
     """
 
     name: str
@@ -39,12 +49,22 @@ class Kernel(NamedTuple):
 class Ring(NamedTuple):
     """Slots that the loading warpgroup fills and the others read; number k of what goes through takes slot k % size.
 
-    full, empty: a barrier for each slot.
+    full, empty: a barrier for each slot, on which every array that is loaded and every reader arrives.
     """
 
     full: Any
     empty: Any
-    size: int
+
+    @classmethod
+    def with_barriers(cls, size: int, arrays: int, readers: int) -> "Ring":
+        return cls(
+            plgpu.Barrier(num_arrivals=arrays, num_barriers=size),
+            plgpu.Barrier(num_arrivals=readers, num_barriers=size),
+        )
+
+    @property
+    def size(self) -> int:
+        return self.full.shape[0]
 
     def slot(self, k: Any) -> Any:
         return lax.rem(k.astype(jnp.uint32), jnp.uint32(self.size)).astype(jnp.int32)  # unsigned: an `and` for 4
@@ -67,28 +87,118 @@ class Ring(NamedTuple):
         lax.fori_loop(jnp.maximum(count - self.size, 0), count, wait, None)
 
 
+class Arrays(NamedTuple):
+    """In global memory: the own side's and the other side's, tiles first, then lines, and the outputs."""
+
+    own: tuple[Any, ...]
+    other: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+
+
+class Shared(NamedTuple):
+    """In shared memory, rows of all arrays: slot, warpgroup and row of own ones, slot and row of other ones.
+
+    numbers: 0, 1, 2, ... of the columns, for each computing warpgroup.
+    """
+
+    own: tuple[Any, ...]
+    other: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    numbers: Any
+    own_ring: Ring
+    ring: Ring
+
+
+def compute(
+    kernel: Kernel, schedule: Schedule, arrays: Arrays, scalars: Scalars, shared: Shared, warpgroup: Any
+) -> None:
+    """What a computing warpgroup does."""
+    numbers = shared.numbers.at[warpgroup]
+    store_numbers(numbers)
+
+    def work(i, passed):
+        item = schedule.item(i, warpgroup, scalars, numbers)
+        shared.own_ring.wait_full(i)
+        own = [ref.at[shared.own_ring.slot(i), warpgroup] for ref in shared.own]
+        release_own = functools.partial(shared.own_ring.release, i)
+        sums, state = compute_item(kernel, item, own, shared.other, shared.ring, passed, release_own)
+        results = kernel.finish(item, sums, state)
+        # Computed again, so as not to take registers meanwhile.
+        item = schedule.item(in_place(i), warpgroup, scalars, numbers)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the item before
+        for x, ref in zip(results, shared.outputs, strict=True):
+            ref.at[warpgroup][...] = x.astype(ref.dtype)
+        plgpu.commit_smem()
+
+        @pl.when(item.first < schedule.own_rows)  # of a residue's last item not all warpgroups have rows
+        def store() -> None:
+            for array, ref in zip(arrays.outputs, shared.outputs, strict=True):
+                head = item.head - schedule.first_head
+                target = rows_of(array, item.batch, head, item.block.residue, item.first, ROWS)
+                plgpu.copy_smem_to_gmem(ref.at[warpgroup], target)
+
+        return passed + item.block.count
+
+    lax.fori_loop(0, schedule.count(), work, jnp.int32(0))
+    plgpu.wait_smem_to_gmem(0)
+
+
+def load(schedule: Schedule, arrays: Arrays, scalars: Scalars, shared: Shared, warpgroup: Any) -> None:
+    """What the loading warpgroup does."""
+    tiling, ring, own_ring = schedule.tiling, shared.ring, shared.own_ring
+
+    def work(i, passed):
+        item = schedule.item(i, warpgroup, scalars, shared.numbers)
+        block = item.block
+
+        def load_own() -> None:
+            slot = own_ring.slot(i)
+            own_ring.wait_empty(i)
+            for (array, ref), reader in itertools.product(
+                zip(arrays.own, shared.own, strict=True), range(tiling.warpgroups)
+            ):
+                first = jnp.minimum(block.first + reader * ROWS, schedule.own_rows - ROWS)
+                source = rows_of(array, item.batch, item.head, block.residue, pl.multiple_of(first, ROWS), ROWS)
+                plgpu.copy_gmem_to_smem(source, ref.at[slot, reader], own_ring.full.at[slot])
+
+        def load_block(n, _) -> None:
+            slot = ring.slot(passed + n)
+            ring.wait_empty(passed + n)
+            for array, ref in zip(arrays.other, shared.other, strict=True):
+                source = rows_of(array, item.batch, item.head, block.other_residue, item.first_of(n), tiling.columns)
+                plgpu.copy_gmem_to_smem(source, ref.at[slot], ring.full.at[slot])
+
+        # Where the own rows have to wait for those of the item before, what needs not wait goes first.
+        early = jnp.minimum(block.count, tiling.stages) if tiling.own_stages == 1 else 0
+        lax.fori_loop(0, early, load_block, None)
+        load_own()
+        lax.fori_loop(early, block.count, load_block, None)
+        return passed + block.count
+
+    ring.drain(lax.fori_loop(0, schedule.count(), work, jnp.int32(0)))
+    own_ring.drain(schedule.count())
+
+
 def compute_item(
     kernel: Kernel,
-    program: Program,
+    item: Item,
     own: list[Any],
-    other_smem: list[Any],
+    other: tuple[Any, ...],
     ring: Ring,
     passed: Any,
     release_own: Callable[[], None],
-    *,
-    overlap: bool,
-    unmasked_loop: bool,
 ) -> tuple[tuple[jax.Array, ...], Any]:
     """(sums, state) over all blocks of an item, of which the first is number `passed` of what goes through the ring.
 
-    With `overlap` a block's sums are added up while the next block's scores become weights, which are in registers
-    beside the ones before. With `unmasked_loop` the blocks of which everything is seen have a loop of their own.
+    With `Tiling.overlap` a block's sums are added up while the next block's scores become weights, which are in
+    registers beside the ones before. With `unmasked_loop` the blocks of which everything is seen have a loop of their
+    own.
     """
-    begin, inside, edge, end = program.bounds
-    interpret = program.spec.interpret
+    begin, interior, edge, end = item.bounds
+    interpret, tiling = item.spec.interpret, item.schedule.tiling
 
     def block(n: Any) -> list[Any]:
-        return [smem.at[ring.slot(passed + n)] for smem in other_smem]
+        return [ref.at[ring.slot(passed + n)] for ref in other]
 
     def scores(n: Any) -> list[tuple[Any, Any]]:
         return [(own[mine], block(n)[theirs]) for mine, theirs in kernel.scores]
@@ -102,7 +212,7 @@ def compute_item(
             plgpu.commit_smem()
 
     def weigh(is_edge: bool, n: Any, state: Any, scores: tuple[Callable, ...]):
-        weighed = kernel.weigh(program, own, block(n), n, is_edge, scores, state)
+        weighed = kernel.weigh(item, own, block(n), n, is_edge, scores, state)
         fence_lines(block(n))
         return weighed
 
@@ -147,12 +257,12 @@ def compute_item(
         def part(number, carry):
             """Masked blocks, and then those inside the band, of which the second part has none."""
             is_last = number > 0
-            start, stop = jnp.where(is_last, edge, begin), jnp.where(is_last, end, inside)
+            start, stop = jnp.where(is_last, edge, begin), jnp.where(is_last, end, interior)
             carry = lax.fori_loop(jnp.maximum(first, start), stop, functools.partial(step, True), carry)
-            start, stop = jnp.maximum(first, inside), jnp.where(is_last, inside, edge)
+            start, stop = jnp.maximum(first, interior), jnp.where(is_last, interior, edge)
             return lax.fori_loop(start, stop, functools.partial(step, False), carry)
 
-        if not unmasked_loop:
+        if not tiling.unmasked_loop:
             return lax.fori_loop(first, end, functools.partial(step, True), carry)
         # A loop of two, and of a length that the compiler does not know, as it would make three loops of it.
         return lax.fori_loop(0, jnp.where(edge < end, 2, 1), part, carry)
@@ -163,7 +273,7 @@ def compute_item(
 
     lax.fori_loop(0, begin, skip, None)
     sums, state = tuple(empty_tile(x.shape[-1]) for x in summed(begin)), kernel.start(own)
-    if overlap:
+    if tiling.overlap:
         ring.wait_full(passed + begin)
         then = functools.partial(weigh_and_wait, True, begin, state)
         _, (weights, state, _) = multiply(scores(begin), then, (), (), (), interpret)
@@ -173,5 +283,5 @@ def compute_item(
     else:
         sums, state = run(step, begin, (sums, state))
         done_with_own()
-    lax.fori_loop(end, program.block.count, skip, None)
+    lax.fori_loop(end, item.block.count, skip, None)
     return sums, state

@@ -1,6 +1,5 @@
-"""What the Hopper kernels share: products, masks, and a warpgroup's view of its walk."""
+"""What a warpgroup of the Hopper kernels has in registers: tiles, what is one for a row or a column, and products."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,19 +10,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.dropout import hash_column, hash_row, is_kept
-from pallas_kernels.spec import Spec
-from pallas_kernels.walk import Block, Walk
-
-ROWS = 64  # of a warpgroup's product
-
-_ALIGNMENT = 8  # of the rows at which TMA may begin, given how it lays them out in shared memory
+from pallas_kernels.mosaic.tiling import ROWS
 
 _TILE = plgpu.Layout.WGMMA
 _PER_ROW, _PER_COLUMN = _TILE.reduce(1), _TILE.reduce(0)
-
-
-# ---- Arrays in registers ---------------------------------------------------------------------------------------------
 
 
 def empty_tile(columns: int) -> jax.Array:
@@ -40,6 +30,11 @@ def store_numbers(ref: Any) -> None:
     """0, 1, 2, ... into shared memory."""
     ref[...] = plgpu.broadcasted_iota(jnp.int32, ref.shape, 0, layout=_PER_COLUMN)
     plgpu.commit_smem()
+
+
+def count_per_row() -> jax.Array:
+    """0, 1, 2, ..., int32 [64], one for each row."""
+    return plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=_PER_ROW)
 
 
 def load_per_row(ref: Any) -> jax.Array:
@@ -115,104 +110,3 @@ def _dot(weights: jax.Array, other: Any) -> jax.Array:
     )
     plgpu.commit_smem()  # so that the next load does not overtake this read
     return product
-
-
-# ---- A warpgroup's view of its walk ----------------------------------------------------------------------------------
-
-
-def aligned(block: Block, columns: int) -> Block:
-    """The same with the other side's rows beginning where TMA may, and one block at least.
-
-    The masks hide the rows that are before, and all of a block that nothing was to be seen of. Which blocks need none
-    is each warpgroup's matter: `Program.bounds`.
-    """
-    start = lax.div(block.start, jnp.int32(_ALIGNMENT)) * _ALIGNMENT
-    count = lax.div(jnp.maximum(block.stop - start, 1) + columns - 1, jnp.int32(columns))
-    return block._replace(start=start, count=count, interior=None, edge=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """The rows of one warpgroup beside the blocks that its program goes through.
-
-    Attributes:
-      spec, walk, columns, own_is_query: known when the kernel is traced. Masks are [own rows, columns].
-      other_rows: how many rows of the other side there are to load.
-      head: among all heads.
-      stream: the batch entry's dropout; None without dropout.
-      block: of all warpgroups of the program together.
-      first: the first own row of this one.
-      numbers: of the columns, 0, 1, 2, ..., in shared memory, as the compiler would keep them in registers throughout.
-    """
-
-    spec: Spec
-    walk: Walk
-    columns: int
-    other_rows: int
-    own_is_query: bool
-    head: Any
-    stream: Any
-    block: Block
-    first: Any
-    numbers: Any
-
-    @property
-    def bounds(self) -> tuple[Any, Any, Any, Any]:
-        """(begin, interior, edge, end): blocks [begin, end), one at least, are what some row of this warpgroup sees.
-
-        All rows see the whole of blocks [interior, edge).
-        """
-        block, columns = self.block, jnp.int32(self.columns)
-        first, last = self.first + block.shift, self.first + ROWS - 1 + block.shift
-
-        def offset(x: Any) -> Any:
-            return jnp.maximum(x - block.start, 0)
-
-        begin = jnp.minimum(lax.div(offset(first - self.walk.left), columns), block.count - 1)
-        end = lax.div(offset(jnp.minimum(last + self.walk.right + 1, block.stop)) + columns - 1, columns)
-        end = jnp.maximum(end, begin + 1)
-        interior = jnp.clip(lax.div(offset(last - self.walk.left) + columns - 1, columns), begin, end)
-        edge = lax.div(offset(jnp.minimum(first + self.walk.right + 1, block.stop)), columns)
-        return begin, interior, jnp.clip(edge, interior, end), end
-
-    def first_of(self, n: Any) -> Any:
-        """The first row to load for block n: its own first row, but for a last block that would stick out."""
-        first = jnp.minimum(self.block.start + n * self.columns, self.other_rows - self.columns)
-        return pl.multiple_of(first, _ALIGNMENT)
-
-    def hide(self, x: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]) -> jax.Array:
-        """x [64, columns] with -inf in place of what the rows do not see in block n, which `is_edge` says may be some.
-
-        own_ids, other_ids: a reference in shared memory each, or none where there are no ids.
-        """
-        if is_edge:
-            # The first column that a row sees, and how many: unsigned, one comparison does for both ends.
-            block, start, (rows, columns) = self.block, self.first_of(n), self._numbers()
-            rows = rows + (self.first + block.shift)
-            first = jnp.maximum(rows - self.walk.left, block.start + n * self.columns) - start
-            stop = jnp.minimum(rows + self.walk.right + 1, block.stop) - start
-            beyond = (across(columns) - down(first, self.columns)).astype(jnp.uint32)
-            x = jnp.where(beyond < down(jnp.maximum(stop - first, 0).astype(jnp.uint32), self.columns), x, -jnp.inf)
-        for own, other in zip(own_ids, other_ids, strict=True):
-            same = down(load_per_row(own), self.columns) == across(load_per_column(other))
-            x = jnp.where(same, x, -jnp.inf)
-        return x
-
-    def keep(self, n: Any) -> jax.Array | None:
-        """Which probabilities dropout keeps, booleans [64, columns]; None where there is no dropout."""
-        if self.stream is None:
-            return None
-        block = self.block
-        own, other = self._numbers(block.dilation)
-        own = own + (self.first * block.dilation + block.residue)
-        other = other + (self.first_of(n) * block.dilation + block.other_residue)
-        if self.own_is_query:
-            row, column = down(hash_row(self.stream, self.head, own), self.columns), across(hash_column(other))
-        else:
-            row, column = across(hash_row(self.stream, self.head, other)), down(hash_column(own), self.columns)
-        return is_kept(self.spec.dropout_rate, row, column)
-
-    def _numbers(self, step: int = 1) -> tuple[jax.Array, jax.Array]:
-        """0, step, 2 * step, ... for the own rows and for the columns, int32 [64] and [columns]."""
-        own = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=_PER_ROW)
-        return own * step, load_per_column(self.numbers) * step

@@ -15,7 +15,7 @@ from benchmarks.aot import (
     measure_training_step,
     table_rows,
 )
-from pallas_kernels.mosaic.attention import tiling
+from pallas_kernels.mosaic.tiling import tiling
 
 pytestmark = [
     pytest.mark.slow,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import re
 from typing import Any
 
@@ -13,9 +12,10 @@ import pytest
 
 from longformer_jax import banded_attention
 from longformer_jax.attention.api import HOPPER_VARIABLE
-from pallas_kernels.mosaic import HEAD_DIMS
-from pallas_kernels.mosaic.launch import Tiling
-from pallas_kernels.mosaic.tiles import ROWS, Program, aligned
+from pallas_kernels.mosaic import HEAD_DIMS, tiles
+from pallas_kernels.mosaic import tiling as tilings
+from pallas_kernels.mosaic.items import Item, Schedule, aligned
+from pallas_kernels.mosaic.tiling import ROWS, Tiling
 from pallas_kernels.walk import Walk
 from tests.attention.cases import (
     ARRAYS,
@@ -28,8 +28,6 @@ from tests.attention.cases import (
     with_head_dims,
 )
 from tests.pallas_kernels.test_lowering import H100, lowered
-
-hopper = importlib.import_module("pallas_kernels.mosaic.attention")  # whose name is also that of a function
 
 INTERPRETED = "pallas_mosaic_gpu_interpret"
 
@@ -86,7 +84,7 @@ def test_repeats_bit_for_bit() -> None:
 )
 def test_every_way_to_cut_them_is_right(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
     for kernel in ("forward", "dq", "dkdv"):
-        monkeypatch.setitem(hopper._TILINGS, (kernel, 64, 64), tiling)
+        monkeypatch.setitem(tilings._TILINGS, (kernel, 64, 64), tiling)
     case = Case("cut", T=330, H=1, Dk=64, Dv=64, window=(150, 70), segments="shared")
     found = interpreted(case, "bfloat16")
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), (case.inputs("bfloat16"), case.cotangents("bfloat16")))
@@ -108,7 +106,6 @@ def test_a_scale_that_float32_has_no_number_for_is_no_scale() -> None:
 @pytest.mark.slow
 def test_lines_are_read_before_others_are_loaded_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it take the fence of the interpreter's products, which a GPU's have not."""
-    tiles = importlib.import_module("pallas_kernels.mosaic.tiles")
     monkeypatch.setattr(tiles, "_dot", lambda weights, other: jnp.zeros((len(weights), other.shape[1]), jnp.float32))
     case = Case("lines", T=520, H=1, Dk=64, Dv=64, window=40, masked=True)
     interpreted(case, "bfloat16")  # the interpreter raises at a race
@@ -126,31 +123,29 @@ def test_lines_are_read_before_others_are_loaded_there(monkeypatch: pytest.Monke
 def test_a_warpgroup_takes_part_in_what_its_rows_see(
     T: int, S: int, left: int, right: int, offset: int, dilation: int, columns: int, warpgroups: int
 ) -> None:
-    walk = Walk(T, S, left, right, offset, (dilation,), warpgroups * ROWS, columns)
+    tiling = Tiling(warpgroups, columns, stages=3)
+    walk = Walk(T, S, left, right, offset, (dilation,), tiling.rows, columns)
     unused: Any = None
+    schedule = Schedule(unused, walk, tiling, own_is_query=True, first_head=0, batch=1, num_cores=1)
     rows = np.arange(ROWS)
-    other_rows = -(-S // (dilation * columns)) * columns
     for number in range(walk.programs):
         block = aligned(walk.block(number, 0), columns)
         for warpgroup in range(warpgroups):
-            program = Program(
-                spec=unused, walk=walk, columns=columns, other_rows=other_rows, own_is_query=True, head=0, stream=None,
-                block=block, first=block.first + warpgroup * ROWS, numbers=unused,
-            )  # fmt: skip
-            own = program.first + rows[:, None]
+            item = Item(schedule, 0, 0, None, block, first=block.first + warpgroup * ROWS, numbers=unused)
+            own = item.first + rows[:, None]
             sees, sees_all = np.zeros((2, int(block.count)), bool)
             for n in range(int(block.count)):
                 key = int(block.start) + n * columns + np.arange(columns)
                 inside = (key < block.stop) & (key >= 0)
                 visible = (key >= own + block.shift - left) & (key <= own + block.shift + right) & inside
                 sees[n], sees_all[n] = visible.any(), visible.all()
-            begin, interior, edge, end = map(int, program.bounds)
+            begin, interior, edge, end = map(int, item.bounds)
             blocks = np.arange(int(block.count))
             assert begin < end <= block.count and begin <= interior <= edge <= end
             assert np.array_equal(sees, (blocks >= begin) & (blocks < end)) or (not sees.any() and end == begin + 1)
             assert np.array_equal(sees_all, (blocks >= interior) & (blocks < edge))
-            first = [int(program.first_of(n)) for n in range(int(block.count))]
-            assert all(0 <= x <= other_rows - columns and x % 8 == 0 for x in first)
+            first = [int(item.first_of(n)) for n in range(int(block.count))]
+            assert all(0 <= x <= schedule.other_rows - columns and x % 8 == 0 for x in first)
 
 
 @pytest.mark.parametrize(("stages", "overlap", "least"), [(2, True, 3), (1, False, 2)])

@@ -1,0 +1,189 @@
+"""The items that a Hopper kernel's programs go through, and what a warpgroup sees of one."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pallas_kernels.dropout import hash_column, hash_row, is_kept
+from pallas_kernels.mosaic.tiles import across, count_per_row, down, load_per_column, load_per_row
+from pallas_kernels.mosaic.tiling import ROWS, Tiling
+from pallas_kernels.spec import Spec
+from pallas_kernels.walk import Block, Walk
+
+ALIGNMENT = 8  # of the rows at which TMA may begin, given how it lays them out in shared memory
+
+
+class Scalars(NamedTuple):
+    """What a kernel reads number by number, in global memory; None where it does not apply.
+
+    Attributes:
+      streams: dropout's, uint32 [B].
+      spans: of the other side's rows that an item can share documents with, int32 [B, 1, 2, items of a head].
+    """
+
+    streams: Any
+    spans: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The items of a launch: blocks of own rows of all heads and batch entries, dealt out to its programs in turn.
+
+    Attributes:
+      spec, tiling, own_is_query: as in `launch`.
+      walk: with the launch's heads, which have the same dilation.
+      first_head: the number of the first one among all heads.
+      batch: the number of batch entries.
+      num_cores: of the GPU.
+    """
+
+    spec: Spec
+    walk: Walk
+    tiling: Tiling
+    own_is_query: bool
+    first_head: int
+    batch: int
+    num_cores: int
+
+    @property
+    def own_rows(self) -> int:
+        """Of each residue, filled up to whole products."""
+        return -(-self.walk.length // (self.walk.dilations[0] * ROWS)) * ROWS
+
+    @property
+    def other_rows(self) -> int:
+        """Of each residue, filled up to whole blocks."""
+        return -(-self.walk.other_length // (self.walk.dilations[0] * self.tiling.columns)) * self.tiling.columns
+
+    @property
+    def items(self) -> int:
+        return self.walk.programs * len(self.walk.dilations) * self.batch
+
+    @property
+    def programs(self) -> int:
+        return min(self.num_cores, self.items) if self.tiling.persistent else self.items
+
+    def count(self) -> Any:
+        """How many items this program has."""
+        return lax.div(self.items - lax.axis_index("program") + self.programs - 1, jnp.int32(self.programs))
+
+    def item(self, i: Any, warpgroup: Any, scalars: Scalars, numbers: Any) -> "Item":
+        """This program's item number i, for one of its warpgroups."""
+        number = lax.axis_index("program") + i * self.programs
+        per_head = jnp.int32(self.walk.programs)
+        block, number = lax.rem(number, per_head), lax.div(number, per_head)
+        heads = jnp.int32(len(self.walk.dilations))
+        head, entry = lax.rem(number, heads), lax.div(number, heads)
+        stream = scalars.streams[entry] if scalars.streams is not None else None
+        span = None
+        if scalars.spans is not None:
+            span = scalars.spans[entry, 0, 0, block], scalars.spans[entry, 0, 1, block]
+        walked = aligned(self.walk.block(block, 0, span), self.tiling.columns)
+        first = pl.multiple_of(walked.first + warpgroup * ROWS, ROWS)
+        return Item(self, entry, head + self.first_head, stream, walked, first, numbers)
+
+
+def aligned(block: Block, columns: int) -> Block:
+    """The same with the other side's rows beginning where TMA may, and one block at least.
+
+    The masks hide the rows that are before, and all of a block that nothing was to be seen of. Which blocks need none
+    is each warpgroup's matter: `Item.bounds`.
+    """
+    start = lax.div(block.start, jnp.int32(ALIGNMENT)) * ALIGNMENT
+    count = lax.div(jnp.maximum(block.stop - start, 1) + columns - 1, jnp.int32(columns))
+    return block._replace(start=start, count=count, interior=None, edge=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """The rows of one warpgroup beside the blocks that all warpgroups of the program go through.
+
+    Attributes:
+      schedule: what is known when the kernel is traced. Masks are [own rows, columns].
+      batch: which batch entry.
+      head: among all heads.
+      stream: the batch entry's dropout; None without dropout.
+      block: of all warpgroups of the program together.
+      first: the first own row of this one.
+      numbers: of the columns, 0, 1, 2, ..., in shared memory, as the compiler would keep them in registers throughout.
+    """
+
+    schedule: Schedule
+    batch: Any
+    head: Any
+    stream: Any
+    block: Block
+    first: Any
+    numbers: Any
+
+    @property
+    def spec(self) -> Spec:
+        return self.schedule.spec
+
+    @property
+    def columns(self) -> int:
+        return self.schedule.tiling.columns
+
+    @property
+    def bounds(self) -> tuple[Any, Any, Any, Any]:
+        """(begin, interior, edge, end): blocks [begin, end), one at least, are what some row of this warpgroup sees.
+
+        All rows see the whole of blocks [interior, edge).
+        """
+        block, walk, columns = self.block, self.schedule.walk, jnp.int32(self.columns)
+        first, last = self.first + block.shift, self.first + ROWS - 1 + block.shift
+
+        def offset(x: Any) -> Any:
+            return jnp.maximum(x - block.start, 0)
+
+        begin = jnp.minimum(lax.div(offset(first - walk.left), columns), block.count - 1)
+        end = lax.div(offset(jnp.minimum(last + walk.right + 1, block.stop)) + columns - 1, columns)
+        end = jnp.maximum(end, begin + 1)
+        interior = jnp.clip(lax.div(offset(last - walk.left) + columns - 1, columns), begin, end)
+        edge = lax.div(offset(jnp.minimum(first + walk.right + 1, block.stop)), columns)
+        return begin, interior, jnp.clip(edge, interior, end), end
+
+    def first_of(self, n: Any) -> Any:
+        """The first row to load for block n: its own first row, but for a last block that would stick out."""
+        first = jnp.minimum(self.block.start + n * self.columns, self.schedule.other_rows - self.columns)
+        return pl.multiple_of(first, ALIGNMENT)
+
+    def hide(self, x: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]) -> jax.Array:
+        """x [64, columns] with -inf in place of what the rows do not see in block n, which `is_edge` says may be some.
+
+        own_ids, other_ids: a reference in shared memory each, or none where there are no ids.
+        """
+        if is_edge:
+            # The first column that a row sees, and how many: unsigned, one comparison does for both ends.
+            block, walk, start, (rows, columns) = self.block, self.schedule.walk, self.first_of(n), self._numbers()
+            rows = rows + (self.first + block.shift)
+            first = jnp.maximum(rows - walk.left, block.start + n * self.columns) - start
+            stop = jnp.minimum(rows + walk.right + 1, block.stop) - start
+            beyond = (across(columns) - down(first, self.columns)).astype(jnp.uint32)
+            x = jnp.where(beyond < down(jnp.maximum(stop - first, 0).astype(jnp.uint32), self.columns), x, -jnp.inf)
+        for own, other in zip(own_ids, other_ids, strict=True):
+            same = down(load_per_row(own), self.columns) == across(load_per_column(other))
+            x = jnp.where(same, x, -jnp.inf)
+        return x
+
+    def keep(self, n: Any) -> jax.Array | None:
+        """Which probabilities dropout keeps, booleans [64, columns]; None where there is no dropout."""
+        if self.stream is None:
+            return None
+        block = self.block
+        own, other = self._numbers(block.dilation)
+        own = own + (self.first * block.dilation + block.residue)
+        other = other + (self.first_of(n) * block.dilation + block.other_residue)
+        if self.schedule.own_is_query:
+            row, column = down(hash_row(self.stream, self.head, own), self.columns), across(hash_column(other))
+        else:
+            row, column = across(hash_row(self.stream, self.head, other)), down(hash_column(own), self.columns)
+        return is_kept(self.spec.dropout_rate, row, column)
+
+    def _numbers(self, step: int = 1) -> tuple[jax.Array, jax.Array]:
+        """0, step, 2 * step, ... for the own rows and for the columns, int32 [64] and [columns]."""
+        return count_per_row() * step, load_per_column(self.numbers) * step

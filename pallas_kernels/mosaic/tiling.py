@@ -1,0 +1,59 @@
+"""How the Hopper kernels are cut into items, blocks and stages."""
+
+import dataclasses
+
+ROWS = 64  # of a warpgroup's product
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How a kernel is cut.
+
+    Attributes:
+      warpgroups: that compute, 64 own rows each.
+      columns: of a block of the other side.
+      stages: blocks of the other side in the ring: the one at work, the next, and with `overlap` the one before.
+      own_stages: items whose own rows are in shared memory at the same time.
+      overlap: products of a block run while the next block's scores become weights, which takes registers.
+      persistent: a program for each core of the GPU goes through several items; else each item has its own.
+      unmasked_loop: blocks inside the band have a loop of their own, without masks, which takes registers.
+    """
+
+    warpgroups: int
+    columns: int
+    stages: int
+    own_stages: int = 1
+    overlap: bool = True
+    persistent: bool = True
+    unmasked_loop: bool = True
+
+    def __post_init__(self) -> None:
+        if self.warpgroups not in (1, 2, 3):
+            raise ValueError(f"warpgroups is {self.warpgroups}; 1 to 3 were expected")
+        if self.columns <= 0 or self.columns % 64:
+            raise ValueError(f"columns is {self.columns}; a multiple of 64 was expected")
+        if self.stages < (least := 3 if self.overlap else 2):  # with fewer, the warpgroups wait for each other
+            raise ValueError(f"stages is {self.stages}; with overlap={self.overlap} at least {least} are needed")
+
+    @property
+    def rows(self) -> int:
+        return ROWS * self.warpgroups
+
+
+# What compiles without spills and fits into shared memory with all limits at once; nothing of it is measured yet.
+_TILINGS = {
+    ("forward", 64, 64): Tiling(3, columns=64, stages=4, own_stages=2),
+    ("forward", 128, 64): Tiling(3, columns=64, stages=4),
+    ("forward", 128, 128): Tiling(2, columns=64, stages=4),
+    ("dq", 64, 64): Tiling(2, columns=64, stages=4, own_stages=2),
+    ("dq", 128, 64): Tiling(2, columns=64, stages=4),
+    ("dq", 128, 128): Tiling(2, columns=64, stages=3, overlap=False),
+    ("dkdv", 64, 64): Tiling(3, columns=64, stages=4, own_stages=2, overlap=False),
+    ("dkdv", 128, 64): Tiling(2, columns=64, stages=4, overlap=False, unmasked_loop=False),
+    ("dkdv", 128, 128): Tiling(2, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False),
+}
+
+
+def tiling(kernel: str, key_dim: int, value_dim: int) -> Tiling:
+    """Of one of the kernels "forward", "dq" and "dkdv", for a pair of HEAD_DIMS."""
+    return _TILINGS[kernel, key_dim, value_dim]
