@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from longformer_jax.command_line import fail, parse_flags
+from longformer_jax.command_line import check_devices, fail, parse_flags
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
@@ -86,6 +86,7 @@ def main(arguments: list[str]) -> None:
     try:
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
+        check_devices()
         print(_run())
     except (InputError, NotImplementedError) as error:
         fail(2, error)

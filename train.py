@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from longformer_jax.command_line import fail, parse_flags
+from longformer_jax.command_line import check_devices, fail, parse_flags
 from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.training import DivergenceError, ExperimentConfig, train
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
             raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
         if _DISTRIBUTED.value:
             _join_cluster()
+        check_devices()
         train(config, _WORKDIR.value, profile=_PROFILE.value)
     except (InputError, NotImplementedError) as error:
         fail(2, error)

@@ -1,9 +1,11 @@
 """What train.py and eval.py share: bad input takes one line on standard error."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import jax
 from absl import flags
 
 from longformer_jax.errors import InputError
@@ -28,3 +30,15 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
         overrides = ", ".join(argument for argument in arguments if argument.startswith("--config."))
         fail(2, f"{overrides or '--config'} cannot be applied ({error}); expected a field of the configuration")
+
+
+def check_devices() -> None:
+    """Raises InputError where JAX_PLATFORMS names what JAX cannot find here. Without it JAX always has the CPU."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # jax 0.12 asserts where CUDA's plugin is not installed
+        reason = f" ({error})" if str(error) else ""
+        name = os.environ.get("JAX_PLATFORMS")
+        raise InputError(
+            f"JAX_PLATFORMS is {name!r}, but JAX has no such device here{reason}; expected another, such as cpu"
+        ) from None

@@ -81,6 +81,15 @@ def test_bad_input_takes_one_line(run_python: Callable, arguments: list[str], me
     assert line.startswith(f"error: {message}")
 
 
+@pytest.mark.parametrize("command", [["train.py", CONFIG_FLAG], ["eval.py"]])
+def test_a_device_that_is_not_there_takes_one_line(run_python: Callable, tmp_path: Path, command: list[str]) -> None:
+    result = run_python(*command, f"--workdir={tmp_path / 'run'}", JAX_PLATFORMS="nothing")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: JAX_PLATFORMS is 'nothing', but JAX has no such device here (Unable to initialize")
+    assert not (tmp_path / "run").exists()
+
+
 def test_divergence_exits_with_one(run_python: Callable, tmp_path: Path) -> None:
     rate = "--config.phases[0].learning_rate=1e38"
     result = run_python("train.py", CONFIG_FLAG, f"--workdir={tmp_path}", rate, "--config.checkpoint_interval=1")
