@@ -45,6 +45,7 @@ def test_logits_equal_the_dense_model(variant: str) -> None:
     assert error(logits_of(config, params, tokens), dense.forward(config, to_float64(params), tokens)) < 3e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["full_width", "rotary_untied"])
 def test_gradients_equal_the_dense_model(variant: str) -> None:
     """Of every parameter; the truth is JAX's own differentiation of the dense model in float64."""
@@ -81,6 +82,7 @@ def test_gradients_are_the_slopes_of_the_logits() -> None:
         assert abs(ours - slope) < 1e-5 * size
 
 
+@pytest.mark.slow
 def test_implementations_agree_over_many_tiles() -> None:
     """Long enough for the blockwise path to walk, forward and backward, with windows on both sides of a tile."""
     config = dataclasses.replace(SMALL, windows=(20, 150, 150), attention_dropout_rate=0.1, position_dim=8)
@@ -97,6 +99,7 @@ def test_implementations_agree_over_many_tiles() -> None:
     assert error(results[0][1], results[1][1]) < 5e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
 def test_remat_changes_nothing(dropout_rate: float) -> None:
     config = dataclasses.replace(SMALL, dropout_rate=dropout_rate, attention_dropout_rate=dropout_rate)
@@ -318,6 +321,7 @@ def test_remat_keeps_the_attention_and_little_else() -> None:
 # ---- NNX -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nnx_runs_the_same_parameters() -> None:
     params, tokens = random_params(SMALL), random_tokens(2, 41)
     model = nnx.bridge.ToNNX(CharLM(SMALL), rngs=nnx.Rngs(0)).lazy_init(tokens[:1, :1])

@@ -192,6 +192,7 @@ def test_bfloat16_stays_near_float32() -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_the_rng() -> None:
     config = dataclasses.replace(SMALL, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import jax, numpy as np
 import jax.numpy as jnp
@@ -48,6 +50,7 @@ for spec in (P(None, "data"), P(None, None, "fsdp"), P("data", None, "fsdp")):
 """
 
 
+@pytest.mark.slow
 def test_batches_are_split_over_devices() -> None:
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     root = Path(__file__).parents[2]

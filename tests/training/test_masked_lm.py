@@ -212,6 +212,7 @@ def test_masks_of_a_step_do_not_depend_on_microbatches() -> None:
 # ---- The step --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_step_descends_the_mean_over_all_targets() -> None:
     """Written out with the logits of all tokens; and the same however the batch is cut."""
     rows = rows_of_tokens()
