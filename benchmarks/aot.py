@@ -87,6 +87,8 @@ HOPPER_CASES = (
     ),
 )
 
+SPLIT_CASE = Case("bfloat16", 64, 64, ("segment_ids", "dropout"), "pallas_mosaic_gpu", batch=2)  # over two devices
+
 
 def target_config(target: str) -> str:
     gpu = TARGETS[target]
@@ -107,26 +109,27 @@ def target_config(target: str) -> str:
     """
 
 
-def compile_for(target: str, f: Callable, *arguments: Any) -> Any:
-    """jit(f) compiled for the target; the arguments are trees of shapes."""
+def compile_for(target: str, f: Callable, *arguments: Any, devices: int = 1) -> Any:
+    """jit(f) compiled for the target; the arguments, trees of shapes, are split over devices along their first axis."""
     import jax
     from jax.experimental import topologies
     from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-    topology = topologies.get_topology_desc(platform="cuda", target_config=target_config(target), topology="1x1x1")
-    sharding = NamedSharding(topologies.make_mesh(topology, (1,), ("x",)), PartitionSpec())
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    config = target_config(target)
+    topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology=f"1x1x{devices}")
+    mesh = topologies.make_mesh(topology, (devices,), ("x",))
+
+    def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec("x") if devices > 1 and x.ndim else PartitionSpec()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
     device = AbstractDevice(device_kind=TARGETS[target]["name"], num_cores=TARGETS[target]["cores"], platform="gpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)):
-        return jax.jit(f).trace(*placed).lower().compile()
+    with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("x",), (AxisType.Auto,), abstract_device=device)):
+        return jax.jit(f).trace(*jax.tree.map(placed, arguments)).lower().compile()
 
 
-def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
-    """kernel -> registers of a thread, and its bytes that were spilled to memory.
-
-    Of a Hopper kernel's machine code also the warpgroup products, the loads by TMA, the exponentials that are computed
-    while products are in flight, and how often the assembler had to make products wait for each other ("serialized").
-    """
+def call_of(case: Case) -> tuple[Callable, tuple[Any, ...]]:
+    """The op with its gradients, and trees of its arguments' shapes."""
     import jax
 
     from longformer_jax import banded_attention
@@ -152,7 +155,17 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
 
     query, value = (jax.ShapeDtypeStruct((B, T, H, d), case.dtype) for d in (case.key_dim, case.value_dim))
     cotangents = value, jax.ShapeDtypeStruct((B, T, H), "float32")
-    compile_for(target, both, query, query, value, {n: x for n, x in limits.items() if n in wanted}, cotangents)
+    return both, (query, query, value, {n: x for n, x in limits.items() if n in wanted}, cotangents)
+
+
+def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
+    """kernel -> registers of a thread, and its bytes that were spilled to memory.
+
+    Of a Hopper kernel's machine code also the warpgroup products, the loads by TMA, the exponentials that are computed
+    while products are in flight, and how often the assembler had to make products wait for each other ("serialized").
+    """
+    both, arguments = call_of(case)
+    compile_for(target, both, *arguments)
 
     folder = Path(os.environ["MOSAIC_GPU_DUMP_TO"])
     if case.implementation == "pallas_mosaic_gpu":
@@ -171,6 +184,21 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
         command = [ptxas(), f"-arch={target}", "-v", str(ptx), "-o", "/dev/null"]
         found |= _resources(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
     return found
+
+
+def compile_split(target: str, case: Case) -> dict[str, int]:
+    """On as many devices as there are batch entries: the kernels, transfers between devices, and results that are not
+    split."""
+    import jax
+
+    both, arguments = call_of(case)
+    compiled = compile_for(target, both, *arguments, devices=case.batch)
+    calls = [line for line in compiled.as_text().splitlines() if " custom-call(" in line]
+    return {
+        "kernels": sum("banded_attention" in line for line in calls),
+        "transfers": len(re.findall(r"(?:all|collective)-[a-z-]+\(", compiled.as_text())),
+        "whole_results": sum(x.spec[:1] != ("x",) for x in jax.tree.leaves(compiled.output_shardings)),
+    }
 
 
 def _beside_products(code: str) -> int:
@@ -270,6 +298,10 @@ def measure(target: str, case: Case) -> dict[str, dict[str, int]]:
     return run_worker(f"--target={target}", f"--case={case.name}")
 
 
+def measure_split(target: str, case: Case) -> dict[str, int]:
+    return run_worker(f"--target={target}", f"--case={case.name}", "--split")
+
+
 def measure_all(wanted: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, dict[str, dict[str, int]]]]:
     """(target, case, what `measure` says) for all of them, in order; a compilation on each processor at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -294,15 +326,18 @@ def measure_training_step(target: str, length: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
-    named = {case.name: case for case in (*CASES, *HOPPER_CASES)}
+    named = {case.name: case for case in (*CASES, *HOPPER_CASES, SPLIT_CASE)}
     parser.add_argument("--case", choices=named, action="append", help="default: all, Hopper's for sm_90a only")
     parser.add_argument("--training-step", type=int, metavar="LENGTH", help="of the character model, in place of cases")
+    parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)  # a worker's
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     targets = options.target or list(TARGETS)
     if options.worker:
-        step = options.training_step
-        done = compile_training_step(targets[0], step) if step else compile_case(targets[0], named[options.case[0]])
+        if options.training_step:
+            done = compile_training_step(targets[0], options.training_step)
+        else:
+            done = (compile_split if options.split else compile_case)(targets[0], named[options.case[0]])
         print(json.dumps(done))
         return
     if options.training_step:
@@ -310,8 +345,9 @@ def main() -> None:
             print(target, measure_training_step(target, options.training_step))
         return
     print(TABLE_HEAD)
-    wanted = [(target, named[name]) for target in targets for name in options.case or named]
-    for target, case, found in measure_all([(t, c) for t, c in wanted if t == "sm_90a" or c not in HOPPER_CASES]):
+    cases = [named[name] for name in options.case] if options.case else (*CASES, *HOPPER_CASES)
+    wanted = [(t, case) for t in targets for case in cases if t == "sm_90a" or case.implementation == "pallas_triton"]
+    for target, case, found in measure_all(wanted):
         print(table_rows(target, case, found), flush=True)
 
 

@@ -8,10 +8,12 @@ from benchmarks.aot import (
     CASES,
     EACH_BLOCK_SIZE,
     HOPPER_CASES,
+    SPLIT_CASE,
     TABLE_HEAD,
     TARGETS,
     Case,
     measure_all,
+    measure_split,
     measure_training_step,
     table_rows,
 )
@@ -57,6 +59,12 @@ def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill() -> Non
             assert not figures["serialized"], (kernel, figures)
             if tiling(name, case.key_dim, case.value_dim).overlap:
                 assert figures["beside_products"] >= 32, (kernel, figures)  # each thread's of a block
+
+
+def test_a_batch_is_split_over_gpus() -> None:
+    found = measure_split("sm_90a", SPLIT_CASE)
+    assert found["kernels"] >= 3
+    assert (found["transfers"], found["whole_results"]) == (0, 0)
 
 
 def test_memory_of_the_training_step_is_linear() -> None:
