@@ -39,10 +39,10 @@ def test_peak_counts_the_call_and_not_what_was_there_before() -> None:
 
 def test_milliseconds_leave_the_preparation_out() -> None:
     def prepare():
-        time.sleep(0.5)
+        time.sleep(3)
         return lambda: time.sleep(0.05)
 
-    assert 50 <= side.milliseconds(prepare) < 400
+    assert 50 <= side.milliseconds(prepare) < 3000
 
 
 def test_serving_process_answers_line_by_line(tmp_path: Path) -> None:

@@ -38,16 +38,13 @@ def imported_modules(file: Path) -> set[str]:
     return plain.union(*({f"{node.module}.{alias.name}" for alias in node.names} for node in froms))
 
 
-def test_import_is_quick_and_light() -> None:
+def test_import_is_light() -> None:
     heavy = ["tensorflow_datasets", "grain", "orbax", "matplotlib", "tensorflow", "pyarrow"]
     program = (
-        "import json, sys, time; import jax, flax; start = time.perf_counter(); import longformer_jax; "
-        f"print(json.dumps([time.perf_counter() - start, [name for name in {heavy} if name in sys.modules]]))"
+        f"import json, sys; import longformer_jax; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     )
     printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds, loaded = json.loads(printed.stdout)
-    assert loaded == []
-    assert seconds < 2
+    assert json.loads(printed.stdout) == []
 
 
 @pytest.mark.parametrize("package", LAYERS)

@@ -163,4 +163,4 @@ def test_the_embedded_text_needs_no_tfds_and_readers_end_with_the_process():
         "assert next(batches).shape == (2, 65)\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=300)

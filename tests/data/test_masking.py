@@ -135,7 +135,7 @@ for spec in (P("data"), P(("data", "sequence")), P("data", "sequence"), P(None, 
     for a, b in zip(one, many, strict=True):
         np.testing.assert_array_equal(a, b)
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=300)
 
 
 @pytest.mark.parametrize(
