@@ -63,5 +63,5 @@ if __name__ == "__main__":
         torch_peers=TORCH_PEERS,
         subject="B=1, H=12, D=64, 256 keys a side, float32",
         output_name="{}_cpu.json",
-        quick=(1024, 4096),
+        quick=(512, 1024),
     )
