@@ -177,7 +177,9 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
                 figures |= {"HGMMA": code.count("HGMMA"), "UTMALDG": code.count("UTMALDG")}
                 figures |= {"beside_products": _beside_products(code), "serialized": report.read_text().count("C75")}
                 before = found.setdefault(kernel.removesuffix("_mosaic_gpu_kernel"), figures)
-                before["spilled"] = max(before["spilled"], figures["spilled"])
+                for name, figure in figures.items():
+                    worst = max if name in ("registers", "spilled", "serialized") else min
+                    before[name] = worst(before[name], figure)
         return found
     found = {}
     for ptx in folder.glob("*.ptx"):

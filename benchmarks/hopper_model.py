@@ -60,8 +60,8 @@ def model(kernel: str, dims: tuple[int, int], length: int, window: int) -> Model
         block = aligned(walk.block(number, 0), tiles.columns)
         blocks += int(block.count)
         for warpgroup in range(tiles.warpgroups):
-            item = Item(schedule, 0, 0, None, block, first=block.first + warpgroup * ROWS, numbers=unused)
-            begin, _, _, end = item.bounds
+            rows = Item(schedule, 0, 0, None, block).own_rows(warpgroup, numbers=unused)
+            begin, _, _, end = rows.bounds
             computed += int(end - begin) * ROWS * tiles.columns
 
     def row_bytes(counts: tuple[int, int, int]) -> int:

@@ -138,7 +138,10 @@ def _number(name: str, value: object) -> float:
 def _select(name: str | None, dtype: str, key_dim: int, value_dim: int):
     if name is None:
         name = "xla" if triton_missing(key_dim, value_dim) else "pallas_triton"
-        if os.environ.get(HOPPER_VARIABLE) == "1" and mosaic_missing(dtype, key_dim, value_dim) is None:
+        wanted = os.environ.get(HOPPER_VARIABLE, "0")
+        if wanted not in ("", "0", "1"):
+            raise InputError(f"{HOPPER_VARIABLE} is {wanted!r} in the environment; expected 0 or 1")
+        if wanted == "1" and mosaic_missing(dtype, key_dim, value_dim) is None:
             name = "pallas_mosaic_gpu"
     if name not in IMPLEMENTATIONS:
         raise NotImplementedError(

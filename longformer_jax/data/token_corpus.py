@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_VALIDATION_FRACTION = 0.01
 
 _SPLITS = ("train", "validation")
-_FORMAT = 1  # of what is below and in packer.py; another one is another cache
+_FORMAT = 1  # of what is below and in packing.py; another one is another cache
 _MANIFEST = "manifest.json"  # written last: what is in it is whole
 # What an interrupted build loses at most. A row does not reach beyond its shard, so this is no small number.
 _SHARD_CHARACTERS = 1 << 25

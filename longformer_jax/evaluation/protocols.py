@@ -57,7 +57,10 @@ def overlapping_count(size: int, sequence_length: int = PAPER_LENGTH, stride: in
     if not 1 <= stride <= sequence_length:
         raise InputError(f"stride is {stride}; expected 1 to sequence_length, {sequence_length}")
     if size <= sequence_length:
-        raise InputError(f"sequence_length is {sequence_length}; expected less than the {size} characters of the text")
+        raise InputError(
+            f"sequence_length is {sequence_length}; expected less than the {size} characters of the text (the "
+            "streaming protocol takes any)"
+        )
     return ((size - 1 - sequence_length) // stride + 1) * stride
 
 

@@ -35,9 +35,9 @@ OBJECTIVES = {
 DECAYS = ("constant", "linear", "cosine", "polynomial")
 
 # What may differ when a workdir is resumed: nothing here changes what is learnt, but for the dropout masks, which
-# follow from how a batch is cut.
+# follow from how a batch is cut. That the data at another path are the same, their digest tells.
 _HARMLESS = re.compile(
-    r"(log|eval|checkpoint)_interval|eval_sequences|keep_checkpoints|mesh\..*|data\.(data|cache)_dir"
+    r"(log|eval|checkpoint)_interval|eval_sequences|keep_checkpoints|mesh\..*|data\.(path|validation_path|data_dir|cache_dir)"
     r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device"
 )
 

@@ -235,7 +235,11 @@ class MaskedLMExperiment(ExperimentConfig):
             the model to begin with is another one.
         """
         if workdir is None and self.init is not None:
-            self._check_init(read_config(find_directory(self.init)), *_KEPT)
+            try:
+                found = read_config(find_directory(self.init))
+            except InputError as error:
+                raise InputError(f"init is {self.init!r}, which cannot be read: {error}") from None
+            self._check_init(found, *_KEPT)
         tokenizer = self.tokenizer(workdir)
         self.check_tokens(Packer.of(tokenizer, self.phases[0].sequence_length))
         corpora = {length: self.data.load(tokenizer, length) for length in {p.sequence_length for p in self.phases}}
@@ -383,7 +387,7 @@ def _embedded_text() -> str:
 
 def _load_tokenizer(source: str | Path) -> "Tokenizer":
     """The tokenizer in a file or of a model."""
-    tokenizer = load_tokenizer(source if Path(source).is_file() else find_directory(source))
+    tokenizer = load_tokenizer(source)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -91,7 +91,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _window(text: str) -> int | tuple[int, ...]:
-    entries = tuple(int(entry) for entry in text.split(","))
+    try:
+        entries = tuple(int(entry) for entry in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; expected a whole number, or one for each layer") from None
     return entries if len(entries) > 1 else entries[0]
 
 

@@ -36,7 +36,7 @@ def find_directory(source: str | os.PathLike[str], revision: str | None = None) 
     except ImportError:
         raise InputError(
             f"source is {name!r}, which is no directory, and for the hub huggingface_hub is not installed; expected "
-            "a directory, or pip install longformer-jax[hub]"
+            "a directory, or pip install huggingface_hub"
         ) from None
 
     def download(*patterns: str) -> Path:

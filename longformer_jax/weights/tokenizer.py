@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longformer_jax.errors import InputError
+from longformer_jax.weights.hub import find_directory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -12,25 +13,26 @@ if TYPE_CHECKING:
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> "Tokenizer":
+def load_tokenizer(source: str | os.PathLike[str]) -> "Tokenizer":
     """The tokenizer of a model; its encodings begin with <s> and end with </s>.
 
     Args:
-      path: a tokenizer.json, or a directory with one or with vocab.json and merges.txt.
+      source: a tokenizer.json, a directory with one or with vocab.json and merges.txt, or a model of the hub.
 
     Raises:
       InputError: the files are missing or damaged, or the vocabulary lacks a token of RoBERTa's.
     """
-    path = Path(path).expanduser()
+    path = Path(source).expanduser()
     if path.is_file():
         return _from_json(path)
+    path = find_directory(source)
     if (path / "tokenizer.json").is_file():
         return _from_json(path / "tokenizer.json")
     vocab, merges = path / "vocab.json", path / "merges.txt"
     if vocab.is_file() and merges.is_file():
         return _from_vocab(vocab, merges)
     raise InputError(
-        f"path is {str(path)!r}; expected a directory with tokenizer.json, or with vocab.json and merges.txt"
+        f"source is {str(source)!r}; expected a directory with tokenizer.json, or with vocab.json and merges.txt"
     )
 
 

@@ -38,7 +38,7 @@ def attention(
 
     Args:
       spec: the band, scale and dropout.
-      num_cores: the GPU's streaming multiprocessors, each of which gets programs to keep it busy to the end.
+      num_cores: the GPU's streaming multiprocessors, each of which gets one program, or several where tilings say so.
       query, key, value: [B, T, H, Dk], [B, S, H, Dk], [B, S, H, Dv], of dtypes and head_dims that are supported.
       limits: key mask, documents and dropout seed.
     """

@@ -1,7 +1,7 @@
-"""The backward kernels, which recompute the probabilities from lse: dq, a program for each block of queries, and dk and
-dv, a program for each block of keys.
+"""The backward kernels, which recompute the probabilities from lse: dq, whose items are blocks of queries, and dk and
+dv, whose items are blocks of keys.
 
-Nothing is added up across programs, so there are no atomics, and results repeat bit for bit.
+Nothing is added up across items, so there are no atomics, and results repeat bit for bit.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.mosaic.items import Item
+from pallas_kernels.mosaic.items import OwnRows
 from pallas_kernels.mosaic.launch import launch
 from pallas_kernels.mosaic.pipeline import Kernel
 from pallas_kernels.mosaic.tiles import across, down, in_place, load_per_column, load_per_row
@@ -34,10 +34,9 @@ def backward_dq(
 ) -> jax.Array:
     """dq. The walk is over queries; arrays: query, key, value, dout [B, T, H, D] and `row_terms`."""
     query, key, value, dout, bits, delta = arrays
-    kernel = Kernel("dq", scores=((0, 0), (1, 1)), sums=(0,), start=_start_dq, weigh=_weigh_dq, finish=_finish_dq)
     own, other = (query, dout, bits, delta), (key, value)
     outputs = (jax.ShapeDtypeStruct(query.shape, query.dtype),)
-    return launch(kernel, spec, walk, tiling, own, other, limits, outputs, num_cores, own_is_query=True)[0]
+    return launch(_DQ, spec, walk, tiling, own, other, limits, outputs, num_cores, own_is_query=True)[0]
 
 
 def backward_dkdv(
@@ -45,13 +44,9 @@ def backward_dkdv(
 ) -> tuple[jax.Array, jax.Array]:
     """dk and dv. The walk is over keys; arrays as `backward_dq`'s."""
     query, key, value, dout, bits, delta = arrays
-    # Transposed, [keys, queries], as the sums need them.
-    kernel = Kernel(
-        "dkdv", scores=((0, 0), (1, 1)), sums=(0, 1), start=_start_dkdv, weigh=_weigh_dkdv, finish=_finish_dkdv
-    )
     own, other = (key, value), (query, dout, bits, delta)
     outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in own)
-    dk, dv = launch(kernel, spec, walk, tiling, own, other, limits, outputs, num_cores, own_is_query=False)
+    dk, dv = launch(_DKDV, spec, walk, tiling, own, other, limits, outputs, num_cores, own_is_query=False)
     return dk, dv
 
 
@@ -59,17 +54,19 @@ def _start_dq(own: list[Any]):
     return load_per_row(own[2]), load_per_row(own[3])
 
 
-def _weigh_dq(item: Item, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state):
+def _weigh_dq(
+    rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
+):
     bits, delta = state
     (_, _, _, _, *query_ids), (_, _, *key_ids) = own, other
     s, dp = scores
-    p = _probabilities(item, s(), down(bits, item.columns), n, is_edge, query_ids, key_ids)
-    p, _, dp = _dropped(item, p, dp())
-    return (p * (dp - down(delta, item.columns)),), state, None
+    p = _probabilities(rows, s(), down(bits, rows.columns), n, is_edge, query_ids, key_ids)
+    p, _, dp = _dropped(rows, p, dp())
+    return (p * (dp - down(delta, rows.columns)),), state, None
 
 
-def _finish_dq(item: Item, sums: tuple[jax.Array, ...], state):
-    return (sums[0] * item.spec.scale,)
+def _finish_dq(rows: OwnRows, sums: tuple[jax.Array, ...], state):
+    return (sums[0] * rows.spec.scale,)
 
 
 def _start_dkdv(own: list[Any]):
@@ -77,31 +74,36 @@ def _start_dkdv(own: list[Any]):
 
 
 def _weigh_dkdv(
-    item: Item, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
+    rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
 ):
     (_, _, *key_ids), (_, _, bits, delta, *query_ids) = own, other
     s, dp = scores
-    p = _probabilities(item, s(), across(load_per_column(bits)), n, is_edge, key_ids, query_ids)
-    p, kept, dp = _dropped(item, p, dp())
+    p = _probabilities(rows, s(), across(load_per_column(bits)), n, is_edge, key_ids, query_ids)
+    p, kept, dp = _dropped(rows, p, dp())
     return (p * (dp - across(load_per_column(delta))), kept), state, None
 
 
-def _finish_dkdv(item: Item, sums: tuple[jax.Array, ...], state):
+def _finish_dkdv(rows: OwnRows, sums: tuple[jax.Array, ...], state):
     dk, dv = sums
-    return dk * item.spec.scale, dv / (1 - item.spec.dropout_rate)
+    return dk * rows.spec.scale, dv / (1 - rows.spec.dropout_rate)
 
 
 def _probabilities(
-    item: Item, s: jax.Array, bits: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]
+    rows: OwnRows, s: jax.Array, bits: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]
 ) -> jax.Array:
     """Negative where dropout drops them: to remember that otherwise would take a register for each."""
-    p = jnp.exp2(item.hide(s * (item.spec.scale * LOG2_E), n, is_edge, own_ids, other_ids) - bits)
-    keep = item.keep(n)
+    p = jnp.exp2(rows.hide(s * (rows.spec.scale * LOG2_E), n, is_edge, own_ids, other_ids) - bits)
+    keep = rows.keep(n)
     return p if keep is None else in_place(jnp.where(keep, p, -p))
 
 
-def _dropped(item: Item, p: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _dropped(rows: OwnRows, p: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The probabilities, those that are kept, not scaled up, and the gradient of the former."""
-    if item.stream is None:
+    if rows.item.stream is None:
         return p, p, dp
-    return jnp.maximum(p, -p), jnp.maximum(p, 0.0), jnp.where(p > 0, dp / (1 - item.spec.dropout_rate), 0.0)
+    return jnp.maximum(p, -p), jnp.maximum(p, 0.0), jnp.where(p > 0, dp / (1 - rows.spec.dropout_rate), 0.0)
+
+
+_DQ = Kernel("dq", scores=((0, 0), (1, 1)), sums=(0,), start=_start_dq, weigh=_weigh_dq, finish=_finish_dq)
+# Transposed, [keys, queries], as the sums need them.
+_DKDV = Kernel("dkdv", scores=((0, 0), (1, 1)), sums=(0, 1), start=_start_dkdv, weigh=_weigh_dkdv, finish=_finish_dkdv)

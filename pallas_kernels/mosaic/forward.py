@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.mosaic.items import Item
+from pallas_kernels.mosaic.items import OwnRows
 from pallas_kernels.mosaic.launch import launch
 from pallas_kernels.mosaic.pipeline import Kernel
 from pallas_kernels.mosaic.tiles import down, filled_line
@@ -30,8 +30,7 @@ def forward(
     out = jax.ShapeDtypeStruct((*query.shape[:3], value.shape[-1]), value.dtype)
     lse = jax.ShapeDtypeStruct(query.shape[:3], jnp.float32)
     own, other = (query,), (key, value)
-    kernel = Kernel("forward", scores=((0, 0),), sums=(1,), start=_start, weigh=_weigh, finish=_finish)
-    out, lse = launch(kernel, spec, walk, tiling, own, other, limits, (out, lse), num_cores, own_is_query=True)
+    out, lse = launch(_FORWARD, spec, walk, tiling, own, other, limits, (out, lse), num_cores, own_is_query=True)
     return out, lse
 
 
@@ -45,28 +44,31 @@ def _start(own: list[Any]):
     return filled_line(-jnp.inf), filled_line(0.0)
 
 
-def _weigh(item: Item, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state):
+def _weigh(rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state):
     maximum, total = state
     (_, *query_ids), (_, _, *key_ids) = own, other
-    before, factor = _factors(item.spec)
+    before, factor = _factors(rows.spec)
     s = scores[0]()
     s = s if before == 1.0 else s * before
-    s = item.hide(s, n, is_edge, query_ids, key_ids)
+    s = rows.hide(s, n, is_edge, query_ids, key_ids)
     new_maximum = jnp.maximum(maximum, s.max(axis=1))
     # A row that has seen nothing yet has no maximum to subtract.
     finite = jnp.where(new_maximum == -jnp.inf, 0.0, new_maximum)
-    p = jnp.exp2(s * factor - down(finite * factor, item.columns))
+    p = jnp.exp2(s * factor - down(finite * factor, rows.columns))
     rescale = jnp.exp2((maximum - finite) * factor)
     total = total * rescale + p.sum(axis=1)
-    keep = item.keep(n)
+    keep = rows.keep(n)
     if keep is not None:
         p = jnp.where(keep, p, 0.0)
     return (p,), (new_maximum, total), rescale
 
 
-def _finish(item: Item, sums: tuple[jax.Array, ...], state):
+def _finish(rows: OwnRows, sums: tuple[jax.Array, ...], state):
     (acc,), (maximum, total) = sums, state
     live = maximum != -jnp.inf  # true of NaN, which must not be hidden
-    norm = jnp.where(live, 1 / (total * (1 - item.spec.dropout_rate)), 0.0)
-    log_sum_exp = jnp.where(live, maximum * _factors(item.spec)[1] + jnp.log2(total), -jnp.inf)
+    norm = jnp.where(live, 1 / (total * (1 - rows.spec.dropout_rate)), 0.0)
+    log_sum_exp = jnp.where(live, maximum * _factors(rows.spec)[1] + jnp.log2(total), -jnp.inf)
     return acc * down(norm, acc.shape[1]), log_sum_exp / LOG2_E
+
+
+_FORWARD = Kernel("forward", scores=((0, 0),), sums=(1,), start=_start, weigh=_weigh, finish=_finish)

@@ -1,4 +1,4 @@
-"""The items that a Hopper kernel's programs go through, and what a warpgroup sees of one."""
+"""The items that a Hopper kernel's programs go through, and what the rows of a warpgroup see in one."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -11,10 +11,9 @@ from jax.experimental import pallas as pl
 from pallas_kernels.dropout import hash_column, hash_row, is_kept
 from pallas_kernels.mosaic.tiles import across, count_per_row, down, load_per_column, load_per_row
 from pallas_kernels.mosaic.tiling import ROWS, Tiling
+from pallas_kernels.mosaic.views import ALIGNMENT
 from pallas_kernels.spec import Spec
 from pallas_kernels.walk import Block, Walk
-
-ALIGNMENT = 8  # of the rows at which TMA may begin, given how it lays them out in shared memory
 
 
 class Scalars(NamedTuple):
@@ -71,8 +70,8 @@ class Schedule:
         """How many items this program has."""
         return lax.div(self.items - lax.axis_index("program") + self.programs - 1, jnp.int32(self.programs))
 
-    def item(self, i: Any, warpgroup: Any, scalars: Scalars, numbers: Any) -> "Item":
-        """This program's item number i, for one of its warpgroups."""
+    def item(self, i: Any, scalars: Scalars) -> "Item":
+        """This program's item number i."""
         number = lax.axis_index("program") + i * self.programs
         per_head = jnp.int32(self.walk.programs)
         block, number = lax.rem(number, per_head), lax.div(number, per_head)
@@ -83,15 +82,14 @@ class Schedule:
         if scalars.spans is not None:
             span = scalars.spans[entry, 0, 0, block], scalars.spans[entry, 0, 1, block]
         walked = aligned(self.walk.block(block, 0, span), self.tiling.columns)
-        first = pl.multiple_of(walked.first + warpgroup * ROWS, ROWS)
-        return Item(self, entry, head + self.first_head, stream, walked, first, numbers)
+        return Item(self, entry, head + self.first_head, stream, walked)
 
 
 def aligned(block: Block, columns: int) -> Block:
     """The same with the other side's rows beginning where TMA may, and one block at least.
 
     The masks hide the rows that are before, and all of a block that nothing was to be seen of. Which blocks need none
-    is each warpgroup's matter: `Item.bounds`.
+    is each warpgroup's matter: `OwnRows.bounds`.
     """
     start = lax.div(block.start, jnp.int32(ALIGNMENT)) * ALIGNMENT
     count = lax.div(jnp.maximum(block.stop - start, 1) + columns - 1, jnp.int32(columns))
@@ -100,16 +98,14 @@ def aligned(block: Block, columns: int) -> Block:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """The rows of one warpgroup beside the blocks that all warpgroups of the program go through.
+    """A block of own rows, those of all warpgroups, beside the other side's blocks that they go through.
 
     Attributes:
-      schedule: what is known when the kernel is traced. Masks are [own rows, columns].
+      schedule: what is known when the kernel is traced.
       batch: which batch entry.
       head: among all heads.
       stream: the batch entry's dropout; None without dropout.
-      block: of all warpgroups of the program together.
-      first: the first own row of this one.
-      numbers: of the columns, 0, 1, 2, ..., in shared memory, as the compiler would keep them in registers throughout.
+      block: of the walk.
     """
 
     schedule: Schedule
@@ -117,24 +113,46 @@ class Item:
     head: Any
     stream: Any
     block: Block
+
+    def first_of(self, n: Any) -> Any:
+        """The first row to load for block n: its own first row, but for a last block that would stick out."""
+        columns = self.schedule.tiling.columns
+        first = jnp.minimum(self.block.start + n * columns, self.schedule.other_rows - columns)
+        return pl.multiple_of(first, ALIGNMENT)
+
+    def own_rows(self, warpgroup: Any, numbers: Any) -> "OwnRows":
+        return OwnRows(self, pl.multiple_of(self.block.first + warpgroup * ROWS, ROWS), numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnRows:
+    """The 64 rows of one warpgroup. Scores, masks and weights are [own rows, columns].
+
+    Attributes:
+      item: which they are of.
+      first: the first row.
+      numbers: of the columns, 0, 1, 2, ..., in shared memory, as the compiler would keep them in registers throughout.
+    """
+
+    item: Item
     first: Any
     numbers: Any
 
     @property
     def spec(self) -> Spec:
-        return self.schedule.spec
+        return self.item.schedule.spec
 
     @property
     def columns(self) -> int:
-        return self.schedule.tiling.columns
+        return self.item.schedule.tiling.columns
 
     @property
     def bounds(self) -> tuple[Any, Any, Any, Any]:
-        """(begin, interior, edge, end): blocks [begin, end), one at least, are what some row of this warpgroup sees.
+        """(begin, interior, edge, end): blocks [begin, end), one at least, are what some row sees.
 
         All rows see the whole of blocks [interior, edge).
         """
-        block, walk, columns = self.block, self.schedule.walk, jnp.int32(self.columns)
+        block, walk, columns = self.item.block, self.item.schedule.walk, jnp.int32(self.columns)
         first, last = self.first + block.shift, self.first + ROWS - 1 + block.shift
 
         def offset(x: Any) -> Any:
@@ -147,19 +165,19 @@ class Item:
         edge = lax.div(offset(jnp.minimum(first + walk.right + 1, block.stop)), columns)
         return begin, interior, jnp.clip(edge, interior, end), end
 
-    def first_of(self, n: Any) -> Any:
-        """The first row to load for block n: its own first row, but for a last block that would stick out."""
-        first = jnp.minimum(self.block.start + n * self.columns, self.schedule.other_rows - self.columns)
-        return pl.multiple_of(first, ALIGNMENT)
-
     def hide(self, x: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]) -> jax.Array:
-        """x [64, columns] with -inf in place of what the rows do not see in block n, which `is_edge` says may be some.
+        """x [64, columns] of block n with -inf in place of what the rows do not see.
 
-        own_ids, other_ids: a reference in shared memory each, or none where there are no ids.
+        Args:
+          x: scores.
+          n: the block.
+          is_edge: whether rows may not see all of it, for the band.
+          own_ids, other_ids: a reference in shared memory each, or none where there are no ids.
         """
         if is_edge:
             # The first column that a row sees, and how many: unsigned, one comparison does for both ends.
-            block, walk, start, (rows, columns) = self.block, self.schedule.walk, self.first_of(n), self._numbers()
+            block, walk = self.item.block, self.item.schedule.walk
+            start, (rows, columns) = self.item.first_of(n), self._numbers()
             rows = rows + (self.first + block.shift)
             first = jnp.maximum(rows - walk.left, block.start + n * self.columns) - start
             stop = jnp.minimum(rows + walk.right + 1, block.stop) - start
@@ -172,16 +190,16 @@ class Item:
 
     def keep(self, n: Any) -> jax.Array | None:
         """Which probabilities dropout keeps, booleans [64, columns]; None where there is no dropout."""
-        if self.stream is None:
+        stream, block, head = self.item.stream, self.item.block, self.item.head
+        if stream is None:
             return None
-        block = self.block
         own, other = self._numbers(block.dilation)
         own = own + (self.first * block.dilation + block.residue)
-        other = other + (self.first_of(n) * block.dilation + block.other_residue)
-        if self.schedule.own_is_query:
-            row, column = down(hash_row(self.stream, self.head, own), self.columns), across(hash_column(other))
+        other = other + (self.item.first_of(n) * block.dilation + block.other_residue)
+        if self.item.schedule.own_is_query:
+            row, column = down(hash_row(stream, head, own), self.columns), across(hash_column(other))
         else:
-            row, column = across(hash_row(self.stream, self.head, other)), down(hash_column(own), self.columns)
+            row, column = across(hash_row(stream, head, other)), down(hash_column(own), self.columns)
         return is_kept(self.spec.dropout_rate, row, column)
 
     def _numbers(self, step: int = 1) -> tuple[jax.Array, jax.Array]:

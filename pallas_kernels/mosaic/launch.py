@@ -74,7 +74,7 @@ def _launch(
     own_ids, other_ids = limits.ids(query_length, schedule.batch)
     if not schedule.own_is_query:
         own_ids, other_ids = other_ids, own_ids
-    if own_ids is not None and other_ids is not None:
+    if own_ids is not None and other_ids is not None:  # both or neither
         own, other = (*own, own_ids), (*other, other_ids)
     arrays = Arrays(
         own=tuple(view(x, dilation, ROWS) for x in own),
@@ -97,7 +97,7 @@ def _launch(
         def _() -> None:
             if loading is not None:
                 plgpu.set_max_registers(loading, action="decrease")
-            load(schedule, arrays, scalars, shared, warpgroup)
+            load(schedule, arrays, scalars, shared)
 
     readers = tiling.warpgroups
     results = plgpu.kernel(

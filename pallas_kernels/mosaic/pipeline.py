@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.mosaic.items import Item, Scalars, Schedule
+from pallas_kernels.mosaic.items import OwnRows, Scalars, Schedule
 from pallas_kernels.mosaic.tiles import down, empty_tile, in_place, multiply, store_numbers
 from pallas_kernels.mosaic.tiling import ROWS
 from pallas_kernels.mosaic.views import rows_of
@@ -31,11 +31,11 @@ class Kernel(NamedTuple):
       scores: pairs (own array, other array), by number: their products over head_dim are the scores.
       sums: arrays of the other side, by number: their products with weights are added up.
       start: own -> state; `own` are references to its rows in shared memory.
-      weigh: (item, own, other, n, is_edge, scores, state) -> (weights, state, rescale). `other` are references to
-        block n, `is_edge` says whether rows may not see all of it, `scores` are functions that wait for the products,
-        float32 [64, columns]; weights are like these, one for each sum; rescale, float32 [64] or None, is for the sums
-        over the blocks before.
-      finish: (item, sums, state) -> one array for each output.
+      weigh: (rows, own, other, n, is_edge, scores, state) -> (weights, state, rescale). `rows` are `OwnRows`, `other`
+        references to block n, `is_edge` says whether rows may not see all of it, `scores` are functions that give the
+        products, float32 [64, columns], when these are done, each to be called once and in order; weights are like the
+        products, one for each sum; rescale, float32 [64] or None, is for the sums over the blocks before.
+      finish: (rows, sums, state) -> one array for each output.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Kernel(NamedTuple):
 class Ring(NamedTuple):
     """Slots that the loading warpgroup fills and the others read; number k of what goes through takes slot k % size.
 
-    full, empty: a barrier for each slot, on which every array that is loaded and every reader arrives.
+    full, empty: a barrier for each slot; on the first all arrays that are loaded arrive, on the second all readers.
     """
 
     full: Any
@@ -117,24 +117,24 @@ def compute(
     store_numbers(numbers)
 
     def work(i, passed):
-        item = schedule.item(i, warpgroup, scalars, numbers)
+        rows = schedule.item(i, scalars).own_rows(warpgroup, numbers)
         shared.own_ring.wait_full(i)
         own = [ref.at[shared.own_ring.slot(i), warpgroup] for ref in shared.own]
         release_own = functools.partial(shared.own_ring.release, i)
-        sums, state = compute_item(kernel, item, own, shared.other, shared.ring, passed, release_own)
-        results = kernel.finish(item, sums, state)
-        # Computed again, so as not to take registers meanwhile.
-        item = schedule.item(in_place(i), warpgroup, scalars, numbers)
+        sums, state = compute_item(kernel, rows, own, shared.other, shared.ring, passed, release_own)
+        results = kernel.finish(rows, sums, state)
+        item = schedule.item(in_place(i), scalars)  # computed again, so as not to take registers meanwhile
+        first = item.own_rows(warpgroup, numbers).first
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the item before
         for x, ref in zip(results, shared.outputs, strict=True):
             ref.at[warpgroup][...] = x.astype(ref.dtype)
         plgpu.commit_smem()
 
-        @pl.when(item.first < schedule.own_rows)  # of a residue's last item not all warpgroups have rows
+        @pl.when(first < schedule.own_rows)  # of a residue's last item not all warpgroups have rows
         def store() -> None:
             for array, ref in zip(arrays.outputs, shared.outputs, strict=True):
                 head = item.head - schedule.first_head
-                target = rows_of(array, item.batch, head, item.block.residue, item.first, ROWS)
+                target = rows_of(array, item.batch, head, item.block.residue, first, ROWS)
                 plgpu.copy_smem_to_gmem(ref.at[warpgroup], target)
 
         return passed + item.block.count
@@ -143,12 +143,12 @@ def compute(
     plgpu.wait_smem_to_gmem(0)
 
 
-def load(schedule: Schedule, arrays: Arrays, scalars: Scalars, shared: Shared, warpgroup: Any) -> None:
+def load(schedule: Schedule, arrays: Arrays, scalars: Scalars, shared: Shared) -> None:
     """What the loading warpgroup does."""
     tiling, ring, own_ring = schedule.tiling, shared.ring, shared.own_ring
 
     def work(i, passed):
-        item = schedule.item(i, warpgroup, scalars, shared.numbers)
+        item = schedule.item(i, scalars)
         block = item.block
 
         def load_own() -> None:
@@ -181,30 +181,25 @@ def load(schedule: Schedule, arrays: Arrays, scalars: Scalars, shared: Shared, w
 
 def compute_item(
     kernel: Kernel,
-    item: Item,
+    rows: OwnRows,
     own: list[Any],
     other: tuple[Any, ...],
     ring: Ring,
     passed: Any,
     release_own: Callable[[], None],
 ) -> tuple[tuple[jax.Array, ...], Any]:
-    """(sums, state) over all blocks of an item, of which the first is number `passed` of what goes through the ring.
+    """(sums, state) over all blocks of an item, of which the first is number `passed` of what goes through the ring."""
+    begin, interior, edge, end = rows.bounds
+    interpret, tiling = rows.spec.interpret, rows.item.schedule.tiling
 
-    With `Tiling.overlap` a block's sums are added up while the next block's scores become weights, which are in
-    registers beside the ones before. With `unmasked_loop` the blocks of which everything is seen have a loop of their
-    own.
-    """
-    begin, interior, edge, end = item.bounds
-    interpret, tiling = item.spec.interpret, item.schedule.tiling
-
-    def block(n: Any) -> list[Any]:
+    def slots(n: Any) -> list[Any]:
         return [ref.at[ring.slot(passed + n)] for ref in other]
 
-    def scores(n: Any) -> list[tuple[Any, Any]]:
-        return [(own[mine], block(n)[theirs]) for mine, theirs in kernel.scores]
+    def pairs(n: Any) -> list[tuple[Any, Any]]:
+        return [(own[mine], slots(n)[theirs]) for mine, theirs in kernel.scores]
 
     def summed(n: Any) -> list[Any]:
-        return [block(n)[x] for x in kernel.sums]
+        return [slots(n)[x] for x in kernel.sums]
 
     def fence_lines(refs: list[Any]) -> None:
         """Lines are read by loads, which without a fence need not be done when TMA is told to write there again."""
@@ -212,8 +207,8 @@ def compute_item(
             plgpu.commit_smem()
 
     def weigh(is_edge: bool, n: Any, state: Any, scores: tuple[Callable, ...]):
-        weighed = kernel.weigh(item, own, block(n), n, is_edge, scores, state)
-        fence_lines(block(n))
+        weighed = kernel.weigh(rows, own, slots(n), n, is_edge, scores, state)
+        fence_lines(slots(n))
         return weighed
 
     def product(pair: tuple[Any, Any]) -> jax.Array:
@@ -234,8 +229,8 @@ def compute_item(
     def step(is_edge, n, carry):
         sums, state = carry
         ring.wait_full(passed + n)
-        products = tuple(functools.partial(product, pair) for pair in scores(n))
-        weights, state, rescale = weigh(is_edge, n, state, products)
+        scores = tuple(functools.partial(product, pair) for pair in pairs(n))
+        weights, state, rescale = weigh(is_edge, n, state, scores)
         return add_up(rescaled(sums, rescale), weights, n), state
 
     def weigh_and_wait(is_edge: bool, n: Any, state: Any, *scores: Callable):
@@ -248,22 +243,22 @@ def compute_item(
     def step_beside_sums(is_edge, n, carry):
         sums, weights, state = carry
         then = functools.partial(weigh_and_wait, is_edge, n, state)
-        sums, weighed = multiply(scores(n), then, sums, weights, summed(n - 1), interpret)
+        sums, weighed = multiply(pairs(n), then, sums, weights, summed(n - 1), interpret)
         ring.release(passed + n - 1)
         weights, state, rescale = weighed
         return rescaled(sums, rescale), weights, state
 
-    def run(step: Callable, first: Any, carry: Any) -> Any:
+    def run(body: Callable, first: Any, carry: Any) -> Any:
         def part(number, carry):
             """Masked blocks, and then those inside the band, of which the second part has none."""
             is_last = number > 0
             start, stop = jnp.where(is_last, edge, begin), jnp.where(is_last, end, interior)
-            carry = lax.fori_loop(jnp.maximum(first, start), stop, functools.partial(step, True), carry)
+            carry = lax.fori_loop(jnp.maximum(first, start), stop, functools.partial(body, True), carry)
             start, stop = jnp.maximum(first, interior), jnp.where(is_last, interior, edge)
-            return lax.fori_loop(start, stop, functools.partial(step, False), carry)
+            return lax.fori_loop(start, stop, functools.partial(body, False), carry)
 
         if not tiling.unmasked_loop:
-            return lax.fori_loop(first, end, functools.partial(step, True), carry)
+            return lax.fori_loop(first, end, functools.partial(body, True), carry)
         # A loop of two, and of a length that the compiler does not know, as it would make three loops of it.
         return lax.fori_loop(0, jnp.where(edge < end, 2, 1), part, carry)
 
@@ -276,12 +271,12 @@ def compute_item(
     if tiling.overlap:
         ring.wait_full(passed + begin)
         then = functools.partial(weigh_and_wait, True, begin, state)
-        _, (weights, state, _) = multiply(scores(begin), then, (), (), (), interpret)
+        _, (weights, state, _) = multiply(pairs(begin), then, (), (), (), interpret)
         sums, weights, state = run(step_beside_sums, begin + 1, (sums, weights, state))
         done_with_own()
         sums = add_up(sums, weights, end - 1)
     else:
         sums, state = run(step, begin, (sums, state))
         done_with_own()
-    lax.fori_loop(end, item.block.count, skip, None)
+    lax.fori_loop(end, rows.item.block.count, skip, None)
     return sums, state

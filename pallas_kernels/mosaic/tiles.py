@@ -71,16 +71,19 @@ def multiply(
       pairs: references (own [64, D], other [columns, D]) to shared memory.
       then: gets a function for each pair that waits for own @ other^T, float32 [64, columns].
       sums: float32 [64, D].
-      weights: float32 [64, columns], rounded to the type of
+      weights: float32 [64, columns], rounded to the type of `others`.
       others: references [columns, D] to shared memory.
     """
+    if interpret and sums:  # the interpreter knows no products with an operand in registers
+        _, result = multiply(pairs, then, (), (), (), interpret)
+        return tuple(x + _dot(w, other) for x, w, other in zip(sums, weights, others, strict=True)), result
 
     def run(score_refs: Sequence[Any], sum_refs: Sequence[Any]):
-        for ref, x in zip(sum_refs, sums, strict=False):
+        for ref, x in zip(sum_refs, sums, strict=True):
             ref[...] = x
         for ref, (own, other) in zip(score_refs, pairs, strict=True):
             plgpu.wgmma(ref, own, other.transpose((1, 0)))
-        for ref, x, other in zip(sum_refs, weights, others, strict=False):
+        for ref, x, other in zip(sum_refs, weights, others, strict=True):
             plgpu.wgmma(ref, x.astype(other.dtype), other)
 
         def awaited(number: int) -> jax.Array:
@@ -89,12 +92,10 @@ def multiply(
             return in_place(plgpu.wgmma_accumulator_load(score_refs[number], wait_n=later))
 
         result = then(*(functools.partial(awaited, n) for n in range(len(pairs))))
-        if interpret:  # which knows no products with an operand in registers
-            return tuple(x + _dot(w, other) for x, w, other in zip(sums, weights, others, strict=True)), result
         return tuple(plgpu.wgmma_accumulator_load(ref, wait_n=0) for ref in sum_refs), result
 
     score_refs = [plgpu.ACC((ROWS, other.shape[0]), jnp.float32) for _, other in pairs]
-    sum_refs = [] if interpret else [plgpu.ACC((ROWS, x.shape[1]), jnp.float32) for x in sums]
+    sum_refs = [plgpu.ACC((ROWS, x.shape[1]), jnp.float32) for x in sums]
     return pl.run_scoped(run, score_refs, sum_refs) if score_refs or sum_refs else run([], [])
 
 

@@ -12,7 +12,8 @@ class Tiling:
     Attributes:
       warpgroups: that compute, 64 own rows each.
       columns: of a block of the other side.
-      stages: blocks of the other side in the ring: the one at work, the next, and with `overlap` the one before.
+      stages: blocks of the other side in the ring: the one at work, the next, so that loading goes on meanwhile, and
+        with `overlap` the one before, without which warpgroups would wait for each other for ever.
       own_stages: items whose own rows are in shared memory at the same time.
       overlap: products of a block run while the next block's scores become weights, which takes registers.
       persistent: a program for each core of the GPU goes through several items; else each item has its own.
@@ -32,7 +33,9 @@ class Tiling:
             raise ValueError(f"warpgroups is {self.warpgroups}; 1 to 3 were expected")
         if self.columns <= 0 or self.columns % 64:
             raise ValueError(f"columns is {self.columns}; a multiple of 64 was expected")
-        if self.stages < (least := 3 if self.overlap else 2):  # with fewer, the warpgroups wait for each other
+        if self.own_stages < 1:
+            raise ValueError(f"own_stages is {self.own_stages}; at least 1 was expected")
+        if self.stages < (least := 3 if self.overlap else 2):
             raise ValueError(f"stages is {self.stages}; with overlap={self.overlap} at least {least} are needed")
 
     @property

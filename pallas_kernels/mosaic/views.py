@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.mosaic.items import ALIGNMENT
+ALIGNMENT = 8  # of the rows at which TMA may begin, given how it lays them out in shared memory
 
 
 def view(x: jax.Array, dilation: int, rows: int) -> jax.Array:
@@ -57,9 +57,9 @@ def rows_of(ref: Any, batch: Any, head: Any, residue: Any, first: Any, count: in
             return ref.at[batch, residue, pl.ds(first, count)]
 
 
-def shared_rows(view: Any, slots: tuple[int, ...], count: int) -> Any:
-    """Shared memory for `count` rows of the view in each slot."""
-    if len(view.shape) != 5:
-        return plgpu.SMEM((*slots, count), view.dtype)
+def shared_rows(array: Any, slots: tuple[int, ...], count: int) -> Any:
+    """Shared memory for `count` rows of what `view` makes in each slot."""
+    if len(array.shape) != 5:
+        return plgpu.SMEM((*slots, count), array.dtype)
     transforms = plgpu.TilingTransform((ALIGNMENT, 64)), plgpu.SwizzleTransform(128)
-    return plgpu.SMEM((*slots, count, view.shape[-1]), view.dtype, transforms=transforms)
+    return plgpu.SMEM((*slots, count, array.shape[-1]), array.dtype, transforms=transforms)

@@ -12,6 +12,7 @@ import pytest
 
 from longformer_jax import banded_attention
 from longformer_jax.attention.api import HOPPER_VARIABLE
+from longformer_jax.errors import InputError
 from pallas_kernels.mosaic import HEAD_DIMS, tiles
 from pallas_kernels.mosaic import tiling as tilings
 from pallas_kernels.mosaic.items import Item, Schedule, aligned
@@ -131,15 +132,16 @@ def test_a_warpgroup_takes_part_in_what_its_rows_see(
     for number in range(walk.programs):
         block = aligned(walk.block(number, 0), columns)
         for warpgroup in range(warpgroups):
-            item = Item(schedule, 0, 0, None, block, first=block.first + warpgroup * ROWS, numbers=unused)
-            own = item.first + rows[:, None]
+            item = Item(schedule, 0, 0, None, block)
+            own_rows = item.own_rows(warpgroup, numbers=unused)
+            own = own_rows.first + rows[:, None]
             sees, sees_all = np.zeros((2, int(block.count)), bool)
             for n in range(int(block.count)):
                 key = int(block.start) + n * columns + np.arange(columns)
                 inside = (key < block.stop) & (key >= 0)
                 visible = (key >= own + block.shift - left) & (key <= own + block.shift + right) & inside
                 sees[n], sees_all[n] = visible.any(), visible.all()
-            begin, interior, edge, end = map(int, item.bounds)
+            begin, interior, edge, end = map(int, own_rows.bounds)
             blocks = np.arange(int(block.count))
             assert begin < end <= block.count and begin <= interior <= edge <= end
             assert np.array_equal(sees, (blocks >= begin) & (blocks < end)) or (not sees.any() and end == begin + 1)
@@ -186,6 +188,9 @@ def test_none_chooses_them_where_the_environment_says_so(monkeypatch: pytest.Mon
     assert chosen(SHAPE)
     assert not chosen(jax.ShapeDtypeStruct((2, 100, 4, 32), jnp.bfloat16))
     assert not chosen(SHAPE, "NVIDIA A100-SXM4-80GB")
+    monkeypatch.setenv(HOPPER_VARIABLE, "true")
+    with pytest.raises(InputError, match=rf"^{HOPPER_VARIABLE} is 'true' in the environment; expected 0 or 1"):
+        chosen(SHAPE)
 
 
 @pytest.mark.parametrize(

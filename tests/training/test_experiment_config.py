@@ -185,6 +185,7 @@ def changed(edit: Callable[[dict[str, Any]], None]) -> ExperimentConfig:
         ),
         lambda c: c["mesh"].update(data=1, fsdp=2),
         lambda c: c["data"].update(data_dir="elsewhere"),
+        lambda c: c["data"].update(path="where the same file is now"),  # data.json tells if it is not the same
         lambda c: c["phases"][0].update(sequences_per_device=None),
         lambda c: c["phases"][1].update(steps=9),
         lambda c: c["model"].update(remat=True, implementation="reference"),
@@ -212,7 +213,7 @@ def test_more_steps_must_not_change_the_rates_of_earlier_ones(optimizer: dict[st
     [
         (lambda c: c.update(seed=1), [r"seed \(0, now 1\)"]),
         (lambda c: c["model"].update(embed_dim=32), [r"model\.embed_dim \(16, now 32\)"]),
-        (lambda c: c["data"].update(path="x"), [r"data\.path \(None, now 'x'\)"]),
+        (lambda c: c["data"].update(source="enwik8"), [r"data\.source \(None, now 'enwik8'\)"]),
         (lambda c: c["optimizer"].update(b2=0.5, decay="linear"), [r"optimizer\.b2 \(0\.999, now 0\.5\)", "decay"]),
         (lambda c: c["phases"][0].update(steps=13), [r"phases\[0\]\.steps \(12, now 13\)"]),
         (lambda c: c["phases"][1].update(steps=7), [r"phases\[1\]\.steps \(8, now 7\)"]),

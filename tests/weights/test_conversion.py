@@ -212,7 +212,10 @@ def test_errors_of_the_command_line(tmp_path: Path, capsys) -> None:
     for arguments, message in [
         ((), "error: the following arguments are required: source, out\n"),
         ((ROBERTA, tmp_path / "out", "--max_length=x"), "error: argument --max_length: invalid int value: 'x'\n"),
-        ((ROBERTA, tmp_path / "out", "--attention_window=8,"), "error: argument --attention_window: invalid"),
+        (
+            (ROBERTA, tmp_path / "out", "--attention_window=8,"),
+            "error: argument --attention_window: it is '8,'; expected a whole number, or one for each layer",
+        ),
         ((ROBERTA, tmp_path / "out", "--max_length=63"), "error: max_length is 63; expected at least 64"),
         ((ROBERTA, tmp_path / "out", "--format=pickle"), "error: argument --format: invalid choice"),
         ((tmp_path / "none", tmp_path / "out"), "error: source is '.*none', which is no directory"),
