@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from longformer_jax.command_line import check_devices, fail, parse_flags
+from longformer_jax.command_line import check_devices, fail, fail_of_the_system, parse_flags
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
@@ -63,7 +63,7 @@ def _evaluate_model() -> str:
 def _run() -> str:
     if _MODEL.value is not None or _DATA.value is not None:
         return _evaluate_model()
-    if _WORKDIR.value is None:
+    if not _WORKDIR.value:
         raise InputError("--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS")
     if _SAMPLE.value is None:
         return str(evaluate(_WORKDIR.value, **_given()))
@@ -80,7 +80,7 @@ def _run() -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the figure or the sample; exits with 2 on bad input."""
+    """Prints the figure or the sample; exits with 2 on bad input, and with 1 when a file fails."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
     reuse_freed_memory()
     try:
@@ -90,6 +90,8 @@ def main(arguments: list[str]) -> None:
         print(_run())
     except (InputError, NotImplementedError) as error:
         fail(2, error)
+    except OSError as error:
+        fail_of_the_system(error)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from longformer_jax.command_line import check_devices, fail, parse_flags
+from longformer_jax.command_line import check_devices, fail, fail_of_the_system, parse_flags
 from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.training import DivergenceError, ExperimentConfig, train
@@ -45,14 +45,14 @@ def _join_cluster() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the experiment; exits with 2 on bad input, and with 1 when the loss is no longer finite."""
+    """Runs the experiment; exits with 2 on bad input, and with 1 when the loss is no longer finite or a file fails."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     reuse_freed_memory()
     try:
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
         config = _read_config()
-        if _WORKDIR.value is None:
+        if not _WORKDIR.value:
             raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
         if _DISTRIBUTED.value:
             _join_cluster()
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> None:
         train(config, _WORKDIR.value, profile=_PROFILE.value)
     except (InputError, NotImplementedError) as error:
         fail(2, error)
+    except OSError as error:
+        fail_of_the_system(error)
     except DivergenceError as error:
         fail(1, error)
 

@@ -17,6 +17,12 @@ def fail(status: int, error: BaseException | str) -> NoReturn:
     sys.exit(status)
 
 
+def fail_of_the_system(error: OSError) -> NoReturn:
+    """Says what the operating system refused, such as a file that may not be read, and exits with 1."""
+    what = " to ".join(repr(str(name)) for name in (error.filename, error.filename2) if name is not None)
+    fail(1, f"{what or 'a file'} cannot be read or written ({error.strerror or error})")
+
+
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Parses as absl would, but says in one line what is wrong."""
     try:
@@ -36,7 +42,7 @@ def check_devices() -> None:
     """Raises InputError where JAX_PLATFORMS names what JAX cannot find here. Without it JAX always has the CPU."""
     try:
         jax.devices()
-    except (AssertionError, RuntimeError) as error:  # jax 0.12 asserts where CUDA's plugin is not installed
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # JAX's word for it depends on the platform
         reason = f" ({error})" if str(error) else ""
         name = os.environ.get("JAX_PLATFORMS")
         raise InputError(

@@ -11,7 +11,7 @@ from longformer_jax.errors import InputError
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path`, for a file or a directory that takes its place when the block ends, unless by an error."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -52,4 +52,4 @@ def is_kept(rate: float, row: jax.Array, column: jax.Array) -> jax.Array:
     """Booleans, of hashes that broadcast against each other."""
     x = (row ^ column) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x >= jnp.uint32(round(rate * 2**32))
+    return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from longformer_jax.attention.band import make_band
 from longformer_jax.attention.pallas import mosaic_attention, mosaic_missing, triton_attention, triton_missing
@@ -91,7 +92,7 @@ def banded_attention(
             )
     if segment_ids is not None:
         both = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
-        both = tuple(jnp.asarray(ids) for ids in both)
+        both = tuple(jnp.asarray(_within_int32("segment_ids", ids)) for ids in both)
         shapes = [list(ids.shape) for ids in both]
         if shapes != [[B, T], [B, S]] or not all(jnp.issubdtype(ids.dtype, jnp.integer) for ids in both):
             found = ", ".join(f"{ids.dtype} {list(ids.shape)}" for ids in both)
@@ -109,7 +110,7 @@ def banded_attention(
     if dropout_rate and dropout_seed is None:
         raise InputError(f"dropout_seed is None while dropout_rate is {dropout_rate}; expected an integer scalar")
     if dropout_rate:
-        dropout_seed = jnp.asarray(dropout_seed)
+        dropout_seed = jnp.asarray(_within_int32("dropout_seed", dropout_seed))
         if dropout_seed.shape != () or not jnp.issubdtype(dropout_seed.dtype, jnp.integer):
             raise InputError(
                 f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
@@ -131,8 +132,25 @@ def banded_attention(
 def _number(name: str, value: object) -> float:
     try:
         return float(value)  # type: ignore
-    except (TypeError, ValueError):  # what is traced raises a TypeError, too
+    except (OverflowError, TypeError, ValueError):  # what is traced raises a TypeError, too
         raise InputError(f"{name} is {value!r}; expected a number known when the call is traced") from None
+
+
+def _within_int32(name: str, values: object) -> object:
+    """The same, unless they are integers of NumPy or Python that JAX would cut."""
+    if not isinstance(values, jax.Array):
+        found = np.asarray(values)
+        limits = np.iinfo(np.int32)
+        # Python integers beyond int64 make arrays of objects.
+        if found.size and (np.issubdtype(found.dtype, np.integer) or found.dtype == object and _all_integers(found)):
+            for value in (found.min(), found.max()):
+                if not limits.min <= value <= limits.max:
+                    raise InputError(f"{name} holds {value}; expected integers that fit int32")
+    return values
+
+
+def _all_integers(values: np.ndarray) -> bool:
+    return all(isinstance(value, int) for value in values.flat)
 
 
 def _select(name: str | None, dtype: str, key_dim: int, value_dim: int):

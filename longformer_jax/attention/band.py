@@ -40,6 +40,10 @@ class Band:
         return tuple(groups)
 
 
+_INT32_MAX = 2**31 - 1
+_FARTHEST = 2**30  # so that sums with positions fit int32, too
+
+
 def make_band(
     window: int | tuple[int, int], dilation: int | Sequence[int], causal: bool, key_offset: int, num_heads: int
 ) -> Band:
@@ -59,7 +63,10 @@ def make_band(
     offset = _integers((key_offset,))
     if offset is None:
         raise InputError(f"key_offset is {key_offset!r}; expected an integer known when the call is traced")
-    return Band(left, right, dilations, offset[0])
+    if abs(offset[0]) > _FARTHEST:
+        raise InputError(f"key_offset is {offset[0]}; expected at most {_FARTHEST} to either side")
+    # A wider window sees no more, and would not fit int32.
+    return Band(min(left, _INT32_MAX), min(right, _INT32_MAX), dilations, offset[0])
 
 
 def _integers(values: Sequence[object], minimum: int | None = None) -> tuple[int, ...] | None:

@@ -90,8 +90,8 @@ def generate(
     """
     if length < 1:
         raise InputError(f"length is {length}; expected at least 1")
-    if not 0 <= temperature < math.inf:
-        raise InputError(f"temperature is {temperature}; expected a number >= 0")
+    if temperature != 0 and not 1e-6 <= temperature < math.inf:  # smaller ones would overflow the logits
+        raise InputError(f"temperature is {temperature}; expected 0, or a number >= 1e-6")
     if top_k is not None and not 1 <= top_k <= config.vocab_size:
         raise InputError(f"top_k is {top_k}; expected 1 to vocab_size, {config.vocab_size}")
     if top_p is not None and not 0 < top_p <= 1:

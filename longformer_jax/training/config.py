@@ -189,6 +189,8 @@ class ExperimentConfig(abc.ABC):
         ):
             value = getattr(self, field)
             check(value >= minimum, field, value, f"at least {minimum}")
+        check(self.seed < 2**32, "seed", self.seed, "below 2**32")
+        check(self.total_steps < 2**31, "phases", f"of {self.total_steps} steps", "fewer than 2**31")
         warmup = self.optimizer.warmup_steps
         for index, phase in enumerate(self.phases):
             expected = f"less than the {phase.steps} steps of phases[{index}]"

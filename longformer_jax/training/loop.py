@@ -13,7 +13,7 @@ import jax
 
 from longformer_jax.checkpoints import DIRECTORY, Checkpoints, has_checkpoint
 from longformer_jax.errors import InputError
-from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.config import CONFIG_FILE, ExperimentConfig
 from longformer_jax.training.flops import peak_flops
 from longformer_jax.training.metrics import METRICS_FILE, MetricsLog, plot_curve, read_metrics
 from longformer_jax.training.monitor import DivergenceError, StepMonitor
@@ -51,6 +51,7 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
         config.check_resumes(ExperimentConfig.load(workdir))
         data = config.open_data(workdir)
     else:
+        _check_new(config, workdir)
         data = config.load_data()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -81,6 +82,22 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
     if jax.process_index() == 0:
         plot_curve(workdir, config.unit, config.score, config.score_name)
     return state
+
+
+def _check_new(config: ExperimentConfig, workdir: Path) -> None:
+    """Raises InputError where there would be overwritten what another run, or none, has left without a checkpoint."""
+    if (workdir / CONFIG_FILE).exists():
+        try:
+            previous = ExperimentConfig.load(workdir)
+        except InputError as error:
+            raise InputError(
+                f"workdir is {str(workdir)!r}, whose {CONFIG_FILE} is not of a run ({error}); expected a new directory"
+            ) from None
+        config.check_resumes(previous)
+    elif any((workdir / name).exists() for name in ("model", "curve.png")):  # written at the end of a run
+        raise InputError(
+            f"workdir is {str(workdir)!r}, which holds a model or curve, but no {CONFIG_FILE}; expected a new directory"
+        )
 
 
 @dataclasses.dataclass

@@ -8,6 +8,8 @@ from typing import Any, Self
 import jax
 from tqdm import tqdm
 
+from longformer_jax.errors import InputError
+
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
 
@@ -67,10 +69,24 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, without a last line that a killed run left unfinished; [] where there is none."""
+    """The records of a metrics.jsonl, without a last line that a killed run left unfinished; [] where there is none.
+
+    Raises:
+      InputError: a line is not a record.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict) or not {"split", "step"} <= record.keys():
+                raise InputError(f"{path} is damaged at line {number}; expected it as train.py has written it")
+            records.append(record)
+    return records
 
 
 def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from longformer_jax.command_line import fail
+from longformer_jax.command_line import check_devices, fail
 from longformer_jax.errors import InputError
 from longformer_jax.files import check_unused, replacing
 from longformer_jax.weights.conversion import POSITIONS, roberta_to_longformer
@@ -121,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save
     try:
-        convert(**vars(parser.parse_args(arguments)))
+        options = vars(parser.parse_args(arguments))
+        check_devices()
+        convert(**options)
     except InputError as error:
         fail(2, error)
 

@@ -41,6 +41,10 @@ LIMITS = [
     ({"key_mask": np.ones((B, S, 1), bool)}, rf"^key_mask is bool \[2, 7, 1\]; {MASK}"),
     ({"segment_ids": np.ones((B, T), np.int32)}, rf"^segment_ids is int32 \[2, 6\], int32 \[2, 6\]; {IDS}"),
     ({"segment_ids": (np.ones((B, S), np.int32),) * 2}, rf"^segment_ids is int32 \[2, 7\], int32 \[2, 7\]; {IDS}"),
+    (
+        {"segment_ids": (np.ones((B, T), np.int64), np.full((B, S), 2**32))},
+        r"^segment_ids holds 4294967296; expected integers that fit int32$",
+    ),
     ({"segment_ids": (np.ones((B, T), np.int32),) * 3}, rf"^segment_ids is (int32 \[2, 6\](, )?){{3}}; {IDS}"),
     (
         {"segment_ids": (np.ones((B, T), np.int32), np.ones((B, S), np.float32))},
@@ -55,11 +59,13 @@ DROPOUT = [
     ({"dropout_rate": float("nan"), "dropout_seed": 0}, rf"^dropout_rate is nan; {RATE}"),
     ({"dropout_rate": 0.1}, r"^dropout_seed is None while dropout_rate is 0\.1; expected an integer scalar$"),
     ({"dropout_rate": 0.1, "dropout_seed": 1.5}, r"^dropout_seed is float32 \[\]; expected an integer scalar$"),
+    ({"dropout_rate": 0.1, "dropout_seed": -(2**70)}, r"^dropout_seed holds -1\d+; expected integers that fit int32$"),
     ({"dropout_rate": 0.1, "dropout_seed": np.arange(2)}, r"^dropout_seed is int32 \[2\]; expected an integer scalar$"),
 ]
 
 SCALE = [
     ({"scale": float("inf")}, r"^scale is inf; expected a finite number$"),
+    ({"scale": 10**400}, r"^scale is 10+; expected a number known when the call is traced$"),
     ({"scale": "large"}, r"^scale is 'large'; expected a number known when the call is traced$"),
     ({"dropout_rate": "some"}, r"^dropout_rate is 'some'; expected a number known when the call is traced$"),
 ]
@@ -70,6 +76,11 @@ BAND = [
     ({"window": (2, 1), "causal": True}, r"^window is \(2, 1\), which looks 1 steps ahead"),
     ({"dilation": (1, 2)}, r"^dilation has 2 entries; expected one for each of the 3 heads$"),
     ({"key_offset": 1.5}, r"^key_offset is 1\.5; expected"),
+    ({"key_offset": 2**31 - 1}, r"^key_offset is 2147483647; expected at most 1073741824 to either side$"),
+    (
+        {"dropout_rate": 0.1, "dropout_seed": 2**31},
+        r"^dropout_seed holds 2147483648; expected integers that fit int32$",
+    ),
 ]
 
 
@@ -104,3 +115,11 @@ def test_arrays_of_numpy_will_do(implementation: str) -> None:
     out = banded_attention(**arrays, window=2, implementation=implementation)
     assert isinstance(out, jax.Array)
     np.testing.assert_allclose(out, jnp.ones((B, T, H, Dv)), rtol=1e-6)
+
+
+def test_the_widest_window_and_the_highest_rate_will_do(implementation: str) -> None:
+    arrays: dict = {name: np.ones(x.shape, np.float32) for name, x in GOOD.items() if name != "window"}
+    out = banded_attention(**arrays, window=2**63 - 1, implementation=implementation)
+    np.testing.assert_allclose(out, jnp.ones((B, T, H, Dv)), rtol=1e-6)
+    out = banded_attention(**arrays, window=2, dropout_rate=1 - 1e-12, dropout_seed=0, implementation=implementation)
+    assert np.array_equal(out, jnp.zeros((B, T, H, Dv)))

@@ -163,8 +163,8 @@ def test_an_interrupted_build_goes_on(tmp_path, text, packed, monkeypatch, inter
     (directory,) = (tmp_path / "cache").iterdir()
     assert sorted(file.name for file in directory.glob("shard-*")) == [f"shard-{i:06d}" for i in range(3)]
     # What a process leaves that dies while it writes.
-    (directory / "shard-000003.partial").write_bytes(b"half")
-    (directory / "train.bin.partial").write_bytes(b"half")
+    (directory / ".shard-000003.partial").write_bytes(b"half")
+    (directory / ".train.bin.partial").write_bytes(b"half")
 
     monkeypatch.setattr(Packer, "pack", recorded)
     packed.clear()

@@ -159,8 +159,9 @@ def test_draws_are_independent_of_each_other() -> None:
     ("options", "message"),
     [
         ({"length": 0}, "length is 0; expected at least 1"),
-        ({"temperature": -0.5}, "temperature is -0.5; expected a number >= 0"),
-        ({"temperature": float("nan")}, "temperature is nan; expected a number >= 0"),
+        ({"temperature": -0.5}, "temperature is -0.5; expected 0, or a number >= 1e-6"),
+        ({"temperature": 1e-40}, "temperature is 1e-40; expected 0, or a number >= 1e-6"),
+        ({"temperature": float("nan")}, "temperature is nan; expected 0, or a number >= 1e-6"),
         ({"top_k": 0}, "top_k is 0; expected 1 to vocab_size, 29"),
         ({"top_k": 30}, "top_k is 30; expected 1 to vocab_size, 29"),
         ({"top_p": 0.0}, "top_p is 0.0; expected a number in (0, 1]"),

@@ -98,10 +98,10 @@ def test_a_run_that_was_killed_at_its_end_still_leaves_its_model(
 ) -> None:
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(workdir / "model")
-    (workdir / "model.partial").mkdir()
-    (workdir / "model.partial" / "config.json").write_text("{}")
+    (workdir / ".model.partial").mkdir()
+    (workdir / ".model.partial" / "config.json").write_text("{}")
     train(dataclasses.replace(config, eval_interval=0), workdir)
-    assert [path.name for path in sorted(workdir.glob("model*"))] == ["model"]
+    assert [path.name for path in sorted(workdir.glob("*model*"))] == ["model"]
     for path in (finished[0] / "model").iterdir():
         assert (workdir / "model" / path.name).read_bytes() == path.read_bytes()
     before, after = (scores(finished[0], "validation")[step] for step in (0, 12))

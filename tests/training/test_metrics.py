@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from longformer_jax.errors import InputError
 from longformer_jax.training.metrics import MetricsLog, plot_curve, read_metrics
 
 
@@ -60,3 +61,11 @@ def test_curve_needs_no_display(tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         plot_curve(tmp_path, "characters", "bpc", "bits per character")
         assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("line", [b"{", b"null", b"{}", b"\xff\xfe"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"split": "train", "step": 1}\n' + line + b"\n")
+    with pytest.raises(InputError, match=r"^/.*metrics\.jsonl is damaged at line 2; expected it as train\.py"):
+        read_metrics(path)

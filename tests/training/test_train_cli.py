@@ -59,6 +59,7 @@ def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
         ([], "--config is missing; expected --config=FILE.py or --config=FILE.py:variant"),
         (["--config=none.py"], "--config cannot be read: Failed loading config file"),
         ([CONFIG_FLAG], "--workdir is missing; expected --workdir=DIRECTORY"),
+        ([CONFIG_FLAG, "--workdir="], "--workdir is missing; expected --workdir=DIRECTORY"),
         ([CONFIG_FLAG, "run"], "argument 'run' is not a flag; expected flags that begin with --"),
         ([CONFIG_FLAG, "--steps=1"], "Unknown command line flag 'steps'"),
         ([CONFIG_FLAG, "--config.sed=1"], "--config.sed=1 cannot be applied ("),
@@ -79,6 +80,28 @@ def test_bad_input_takes_one_line(run_python: Callable, arguments: list[str], me
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: {message}")
+
+
+def test_what_another_program_left_is_not_overwritten(run_python: Callable, tmp_path: Path) -> None:
+    for name, content, message in (
+        ("config.json", '{"model_type": "roberta"}', "whose config.json is not of a run ("),
+        ("model", "precious", "which holds a model or curve, but no config.json; expected a new directory"),
+    ):
+        workdir = tmp_path / f"of_{name}"
+        workdir.mkdir()
+        (workdir / name).write_text(content)
+        result = run_python("train.py", CONFIG_FLAG, f"--workdir={workdir}")
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"error: workdir is '{workdir}', {message}")
+        assert [(path.name, path.read_text()) for path in workdir.iterdir()] == [(name, content)]
+
+
+def test_what_the_system_refuses_takes_one_line(run_python: Callable, tmp_path: Path) -> None:
+    result = run_python("train.py", CONFIG_FLAG, f"--workdir={tmp_path / ('x' * 300)}")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: '/") and line.endswith("cannot be read or written (File name too long)")
 
 
 @pytest.mark.parametrize("command", [["train.py", CONFIG_FLAG], ["eval.py"]])
