@@ -55,10 +55,14 @@ class Case:
     length: int = 4096
 
     @property
+    def is_mosaic(self) -> bool:
+        return self.implementation.startswith("pallas_mosaic")
+
+    @property
     def name(self) -> str:
-        hopper = ["hopper"] * (self.implementation == "pallas_mosaic_gpu")
+        backend = {"pallas_mosaic_gpu": ["hopper"], "pallas_mosaic_mma": ["mma"]}.get(self.implementation, [])
         size = [f"{self.batch}x{self.length}"] * ((self.batch, self.length) != (1, 4096))
-        return "-".join([*hopper, self.dtype, str(self.key_dim), str(self.value_dim), *self.options, *size])
+        return "-".join([*backend, self.dtype, str(self.key_dim), str(self.value_dim), *self.options, *size])
 
 
 CASES = (
@@ -85,6 +89,12 @@ HOPPER_CASES = (
         Case("bfloat16", *dims, options, "pallas_mosaic_gpu", *size)
         for dims, options, size in itertools.product(_DIMS, ((), _ALL), ((1, 4096), (2, 8000)))
     ),
+)
+
+# For all targets.
+MMA_CASES = (
+    Case("float16", 64, 64, ("causal",), "pallas_mosaic_mma"),
+    *(Case("bfloat16", *dims, options, "pallas_mosaic_mma") for dims, options in itertools.product(_DIMS, ((), _ALL))),
 )
 
 SPLIT_CASE = Case("bfloat16", 64, 64, ("segment_ids", "dropout"), "pallas_mosaic_gpu", batch=2)  # over two devices
@@ -123,7 +133,14 @@ def compile_for(target: str, f: Callable, *arguments: Any, devices: int = 1) -> 
         spec = PartitionSpec("x") if devices > 1 and x.ndim else PartitionSpec()
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
-    device = AbstractDevice(device_kind=TARGETS[target]["name"], num_cores=TARGETS[target]["cores"], platform="gpu")
+    @dataclasses.dataclass(frozen=True)
+    class Device(AbstractDevice):
+        """One that tells what Mosaic GPU asks of a real one, and takes for a Hopper's where it does not."""
+
+        compute_capability: str
+
+    gpu = TARGETS[target]
+    device = Device(gpu["name"], gpu["cores"], platform="gpu", compute_capability=f"{gpu['major']}.0")
     with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("x",), (AxisType.Auto,), abstract_device=device)):
         return jax.jit(f).trace(*jax.tree.map(placed, arguments)).lower().compile()
 
@@ -168,13 +185,13 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
     compile_for(target, both, *arguments)
 
     folder = Path(os.environ["MOSAIC_GPU_DUMP_TO"])
-    if case.implementation == "pallas_mosaic_gpu":
+    if case.is_mosaic:
         # Heads with different dilations are launches of the same kernel: the worst counts.
         found: dict[str, dict[str, int]] = {}
         for report in sorted(folder.glob("*.ptxas")):
             code = report.with_suffix(".sass_ctrl").read_text()
             for kernel, figures in _resources(report.read_text()).items():
-                figures |= {"HGMMA": code.count("HGMMA"), "UTMALDG": code.count("UTMALDG")}
+                figures |= {name: code.count(name) for name in ("HGMMA", "HMMA", "UTMALDG", "LDGSTS")}
                 figures |= {"beside_products": _beside_products(code), "serialized": report.read_text().count("C75")}
                 before = found.setdefault(kernel.removesuffix("_mosaic_gpu_kernel"), figures)
                 for name, figure in figures.items():
@@ -330,7 +347,7 @@ def measure_training_step(target: str, length: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
-    named = {case.name: case for case in (*CASES, *HOPPER_CASES, SPLIT_CASE)}
+    named = {case.name: case for case in (*CASES, *HOPPER_CASES, *MMA_CASES, SPLIT_CASE)}
     parser.add_argument("--case", choices=named, action="append", help="default: all, Hopper's for sm_90a only")
     parser.add_argument("--training-step", type=int, metavar="LENGTH", help="of the character model, in place of cases")
     parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)  # a worker's
@@ -349,8 +366,10 @@ def main() -> None:
             print(target, measure_training_step(target, options.training_step))
         return
     print(TABLE_HEAD)
-    cases = [named[name] for name in options.case] if options.case else (*CASES, *HOPPER_CASES)
-    wanted = [(t, case) for t in targets for case in cases if t == "sm_90a" or case.implementation == "pallas_triton"]
+    cases = [named[name] for name in options.case] if options.case else (*CASES, *HOPPER_CASES, *MMA_CASES)
+    wanted = [
+        (t, case) for t in targets for case in cases if t == "sm_90a" or case.implementation != "pallas_mosaic_gpu"
+    ]
     for target, case, found in measure_all(wanted):
         print(table_rows(target, case, found), flush=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 from pallas_kernels.block_sizes import PASSES
 from pallas_kernels.mosaic.attention import HEAD_DIMS
 from pallas_kernels.mosaic.items import Item, Schedule, aligned
-from pallas_kernels.mosaic.tiling import ROWS, Tiling, tiling
+from pallas_kernels.mosaic.tiling import ROWS, Gpu, Tiling, hopper_tiling
 from pallas_kernels.walk import Walk
 
 # An H100 SXM: dense 16-bit products, memory, special function units, and what a core has for its programs.
@@ -51,10 +51,10 @@ class Model:
 
 def model(kernel: str, dims: tuple[int, int], length: int, window: int) -> Model:
     """Counts for 16-bit inputs without limits; `window` keys to either side."""
-    tiles = tiling(kernel, *dims)
+    tiles = hopper_tiling(kernel, *dims)
     walk = Walk(length, length, window, window, 0, (1,), tiles.rows, tiles.columns)
     unused: Any = None
-    schedule = Schedule(unused, walk, tiles, own_is_query=True, first_head=0, batch=1, num_cores=1)
+    schedule = Schedule(unused, walk, tiles, own_is_query=True, first_head=0, batch=1, gpu=Gpu(num_cores=1))
     blocks = computed = 0
     for number in range(walk.programs):
         block = aligned(walk.block(number, 0), tiles.columns)

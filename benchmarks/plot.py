@@ -25,7 +25,8 @@ LABELS = {
     "xla": "ours, XLA",
     "ours": "ours, XLA",
     "pallas_triton": "ours, Triton kernels",
-    "pallas_mosaic_gpu": "ours, Mosaic kernels",
+    "pallas_mosaic_gpu": "ours, Hopper kernels",
+    "pallas_mosaic_mma": "ours, Mosaic kernels",
 }
 
 

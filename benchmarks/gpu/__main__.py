@@ -26,12 +26,12 @@ import jax  # noqa: E402
 
 from benchmarks.gpu import correctness, speed, sweep, training  # noqa: E402
 from benchmarks.gpu.results import Results, default_path  # noqa: E402
-from longformer_jax.attention.pallas import mosaic_missing  # noqa: E402
+from longformer_jax.attention.pallas import hopper_missing  # noqa: E402
 from tests.attention.cases import CASE, CASES  # noqa: E402
 
 PARTS = ("correctness", "speed", "training")
 MINUTES = {"correctness": 2.5, "speed": 4.0, "training": 1.5}
-IMPLEMENTATIONS = ("pallas_triton", "pallas_mosaic_gpu")
+IMPLEMENTATIONS = ("pallas_triton", "pallas_mosaic_gpu", "pallas_mosaic_mma")
 LAYERS = [
     speed.Layer(length, causal, dilation)
     for length in speed.LENGTHS
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append", help="one part or some; default: all three")
     parser.add_argument("--train", type=float, metavar="MINUTES", help="a real run in place of the parts")
     parser.add_argument("--data", type=Path, help="of the real run")
-    parser.add_argument("--sweep", action="store_true", help="all tilings of the Hopper kernels in place of the parts")
+    parser.add_argument("--sweep", action="store_true", help="all tilings of Mosaic's kernels in place of the parts")
     parser.add_argument("--implementation", choices=IMPLEMENTATIONS, help="default: all that the device can run")
     parser.add_argument("--minutes", type=float, help="for each part; default: " + str(MINUTES))
     parser.add_argument("--tiny", action="store_true", help="small shapes and interpreted kernels, for any device")
@@ -68,10 +68,12 @@ def main() -> None:
     if options.tiny:
         implementations = (f"{named[0]}_interpret",)
     else:
-        on_hopper = mosaic_missing("bfloat16", 64, 64) is None
+        on_hopper = hopper_missing("bfloat16", 64, 64) is None
         implementations = tuple(name for name in named if on_hopper or name != "pallas_mosaic_gpu")
     if options.sweep:
-        print(sweep.sweep(results, tiny=options.tiny))
+        for name in named:
+            if name in sweep.TILINGS and (options.tiny or name in implementations):
+                print(sweep.sweep(results, name, tiny=options.tiny))
         return
     if options.train is not None:
         config = training.experiment("smoke" if options.tiny else "fast", implementations[0])

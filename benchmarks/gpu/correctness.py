@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gpu.results import Results
-from pallas_kernels.mosaic import DTYPES as HOPPER_DTYPES
-from pallas_kernels.mosaic import HEAD_DIMS as HOPPER_HEAD_DIMS
+from pallas_kernels import mosaic
 from tests.attention.cases import ARRAYS, Case, plain_attention, value_and_gradients, with_head_dims
 
 DTYPES = ("bfloat16", "float32", "float16")
@@ -32,8 +31,8 @@ EXACT = "highest"
 
 def supported(implementation: str, cases: Sequence[Case]) -> tuple[list[Case], tuple[str, ...]]:
     """The cases as an implementation can take them, and the dtypes."""
-    if implementation.startswith("pallas_mosaic_gpu"):
-        return [with_head_dims(case, HOPPER_HEAD_DIMS, n) for n, case in enumerate(cases)], HOPPER_DTYPES
+    if implementation.startswith("pallas_mosaic"):
+        return [with_head_dims(case, mosaic.HEAD_DIMS, n) for n, case in enumerate(cases)], mosaic.DTYPES
     return list(cases), DTYPES
 
 

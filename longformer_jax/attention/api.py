@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.attention.band import make_band
-from longformer_jax.attention.pallas import mosaic_attention, mosaic_missing, triton_attention, triton_missing
+from longformer_jax.attention.pallas import (
+    hopper_attention,
+    hopper_missing,
+    mma_attention,
+    triton_attention,
+    triton_missing,
+)
 from longformer_jax.attention.reference import reference_attention
 from longformer_jax.attention.xla import xla_attention
 from longformer_jax.errors import InputError
@@ -20,8 +26,10 @@ IMPLEMENTATIONS = {
     "xla": xla_attention,
     "pallas_triton": triton_attention,
     "pallas_triton_interpret": functools.partial(triton_attention, interpret=True),
-    "pallas_mosaic_gpu": mosaic_attention,
-    "pallas_mosaic_gpu_interpret": functools.partial(mosaic_attention, interpret=True),
+    "pallas_mosaic_gpu": hopper_attention,
+    "pallas_mosaic_gpu_interpret": functools.partial(hopper_attention, interpret=True),
+    "pallas_mosaic_mma": mma_attention,
+    "pallas_mosaic_mma_interpret": functools.partial(mma_attention, interpret=True),
 }
 # Set to 1, the environment variable lets None choose the Hopper kernels, which no GPU has run yet.
 HOPPER_VARIABLE = "LONGFORMER_JAX_HOPPER_KERNELS"
@@ -70,7 +78,8 @@ def banded_attention(
       return_lse: whether to return the log-sum-exp of the scores too.
       implementation: "reference" (dense), "xla" (blockwise, memory linear in T, any device), "pallas_triton" (kernels
         for NVIDIA GPUs from Ampere on, head_dim up to 256), "pallas_mosaic_gpu" (experimental: kernels for Hopper,
-        bfloat16 and float16, head_dim 64 or 128), one of the last two with "_interpret" (the same kernels on any
+        bfloat16 and float16, head_dim 64 or 128), "pallas_mosaic_mma" (experimental: the same for any NVIDIA GPU from
+        Ampere on, by JAX's living backend), one of the last three with "_interpret" (the same kernels on any
         device, very slowly, to look into them) or None, the best that runs here. A name never falls back to another.
 
     Returns:
@@ -159,7 +168,7 @@ def _select(name: str | None, dtype: str, key_dim: int, value_dim: int):
         wanted = os.environ.get(HOPPER_VARIABLE, "0")
         if wanted not in ("", "0", "1"):
             raise InputError(f"{HOPPER_VARIABLE} is {wanted!r} in the environment; expected 0 or 1")
-        if wanted == "1" and mosaic_missing(dtype, key_dim, value_dim) is None:
+        if wanted == "1" and hopper_missing(dtype, key_dim, value_dim) is None:
             name = "pallas_mosaic_gpu"
     if name not in IMPLEMENTATIONS:
         raise NotImplementedError(

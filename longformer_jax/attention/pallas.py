@@ -10,8 +10,10 @@ from pallas_kernels import mosaic, triton
 from pallas_kernels.dropout import batch_streams
 from pallas_kernels.spec import Limits, Spec
 
+AMPERE, HOPPER = 8.0, 9.0  # compute capabilities: of the oldest GPUs, and of the only ones with their instructions
+
 _INTERPRETED_CORES = 2  # so that each has several items to go through
-_HOPPER_CORES = 132  # of an H100, where JAX does not tell
+_H100_CORES = 132  # where JAX does not tell
 
 
 class Device(NamedTuple):
@@ -32,7 +34,7 @@ class Device(NamedTuple):
     @property
     def is_hopper(self) -> bool:
         if self.compute_capability is not None:
-            return self.is_nvidia and float(self.compute_capability) == mosaic.COMPUTE_CAPABILITY
+            return self.is_nvidia and float(self.compute_capability) == HOPPER
         return self.is_nvidia and any(name in self.kind for name in ("H100", "H200", "H800", "H20", "GH200"))
 
 
@@ -40,7 +42,8 @@ def default_device() -> Device:
     """Where the code being traced will run: the abstract device of the mesh in use, else the default device."""
     abstract = jax.sharding.get_abstract_mesh().abstract_device
     if abstract is not None:
-        return Device(abstract.platform, abstract.device_kind, None, abstract.num_cores)
+        capability = getattr(abstract, "compute_capability", None)
+        return Device(abstract.platform, abstract.device_kind, capability, abstract.num_cores)
     device = jax.config.jax_default_device
     if isinstance(device, str) or device is None:
         device = jax.local_devices(backend=device)[0]
@@ -50,21 +53,29 @@ def default_device() -> Device:
 
 def triton_missing(key_dim: int, value_dim: int) -> str | None:
     """Why the Triton kernels cannot do a call with these head_dims here; None where they can."""
-    device, needed = default_device(), triton.MIN_COMPUTE_CAPABILITY
-    if not device.is_nvidia:
-        return f"its kernels need an NVIDIA GPU; this device is {device}"
-    capability = device.compute_capability
-    if capability is not None and float(capability) < needed:
-        return f"its kernels need compute capability {needed}; this device, {device.kind}, has {capability}"
-    return triton.unsupported(key_dim, value_dim)
+    return _too_old(default_device()) or triton.unsupported(key_dim, value_dim)
 
 
-def mosaic_missing(dtype: str, key_dim: int, value_dim: int) -> str | None:
+def hopper_missing(dtype: str, key_dim: int, value_dim: int) -> str | None:
     """Why the Hopper kernels cannot do a call with such arrays here; None where they can."""
     device = default_device()
     if not device.is_hopper:
         return f"its kernels need an NVIDIA GPU of the Hopper generation; this device is {device}"
     return mosaic.unsupported(dtype, key_dim, value_dim)
+
+
+def mma_missing(dtype: str, key_dim: int, value_dim: int) -> str | None:
+    """Why Mosaic's kernels for any GPU cannot do a call with such arrays here; None where they can."""
+    return _too_old(default_device()) or mosaic.unsupported(dtype, key_dim, value_dim)
+
+
+def _too_old(device: Device) -> str | None:
+    if not device.is_nvidia:
+        return f"its kernels need an NVIDIA GPU; this device is {device}"
+    capability = device.compute_capability
+    if capability is not None and float(capability) < AMPERE:
+        return f"its kernels need compute capability {AMPERE}; this device, {device.kind}, has {capability}"
+    return None
 
 
 def triton_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
@@ -79,17 +90,37 @@ def triton_attention(query, key, value, *, interpret: bool = False, **options) -
     return triton.attention(spec, default_device().kind, query, key, value, limits)
 
 
-def mosaic_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
+def hopper_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
     """Shapes as in `banded_attention`; returns (out, lse).
 
     Raises:
       NotImplementedError: the device, the dtype or the head_dims are none that the kernels support.
     """
     arrays = str(query.dtype), query.shape[-1], value.shape[-1]
-    _check("pallas_mosaic_gpu", mosaic.unsupported(*arrays) if interpret else mosaic_missing(*arrays))
+    _check("pallas_mosaic_gpu", mosaic.unsupported(*arrays) if interpret else hopper_missing(*arrays))
     spec, limits = _spec_and_limits(len(query), interpret=interpret, **options)
-    num_cores = _INTERPRETED_CORES if interpret else default_device().num_cores or _HOPPER_CORES
-    return mosaic.attention(spec, num_cores, query, key, value, limits)
+    return mosaic.attention(spec, hopper_gpu(interpret), query, key, value, limits)
+
+
+def mma_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
+    """As `hopper_attention`, with the kernels for any GPU."""
+    arrays = str(query.dtype), query.shape[-1], value.shape[-1]
+    _check("pallas_mosaic_mma", mosaic.unsupported(*arrays) if interpret else mma_missing(*arrays))
+    spec, limits = _spec_and_limits(len(query), interpret=interpret, **options)
+    return mosaic.attention(spec, mma_gpu(interpret), query, key, value, limits)
+
+
+def hopper_gpu(interpret: bool = False) -> mosaic.Gpu:
+    """What the Hopper kernels run on."""
+    return mosaic.Gpu(_INTERPRETED_CORES if interpret else default_device().num_cores or _H100_CORES)
+
+
+def mma_gpu(interpret: bool = False) -> mosaic.Gpu:
+    """What the kernels for any GPU run on."""
+    capability = None if interpret else default_device().compute_capability
+    # Where JAX does not tell, Mosaic GPU compiles for Hopper; and its interpreter knows only TMA.
+    has_tma = capability is None or float(capability) >= HOPPER
+    return hopper_gpu(interpret)._replace(has_tma=has_tma, has_wgmma=False)
 
 
 def _check(name: str, reason: str | None) -> None:

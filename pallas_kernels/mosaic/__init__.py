@@ -1,5 +1,7 @@
-"""Banded attention for NVIDIA's Hopper GPUs, in JAX's Mosaic GPU backend of Pallas: TMA, warpgroup products."""
+"""Banded attention in Mosaic GPU, JAX's living GPU backend of Pallas: for Hopper (TMA, warpgroup products), and for any
+NVIDIA GPU from Ampere on (mma.sync, TMA or cp.async)."""
 
-from pallas_kernels.mosaic.attention import COMPUTE_CAPABILITY, DTYPES, HEAD_DIMS, attention, unsupported
+from pallas_kernels.mosaic.attention import DTYPES, HEAD_DIMS, attention, unsupported
+from pallas_kernels.mosaic.tiling import Gpu
 
-__all__ = ["COMPUTE_CAPABILITY", "DTYPES", "HEAD_DIMS", "attention", "unsupported"]
+__all__ = ["DTYPES", "HEAD_DIMS", "Gpu", "attention", "unsupported"]

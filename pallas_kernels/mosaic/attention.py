@@ -1,4 +1,4 @@
-"""Banded attention with its gradients, from the three Hopper kernels."""
+"""Banded attention with its gradients, from three kernels."""
 
 import functools
 
@@ -6,11 +6,10 @@ import jax
 
 from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq, row_terms
 from pallas_kernels.mosaic.forward import forward
-from pallas_kernels.mosaic.tiling import Tiling, tiling
+from pallas_kernels.mosaic.tiling import Gpu, MmaTiling, Tiling, hopper_tiling, mma_tiling
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
 
-COMPUTE_CAPABILITY = 9.0  # Hopper, and no other
 DTYPES = ("bfloat16", "float16")
 HEAD_DIMS = ((64, 64), (128, 128), (128, 64))
 
@@ -25,39 +24,41 @@ def unsupported(dtype: str, key_dim: int, value_dim: int) -> str | None:
     return None
 
 
-def _walk(kernel: str, spec: Spec, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[Walk, Tiling]:
-    tiles = tiling(kernel, query.shape[-1], value.shape[-1])
+def _walk(
+    kernel: str, spec: Spec, gpu: Gpu, query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[Walk, Tiling | MmaTiling]:
+    tiles = (hopper_tiling if gpu.has_wgmma else mma_tiling)(kernel, query.shape[-1], value.shape[-1])
     return spec.walk(kernel, query, key, rows=tiles.rows, columns=tiles.columns), tiles
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attention(
-    spec: Spec, num_cores: int, query: jax.Array, key: jax.Array, value: jax.Array, limits: Limits
+    spec: Spec, gpu: Gpu, query: jax.Array, key: jax.Array, value: jax.Array, limits: Limits
 ) -> tuple[jax.Array, jax.Array]:
     """out [B, T, H, Dv] of value's dtype and lse float32 [B, T, H], both differentiable in query, key and value.
 
     Args:
       spec: the band, scale and dropout.
-      num_cores: the GPU's streaming multiprocessors, each of which gets one program, or several where tilings say so.
+      gpu: what runs the kernels.
       query, key, value: [B, T, H, Dk], [B, S, H, Dk], [B, S, H, Dv], of dtypes and head_dims that are supported.
       limits: key mask, documents and dropout seed.
     """
-    return forward(spec, *_walk("forward", spec, query, key, value), query, key, value, limits, num_cores)
+    return forward(spec, *_walk("forward", spec, gpu, query, key, value), query, key, value, limits, gpu)
 
 
-def _attention_forward(spec: Spec, num_cores: int, query, key, value, limits: Limits):
-    out, lse = attention(spec, num_cores, query, key, value, limits)
+def _attention_forward(spec: Spec, gpu: Gpu, query, key, value, limits: Limits):
+    out, lse = attention(spec, gpu, query, key, value, limits)
     # Named so that a rematerialised layer can keep them: the backward then recomputes the projections only.
     out, lse = jax.ad_checkpoint.checkpoint_name(out, "attention"), jax.ad_checkpoint.checkpoint_name(lse, "attention")
     return (out, lse), (query, key, value, limits, out, lse)
 
 
-def _attention_backward(spec: Spec, num_cores: int, residuals, cotangents):
+def _attention_backward(spec: Spec, gpu: Gpu, residuals, cotangents):
     query, key, value, limits, out, lse = residuals
     dout, dlse = cotangents
     arrays = query, key, value, dout, *row_terms(out, dout, lse, dlse)
-    dq = backward_dq(spec, *_walk("dq", spec, query, key, value), arrays, limits, num_cores)
-    dk, dv = backward_dkdv(spec, *_walk("dkdv", spec, query, key, value), arrays, limits, num_cores)
+    dq = backward_dq(spec, *_walk("dq", spec, gpu, query, key, value), arrays, limits, gpu)
+    dk, dv = backward_dkdv(spec, *_walk("dkdv", spec, gpu, query, key, value), arrays, limits, gpu)
     return dq, dk, dv, None
 
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.mosaic.items import OwnRows
+from pallas_kernels.mosaic.kernel import Kernel
 from pallas_kernels.mosaic.launch import launch
-from pallas_kernels.mosaic.pipeline import Kernel
 from pallas_kernels.mosaic.tiles import across, down, in_place, load_per_column, load_per_row
-from pallas_kernels.mosaic.tiling import Tiling
+from pallas_kernels.mosaic.tiling import Gpu, MmaTiling, Tiling
 from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.walk import Walk
 
@@ -30,23 +30,23 @@ def row_terms(out: jax.Array, dout: jax.Array, lse: jax.Array, dlse: jax.Array) 
 
 
 def backward_dq(
-    spec: Spec, walk: Walk, tiling: Tiling, arrays: tuple[jax.Array, ...], limits: Limits, num_cores: int
+    spec: Spec, walk: Walk, tiling: Tiling | MmaTiling, arrays: tuple[jax.Array, ...], limits: Limits, gpu: Gpu
 ) -> jax.Array:
     """dq. The walk is over queries; arrays: query, key, value, dout [B, T, H, D] and `row_terms`."""
     query, key, value, dout, bits, delta = arrays
     own, other = (query, dout, bits, delta), (key, value)
     outputs = (jax.ShapeDtypeStruct(query.shape, query.dtype),)
-    return launch(_DQ, spec, walk, tiling, own, other, limits, outputs, num_cores, own_is_query=True)[0]
+    return launch(_DQ, spec, walk, tiling, own, other, limits, outputs, gpu, own_is_query=True)[0]
 
 
 def backward_dkdv(
-    spec: Spec, walk: Walk, tiling: Tiling, arrays: tuple[jax.Array, ...], limits: Limits, num_cores: int
+    spec: Spec, walk: Walk, tiling: Tiling | MmaTiling, arrays: tuple[jax.Array, ...], limits: Limits, gpu: Gpu
 ) -> tuple[jax.Array, jax.Array]:
     """dk and dv. The walk is over keys; arrays as `backward_dq`'s."""
     query, key, value, dout, bits, delta = arrays
     own, other = (key, value), (query, dout, bits, delta)
     outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in own)
-    dk, dv = launch(_DKDV, spec, walk, tiling, own, other, limits, outputs, num_cores, own_is_query=False)
+    dk, dv = launch(_DKDV, spec, walk, tiling, own, other, limits, outputs, gpu, own_is_query=False)
     return dk, dv
 
 

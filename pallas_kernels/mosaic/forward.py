@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.mosaic.items import OwnRows
+from pallas_kernels.mosaic.kernel import Kernel
 from pallas_kernels.mosaic.launch import launch
-from pallas_kernels.mosaic.pipeline import Kernel
 from pallas_kernels.mosaic.tiles import down, filled_line
-from pallas_kernels.mosaic.tiling import Tiling
+from pallas_kernels.mosaic.tiling import Gpu, MmaTiling, Tiling
 from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.walk import Walk
 
@@ -19,18 +19,18 @@ from pallas_kernels.walk import Walk
 def forward(
     spec: Spec,
     walk: Walk,
-    tiling: Tiling,
+    tiling: Tiling | MmaTiling,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     limits: Limits,
-    num_cores: int,
+    gpu: Gpu,
 ) -> tuple[jax.Array, jax.Array]:
     """out [B, T, H, Dv] of value's dtype, and lse float32 [B, T, H]; the walk is over queries."""
     out = jax.ShapeDtypeStruct((*query.shape[:3], value.shape[-1]), value.dtype)
     lse = jax.ShapeDtypeStruct(query.shape[:3], jnp.float32)
     own, other = (query,), (key, value)
-    out, lse = launch(_FORWARD, spec, walk, tiling, own, other, limits, (out, lse), num_cores, own_is_query=True)
+    out, lse = launch(_FORWARD, spec, walk, tiling, own, other, limits, (out, lse), gpu, own_is_query=True)
     return out, lse
 
 

@@ -1,4 +1,4 @@
-"""The items that a Hopper kernel's programs go through, and what the rows of a warpgroup see in one."""
+"""The items that a kernel's programs go through, and what the rows of a warpgroup see in one."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -10,8 +10,8 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.dropout import hash_column, hash_row, is_kept
 from pallas_kernels.mosaic.tiles import across, count_per_row, down, load_per_column, load_per_row
-from pallas_kernels.mosaic.tiling import ROWS, Tiling
-from pallas_kernels.mosaic.views import ALIGNMENT
+from pallas_kernels.mosaic.tiling import ROWS, Gpu, MmaTiling, Tiling
+from pallas_kernels.mosaic.views import ALIGNMENT, rows_of
 from pallas_kernels.spec import Spec
 from pallas_kernels.walk import Block, Walk
 
@@ -29,7 +29,7 @@ class Scalars(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule[AnyTiling: Tiling | MmaTiling]:
     """The items of a launch: blocks of own rows of all heads and batch entries, dealt out to its programs in turn.
 
     Attributes:
@@ -37,16 +37,16 @@ class Schedule:
       walk: with the launch's heads, which have the same dilation.
       first_head: the number of the first one among all heads.
       batch: the number of batch entries.
-      num_cores: of the GPU.
+      gpu: what runs it.
     """
 
     spec: Spec
     walk: Walk
-    tiling: Tiling
+    tiling: AnyTiling
     own_is_query: bool
     first_head: int
     batch: int
-    num_cores: int
+    gpu: Gpu
 
     @property
     def own_rows(self) -> int:
@@ -64,7 +64,7 @@ class Schedule:
 
     @property
     def programs(self) -> int:
-        return min(self.num_cores, self.items) if self.tiling.persistent else self.items
+        return min(self.gpu.num_cores, self.items) if self.tiling.persistent else self.items
 
     def count(self) -> Any:
         """How many items this program has."""
@@ -108,7 +108,7 @@ class Item:
       block: of the walk.
     """
 
-    schedule: Schedule
+    schedule: Schedule[Any]
     batch: Any
     head: Any
     stream: Any
@@ -119,6 +119,21 @@ class Item:
         columns = self.schedule.tiling.columns
         first = jnp.minimum(self.block.start + n * columns, self.schedule.other_rows - columns)
         return pl.multiple_of(first, ALIGNMENT)
+
+    def own_part(self, array: Any, first: Any, shape: tuple[int, ...]) -> Any:
+        """A tile or a line of an own array, beginning with that row."""
+        return self._part(array, shape, self.head, self.block.residue, first)
+
+    def other_part(self, array: Any, n: Any, shape: tuple[int, ...]) -> Any:
+        """A tile or a line of an array of the other side: block n."""
+        return self._part(array, shape, self.head, self.block.other_residue, self.first_of(n))
+
+    def output_part(self, array: Any, first: Any, shape: tuple[int, ...]) -> Any:
+        """A tile or a line of an output, which has the launch's heads only."""
+        return self._part(array, shape, self.head - self.schedule.first_head, self.block.residue, first)
+
+    def _part(self, array: Any, shape: tuple[int, ...], head: Any, residue: Any, first: Any) -> Any:
+        return rows_of(array, shape, self.batch, head, self.schedule.walk.dilations[0], residue, first)
 
     def own_rows(self, warpgroup: Any, numbers: Any) -> "OwnRows":
         return OwnRows(self, pl.multiple_of(self.block.first + warpgroup * ROWS, ROWS), numbers)

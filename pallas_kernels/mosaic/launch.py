@@ -1,38 +1,33 @@
-"""A launch of a Hopper kernel: what goes in and out, the grid, shared memory and barriers."""
+"""A launch of a kernel: what goes in and out, and the grid."""
 
 import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.batching import over_batches
+from pallas_kernels.mosaic import hopper, mma
 from pallas_kernels.mosaic.items import Scalars, Schedule
-from pallas_kernels.mosaic.pipeline import Arrays, Kernel, Ring, Shared, compute, load
-from pallas_kernels.mosaic.tiling import ROWS, Tiling
-from pallas_kernels.mosaic.views import shared_rows, unview, view, view_of_output
+from pallas_kernels.mosaic.kernel import Arrays, Kernel
+from pallas_kernels.mosaic.tiling import ROWS, Gpu, MmaTiling, Tiling
+from pallas_kernels.mosaic.views import merged_shape, unview, view, view_of_output
 from pallas_kernels.spans import spans_of_limits
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
-
-# Registers of a thread that computes and of one that loads, by the number of computing warpgroups: together as many as
-# there are at launch, 3 * 168 and 4 * 128. With one, all may keep the 255 that a thread can have.
-_REGISTERS = {2: (240, 24), 3: (160, 32)}
 
 
 def launch(
     kernel: Kernel,
     spec: Spec,
     walk: Walk,
-    tiling: Tiling,
+    tiling: Tiling | MmaTiling,
     own: tuple[jax.Array, ...],
     other: tuple[jax.Array, ...],
     limits: Limits,
     outputs: tuple[jax.ShapeDtypeStruct, ...],
-    num_cores: int,
+    gpu: Gpu,
     *,
     own_is_query: bool,
 ) -> tuple[jax.Array, ...]:
@@ -48,7 +43,7 @@ def launch(
         for dilation, heads in itertools.groupby(spec.dilations):
             count = len(list(heads))
             part = dataclasses.replace(walk, dilations=(dilation,) * count)
-            schedule = Schedule(spec, part, tiling, own_is_query, first_head, len(own[0]), num_cores)
+            schedule = Schedule(spec, part, tiling, own_is_query, first_head, len(own[0]), gpu)
             parts.append(_launch(kernel, schedule, own, other, limits, outputs))
             first_head += count
         return tuple(x[0] if len(x) == 1 else jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
@@ -82,43 +77,22 @@ def _launch(
         outputs=tuple(view_of_output(x, schedule.batch, heads, dilation, schedule.own_rows) for x in outputs),
     )
 
+    pipeline = mma if isinstance(tiling, MmaTiling) else hopper
+
     def body(own, other, scalars, *refs) -> None:
         *outputs, shared = refs
-        arrays, warpgroup = Arrays(own, other, tuple(outputs)), lax.axis_index("warpgroup")
-        computing, loading = _REGISTERS.get(tiling.warpgroups, (None, None))
+        pipeline.run(kernel, schedule, Arrays(tuple(own), tuple(other), tuple(outputs)), scalars, shared)
 
-        @pl.when(warpgroup < tiling.warpgroups)
-        def _() -> None:
-            if computing is not None:
-                plgpu.set_max_registers(computing, action="increase")
-            compute(kernel, schedule, arrays, scalars, shared, warpgroup)
-
-        @pl.when(warpgroup == tiling.warpgroups)
-        def _() -> None:
-            if loading is not None:
-                plgpu.set_max_registers(loading, action="decrease")
-            load(schedule, arrays, scalars, shared)
-
-    readers = tiling.warpgroups
     results = plgpu.kernel(
         body,
-        out_type=arrays.outputs,
-        scratch_types=[
-            Shared(
-                own=tuple(shared_rows(x, (tiling.own_stages, readers), ROWS) for x in arrays.own),
-                other=tuple(shared_rows(x, (tiling.stages,), tiling.columns) for x in arrays.other),
-                outputs=tuple(shared_rows(x, (readers,), ROWS) for x in arrays.outputs),
-                numbers=plgpu.SMEM((readers, tiling.columns), jnp.int32),
-                own_ring=Ring.with_barriers(tiling.own_stages, arrays=len(arrays.own) * readers, readers=readers),
-                ring=Ring.with_barriers(tiling.stages, arrays=len(arrays.other), readers=readers),
-            )
-        ],
+        out_type=tuple(map(merged_shape, arrays.outputs)),
+        scratch_types=[pipeline.Shared.of(schedule, arrays)],
         grid=(schedule.programs,),
         grid_names=("program",),
-        num_threads=tiling.warpgroups + 1,
+        num_threads=tiling.threads,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=plgpu.InterpretGPUParams(detect_races=True) if schedule.spec.interpret else None,
         kernel_name=f"banded_attention_{kernel.name}",
-    )(arrays.own, arrays.other, scalars)
-    return tuple(unview(x, walk.length) for x in results)
+    )(*([x.reshape(merged_shape(x).shape) for x in side] for side in (arrays.own, arrays.other)), scalars)
+    return tuple(unview(x.reshape(v.shape), walk.length) for x, v in zip(results, arrays.outputs, strict=True))

@@ -1,4 +1,4 @@
-"""What a warpgroup of the Hopper kernels has in registers: tiles, what is one for a row or a column, and products."""
+"""What a warpgroup has in registers: tiles, what is one for a row or a column, and Hopper's products."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -29,7 +29,6 @@ def filled_line(value: float) -> jax.Array:
 def store_numbers(ref: Any) -> None:
     """0, 1, 2, ... into shared memory."""
     ref[...] = plgpu.broadcasted_iota(jnp.int32, ref.shape, 0, layout=_PER_COLUMN)
-    plgpu.commit_smem()
 
 
 def count_per_row() -> jax.Array:
@@ -38,13 +37,13 @@ def count_per_row() -> jax.Array:
 
 
 def load_per_row(ref: Any) -> jax.Array:
-    """[64] of shared memory, one for each row."""
-    return plgpu.load(ref, layout=_PER_ROW)
+    """[64] of shared or global memory, one for each row."""
+    return plgpu.load(ref, layout=_PER_ROW, optimized=False)
 
 
 def load_per_column(ref: Any) -> jax.Array:
-    """[columns] of shared memory, one for each column."""
-    return plgpu.load(ref, layout=_PER_COLUMN)
+    """[columns] of shared or global memory, one for each column."""
+    return plgpu.load(ref, layout=_PER_COLUMN, optimized=False)
 
 
 def down(line: jax.Array, columns: int) -> jax.Array:

@@ -1,13 +1,28 @@
-"""How the Hopper kernels are cut into items, blocks and stages."""
+"""How the kernels are cut into items, blocks and stages, and for what."""
 
 import dataclasses
+from typing import ClassVar, NamedTuple
 
 ROWS = 64  # of a warpgroup's product
 
 
+class Gpu(NamedTuple):
+    """What the kernels use of a GPU.
+
+    Attributes:
+      num_cores: streaming multiprocessors.
+      has_tma: copies are TMA's; else cp.async's.
+      has_wgmma: products are those of a warpgroup; else mma.sync's.
+    """
+
+    num_cores: int
+    has_tma: bool = True
+    has_wgmma: bool = True
+
+
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How a kernel is cut.
+    """How a kernel is cut for Hopper.
 
     Attributes:
       warpgroups: that compute, 64 own rows each.
@@ -42,6 +57,31 @@ class Tiling:
     def rows(self) -> int:
         return ROWS * self.warpgroups
 
+    @property
+    def threads(self) -> int:
+        """Warpgroups of a program: those that compute and one that loads."""
+        return self.warpgroups + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MmaTiling:
+    """How a kernel is cut where products are mma.sync's: a program is one warpgroup and has one item.
+
+    Attributes:
+      columns: of a block of the other side.
+      unmasked_loop: as `Tiling`'s.
+    """
+
+    columns: int
+    unmasked_loop: bool = True
+    rows: ClassVar[int] = ROWS
+    threads: ClassVar[int] = 1
+    persistent: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.columns <= 0 or self.columns % 16:
+            raise ValueError(f"columns is {self.columns}; a multiple of 16 was expected")
+
 
 # What compiles without spills and fits into shared memory with all limits at once; nothing of it is measured yet.
 _TILINGS = {
@@ -57,6 +97,25 @@ _TILINGS = {
 }
 
 
-def tiling(kernel: str, key_dim: int, value_dim: int) -> Tiling:
+# Likewise; for A100, H100 and B200.
+_MMA_TILINGS = {
+    ("forward", 64, 64): MmaTiling(64),
+    ("forward", 128, 64): MmaTiling(64),
+    ("forward", 128, 128): MmaTiling(64),
+    ("dq", 64, 64): MmaTiling(64),
+    ("dq", 128, 64): MmaTiling(32),
+    ("dq", 128, 128): MmaTiling(32),
+    ("dkdv", 64, 64): MmaTiling(32),
+    ("dkdv", 128, 64): MmaTiling(32),
+    ("dkdv", 128, 128): MmaTiling(16),
+}
+
+
+def hopper_tiling(kernel: str, key_dim: int, value_dim: int) -> Tiling:
     """Of one of the kernels "forward", "dq" and "dkdv", for a pair of HEAD_DIMS."""
     return _TILINGS[kernel, key_dim, value_dim]
+
+
+def mma_tiling(kernel: str, key_dim: int, value_dim: int) -> MmaTiling:
+    """As `hopper_tiling`."""
+    return _MMA_TILINGS[kernel, key_dim, value_dim]

@@ -1,6 +1,7 @@
-"""How the Hopper kernels' arrays lie in global memory and in shared memory: tiles of head_dim numbers a row, and lines
+"""How the kernels' arrays lie in global memory and in shared memory: tiles of head_dim numbers a row, and lines
 of one."""
 
+import math
 from typing import Any
 
 import jax
@@ -14,21 +15,16 @@ ALIGNMENT = 8  # of the rows at which TMA may begin, given how it lays them out 
 def view(x: jax.Array, dilation: int, rows: int) -> jax.Array:
     """Rows of each residue modulo the dilation, filled up to whole blocks of so many.
 
-    [B, length, H, D] becomes [B, R, dilation, H, D], without a copy where nothing is to be filled up. As TMA wants a
-    line's numbers side by side, [B, length, H] becomes [B, H, dilation, R], ids [B, length] become [B, dilation, R].
+    A tile [B, length, H, D] becomes [B, R, dilation, H, D], without a copy where nothing is to be filled up. A line's
+    numbers TMA wants side by side: [B, length, H] becomes [B, H, dilation, R], and ids [B, length] [B, 1, dilation, R].
     """
     padding = [(0, 0)] * x.ndim
     padding[1] = 0, -x.shape[1] % (dilation * rows)
     if padding[1][1]:
         x = jnp.pad(x, padding)
-    x = x.reshape(len(x), -1, dilation, *x.shape[2:])
-    match x.ndim:
-        case 5:
-            return x
-        case 4:
-            return x.transpose(0, 3, 2, 1)
-        case _:
-            return x.transpose(0, 2, 1)
+    if x.ndim == 4:
+        return x.reshape(len(x), -1, dilation, *x.shape[2:])
+    return x.reshape(len(x), -1, dilation, x.shape[2] if x.ndim == 3 else 1).transpose(0, 3, 2, 1)
 
 
 def view_of_output(x: jax.ShapeDtypeStruct, batch: int, heads: int, dilation: int, rows: int) -> jax.ShapeDtypeStruct:
@@ -41,25 +37,36 @@ def view_of_output(x: jax.ShapeDtypeStruct, batch: int, heads: int, dilation: in
 
 def unview(x: jax.Array, length: int) -> jax.Array:
     """The inverse of `view` for tiles and lines."""
-    if x.ndim == 4:
+    if not is_tile(x):
         x = x.transpose(0, 3, 2, 1)
     return x.reshape(len(x), -1, *x.shape[3:])[:, :length]
 
 
-def rows_of(ref: Any, batch: Any, head: Any, residue: Any, first: Any, count: int) -> Any:
-    """A tile [count, head_dim] or a line [count] of what `view` makes."""
-    match len(ref.shape):
-        case 5:
-            return ref.at[batch, pl.ds(first, count), residue, head]
-        case 4:
-            return ref.at[batch, head, residue, pl.ds(first, count)]
-        case _:
-            return ref.at[batch, residue, pl.ds(first, count)]
+def is_tile(x: Any) -> bool:
+    """Whether a view, merged or not, has head_dim numbers a row; a line has one."""
+    return len(x.shape) != 4
 
 
-def shared_rows(array: Any, slots: tuple[int, ...], count: int) -> Any:
-    """Shared memory for `count` rows of what `view` makes in each slot."""
-    if len(array.shape) != 5:
-        return plgpu.SMEM((*slots, count), array.dtype)
+def merged_shape(x: Any) -> jax.ShapeDtypeStruct:
+    """Of what a kernel takes in place of the view: of tiles [B, R, dilation * H * D].
+
+    cp.async wants the rows and the numbers of what it copies on neighbouring axes.
+    """
+    return jax.ShapeDtypeStruct((*x.shape[:2], math.prod(x.shape[2:])) if is_tile(x) else x.shape, x.dtype)
+
+
+def rows_of(ref: Any, shape: tuple[int, ...], batch: Any, head: Any, dilation: int, residue: Any, first: Any) -> Any:
+    """A tile [count, head_dim] or a line [count] of a merged view in global memory."""
+    rows = pl.ds(first, shape[0])
+    if not is_tile(ref):
+        return ref.at[batch, head if ref.shape[1] > 1 else 0, residue, rows]
+    start = residue * (ref.shape[2] // dilation) + head * shape[1]
+    return ref.at[batch, rows, pl.ds(pl.multiple_of(start, shape[1]), shape[1])]
+
+
+def shared_rows(view: Any, slots: tuple[int, ...], count: int) -> Any:
+    """Shared memory for `count` rows in each slot."""
+    if not is_tile(view):
+        return plgpu.SMEM((*slots, count), view.dtype)
     transforms = plgpu.TilingTransform((ALIGNMENT, 64)), plgpu.SwizzleTransform(128)
-    return plgpu.SMEM((*slots, count, array.shape[-1]), array.dtype, transforms=transforms)
+    return plgpu.SMEM((*slots, count, view.shape[-1]), view.dtype, transforms=transforms)

@@ -3,6 +3,6 @@
 JAX has deprecated that backend: everything that needs it is in this folder, to be deleted with it.
 """
 
-from pallas_kernels.triton.attention import MIN_COMPUTE_CAPABILITY, attention, unsupported
+from pallas_kernels.triton.attention import attention, unsupported
 
-__all__ = ["MIN_COMPUTE_CAPABILITY", "attention", "unsupported"]
+__all__ = ["attention", "unsupported"]

@@ -10,7 +10,6 @@ from pallas_kernels.triton.backward import backward_dkdv, backward_dq
 from pallas_kernels.triton.forward import forward
 
 MAX_HEAD_DIM = 256
-MIN_COMPUTE_CAPABILITY = 8.0  # Ampere
 
 
 def unsupported(key_dim: int, value_dim: int) -> str | None:

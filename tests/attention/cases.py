@@ -16,7 +16,7 @@ from tests.attention.oracle import visibility
 # kernels take few head_dims and no float32: tests/pallas_kernels/test_mosaic.py holds them to the cases.
 INTERPRETED = "pallas_triton_interpret"
 IMPLEMENTATIONS = [
-    name for name in api.IMPLEMENTATIONS if name != "pallas_triton" and not name.startswith("pallas_mosaic_gpu")
+    name for name in api.IMPLEMENTATIONS if name != "pallas_triton" and not name.startswith("pallas_mosaic")
 ]
 
 

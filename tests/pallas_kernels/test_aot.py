@@ -8,6 +8,7 @@ from benchmarks.aot import (
     CASES,
     EACH_BLOCK_SIZE,
     HOPPER_CASES,
+    MMA_CASES,
     SPLIT_CASE,
     TABLE_HEAD,
     TARGETS,
@@ -17,7 +18,7 @@ from benchmarks.aot import (
     measure_training_step,
     table_rows,
 )
-from pallas_kernels.mosaic.tiling import tiling
+from pallas_kernels.mosaic.tiling import hopper_tiling, mma_tiling
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,8 +58,21 @@ def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill() -> Non
             name = kernel.removeprefix("banded_attention_")
             assert figures["HGMMA"] >= products[name] and figures["UTMALDG"] >= loads[name], (kernel, figures)
             assert not figures["serialized"], (kernel, figures)
-            if tiling(name, case.key_dim, case.value_dim).overlap:
+            if hopper_tiling(name, case.key_dim, case.value_dim).overlap:
                 assert figures["beside_products"] >= 32, (kernel, figures)  # each thread's of a block
+
+
+def test_kernels_for_any_gpu_use_its_copies_and_do_not_spill() -> None:
+    wanted = [(target, case) for target in TARGETS for case in MMA_CASES if target == "sm_80" or len(case.options) > 1]
+    products, loads = ({"forward": n, "dq": m, "dkdv": k} for n, m, k in ((2, 3, 4), (3, 4, 4)))
+    for (target, case), found in zip(wanted, check(wanted), strict=True):
+        for kernel, figures in found.items():
+            name = kernel.removeprefix("banded_attention_")
+            copies, no_copies = ("LDGSTS", "UTMALDG") if target == "sm_80" else ("UTMALDG", "LDGSTS")
+            # A product of 64 rows takes a warp as many instructions of 16 x 8 x 16, one each for 16 and for 8.
+            columns = mma_tiling(name, case.key_dim, case.value_dim).columns
+            assert figures["HMMA"] >= products[name] * 64 * columns // (16 * 8), (target, kernel, figures)
+            assert figures[copies] >= loads[name] and not figures[no_copies], (target, kernel, figures)
 
 
 def test_a_batch_is_split_over_gpus() -> None:

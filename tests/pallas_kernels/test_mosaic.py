@@ -1,4 +1,4 @@
-"""The Hopper kernels on the op's cases, interpreted: no race, no read beyond an end or of what was not written."""
+"""Mosaic GPU's kernels on the op's cases, interpreted: no race, no read beyond an end or of what was not written."""
 
 import dataclasses
 import functools
@@ -13,10 +13,11 @@ import pytest
 from longformer_jax import banded_attention
 from longformer_jax.attention.api import HOPPER_VARIABLE
 from longformer_jax.errors import InputError
+from pallas_kernels.block_sizes import PASSES
 from pallas_kernels.mosaic import HEAD_DIMS, tiles
 from pallas_kernels.mosaic import tiling as tilings
 from pallas_kernels.mosaic.items import Item, Schedule, aligned
-from pallas_kernels.mosaic.tiling import ROWS, Tiling
+from pallas_kernels.mosaic.tiling import ROWS, Gpu, MmaTiling, Tiling
 from pallas_kernels.walk import Walk
 from tests.attention.cases import (
     ARRAYS,
@@ -30,7 +31,7 @@ from tests.attention.cases import (
 )
 from tests.pallas_kernels.test_lowering import H100, lowered
 
-INTERPRETED = "pallas_mosaic_gpu_interpret"
+IMPLEMENTATIONS = ("pallas_mosaic_gpu", "pallas_mosaic_mma")
 
 
 def smaller(case: Case) -> Case:
@@ -41,18 +42,19 @@ def smaller(case: Case) -> Case:
 ADAPTED = [with_head_dims(smaller(case), HEAD_DIMS, n) for n, case in enumerate(CASES)]
 
 
-def interpreted(case: Case, dtype: str) -> dict[str, np.ndarray]:
+def interpreted(implementation: str, case: Case, dtype: str) -> dict[str, np.ndarray]:
     """Not jitted, so that one kernel at a time has the threads that the interpreter needs."""
-    run = value_and_gradients(case.attend(INTERPRETED))
+    run = value_and_gradients(case.attend(f"{implementation}_interpret"))
     return dict(zip(ARRAYS, map(np.asarray, run(case.inputs(dtype), case.cotangents(dtype))), strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ADAPTED, ids=lambda case: case.name)
-def test_errs_little_more_than_plain_attention(case: Case) -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_errs_little_more_than_plain_attention(implementation: str, case: Case) -> None:
     dtype = "float16" if case.name in ("causal_walk", "segments", "everything") else "bfloat16"
     inputs, cotangents = case.inputs(dtype), case.cotangents(dtype)
-    found = interpreted(case, dtype)
+    found = interpreted(implementation, case, dtype)
     plain = with_gradients(plain_attention(case), inputs, cotangents)
     rounded = jax.tree.map(lambda x: x.astype(jnp.float32), (inputs, cotangents))
     oracle = with_gradients(case.attend("reference"), *rounded)
@@ -66,9 +68,10 @@ def test_errs_little_more_than_plain_attention(case: Case) -> None:
 
 
 @pytest.mark.slow
-def test_repeats_bit_for_bit() -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_repeats_bit_for_bit(implementation: str) -> None:
     case = Case("repeats", T=130, H=1, Dk=64, Dv=64, window=40, dropout_rate=0.2)
-    once, again = (interpreted(case, "bfloat16") for _ in range(2))
+    once, again = (interpreted(implementation, case, "bfloat16") for _ in range(2))
     for name, x in once.items():
         assert np.array_equal(x, again[name]), name
 
@@ -81,13 +84,16 @@ def test_repeats_bit_for_bit() -> None:
         Tiling(2, 128, 3, persistent=False),
         Tiling(3, 64, 3, unmasked_loop=False),
         Tiling(2, 64, 2, own_stages=2, overlap=False),
+        MmaTiling(16),
+        MmaTiling(128, unmasked_loop=False),
     ],
 )
-def test_every_way_to_cut_them_is_right(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernel in ("forward", "dq", "dkdv"):
-        monkeypatch.setitem(tilings._TILINGS, (kernel, 64, 64), tiling)
+def test_every_way_to_cut_them_is_right(tiling: Tiling | MmaTiling, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_mma = isinstance(tiling, MmaTiling)
+    for kernel in PASSES:
+        monkeypatch.setitem(tilings._MMA_TILINGS if is_mma else tilings._TILINGS, (kernel, 64, 64), tiling)
     case = Case("cut", T=330, H=1, Dk=64, Dv=64, window=(150, 70), segments="shared")
-    found = interpreted(case, "bfloat16")
+    found = interpreted(IMPLEMENTATIONS[is_mma], case, "bfloat16")
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), (case.inputs("bfloat16"), case.cotangents("bfloat16")))
     oracle = with_gradients(case.attend("reference"), *exact)
     for array in ARRAYS:
@@ -98,7 +104,7 @@ def test_every_way_to_cut_them_is_right(tiling: Tiling, monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_a_scale_that_float32_has_no_number_for_is_no_scale() -> None:
     case = Case("subnormal_scale", T=70, H=1, Dk=64, Dv=64, window=5, scale=1e-42)
-    out = np.asarray(case.attend(INTERPRETED)(*case.inputs("bfloat16"))[0], np.float32)
+    out = np.asarray(case.attend("pallas_mosaic_gpu_interpret")(*case.inputs("bfloat16"))[0], np.float32)
     unscaled = dataclasses.replace(case, scale=0.0).attend("reference")
     oracle = unscaled(*(x.astype(jnp.float32) for x in case.inputs("bfloat16")))[0]
     assert np.abs(out - oracle).max() <= 0.01 * np.abs(oracle).max()
@@ -109,7 +115,7 @@ def test_lines_are_read_before_others_are_loaded_there(monkeypatch: pytest.Monke
     """Nor does it take the fence of the interpreter's products, which a GPU's have not."""
     monkeypatch.setattr(tiles, "_dot", lambda weights, other: jnp.zeros((len(weights), other.shape[1]), jnp.float32))
     case = Case("lines", T=520, H=1, Dk=64, Dv=64, window=40, masked=True)
-    interpreted(case, "bfloat16")  # the interpreter raises at a race
+    interpreted("pallas_mosaic_gpu", case, "bfloat16")  # the interpreter raises at a race
 
 
 # ---- Which blocks a warpgroup takes part in --------------------------------------------------------------------------
@@ -127,7 +133,7 @@ def test_a_warpgroup_takes_part_in_what_its_rows_see(
     tiling = Tiling(warpgroups, columns, stages=3)
     walk = Walk(T, S, left, right, offset, (dilation,), tiling.rows, columns)
     unused: Any = None
-    schedule = Schedule(unused, walk, tiling, own_is_query=True, first_head=0, batch=1, num_cores=1)
+    schedule = Schedule(unused, walk, tiling, own_is_query=True, first_head=0, batch=1, gpu=Gpu(num_cores=1))
     rows = np.arange(ROWS)
     for number in range(walk.programs):
         block = aligned(walk.block(number, 0), columns)
@@ -167,6 +173,8 @@ def test_too_few_stages_are_refused(stages: int, overlap: bool, least: int) -> N
 def test_sizes_that_no_kernel_has_are_refused(sizes: tuple[int, int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Tiling(*sizes, stages=3)
+    with pytest.raises(ValueError, match="columns is 24; a multiple of 16 was expected"):
+        MmaTiling(24)
 
 
 # ---- Who can have them -----------------------------------------------------------------------------------------------
@@ -193,28 +201,38 @@ def test_none_chooses_them_where_the_environment_says_so(monkeypatch: pytest.Mon
         chosen(SHAPE)
 
 
+B200, MI300X = "NVIDIA B200", "AMD Instinct MI300X"
+
+
 @pytest.mark.parametrize(
-    ("dtype", "dims", "kind", "reason"),
+    ("implementation", "dtype", "dims", "kind", "reason"),
     [
-        ("float32", (64, 64), H100, "the dtype is float32; the kernels take bfloat16 and float16"),
-        ("bfloat16", (64, 128), H100, "head_dim is 64 of query and key, 128 of value; the kernels take 64 and 64, 128"),
-        ("bfloat16", (64, 64), "NVIDIA B200", "its kernels need an NVIDIA GPU of the Hopper generation; this devi"),
+        ("gpu", "float32", (64, 64), H100, "the dtype is float32; the kernels take bfloat16 and float16"),
+        ("mma", "float32", (64, 64), B200, "the dtype is float32; the kernels take bfloat16 and float16"),
+        ("gpu", "bfloat16", (64, 128), H100, "head_dim is 64 of query and key, 128 of value; the kernels take 64 an"),
+        ("mma", "bfloat16", (32, 32), B200, "head_dim is 32 of query and key, 32 of value; the kernels take 64 and"),
+        ("gpu", "bfloat16", (64, 64), B200, "its kernels need an NVIDIA GPU of the Hopper generation; this device is"),
+        ("mma", "bfloat16", (64, 64), MI300X, "its kernels need an NVIDIA GPU; this device is AMD Instinct MI300X"),
     ],
 )
-def test_what_they_cannot_do_is_named(dtype: str, dims: tuple[int, int], kind: str, reason: str) -> None:
+def test_what_they_cannot_do_is_named(
+    implementation: str, dtype: str, dims: tuple[int, int], kind: str, reason: str
+) -> None:
+    implementation = f"pallas_mosaic_{implementation}"
     key, value = (jax.ShapeDtypeStruct((2, 100, 4, d), dtype) for d in dims)
-    sentence = re.escape(f"implementation 'pallas_mosaic_gpu' is not available here: {reason}")
+    sentence = re.escape(f"implementation '{implementation}' is not available here: {reason}")
     with pytest.raises(NotImplementedError, match=f"^{sentence}"):
-        lowered(functools.partial(attend, implementation="pallas_mosaic_gpu"), key, key, value, kind=kind)
+        lowered(functools.partial(attend, implementation=implementation), key, key, value, kind=kind)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dilation", [1, 4])
-def test_nothing_of_the_sequences_is_copied(dilation: int) -> None:
+def test_nothing_of_the_sequences_is_copied(dilation: int, implementation: str) -> None:
     """Where the length is whole blocks: no padding, and no transposition but of lse, delta and the like."""
 
     def both(query, key, value, cotangent):
         out, pullback = jax.vjp(
-            functools.partial(attend, dilation=dilation, implementation="pallas_mosaic_gpu"), query, key, value
+            functools.partial(attend, dilation=dilation, implementation=implementation), query, key, value
         )
         return out, pullback(cotangent)
 
@@ -225,9 +243,10 @@ def test_nothing_of_the_sequences_is_copied(dilation: int) -> None:
     assert moved and not [line for line in moved if "x64x" in line or "x64xbf16" in line]
 
 
-def test_vmapped_and_with_wide_integers_they_are_the_same_kernels() -> None:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_vmapped_and_with_wide_integers_they_are_the_same_kernels(implementation: str) -> None:
     def both(query, key, value, mask):
-        attended = functools.partial(attend, key_mask=mask, implementation="pallas_mosaic_gpu")
+        attended = functools.partial(attend, key_mask=mask, implementation=implementation)
         return jax.value_and_grad(lambda *x: attended(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))(
             query, key, value
         )
@@ -237,4 +256,4 @@ def test_vmapped_and_with_wide_integers_they_are_the_same_kernels() -> None:
         text = lowered(jax.vmap(both), shape, shape, shape, mask)
     for kernel in ("forward", "dq", "dkdv"):
         assert text.count(f"banded_attention_{kernel}") >= 1
-    assert "6x256x1x4x64xbf16" in text  # the axes are one
+    assert "6x256x256xbf16" in text  # the axes are one

@@ -1,4 +1,4 @@
-"""What the warpgroups of a program do: one loads, the others compute.
+"""How a kernel runs on Hopper: of a program's warpgroups one loads, the others compute, by warpgroup products.
 
 Of each item a program owns rows of one side, 64 for each computing warpgroup. The loading warpgroup sends them and,
 block by block, the other side's rows through rings of shared memory by TMA, and is ahead of the others, beyond the end
@@ -9,7 +9,7 @@ cores busy.
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +18,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic.items import OwnRows, Scalars, Schedule
+from pallas_kernels.mosaic.kernel import Arrays, Kernel, over_blocks
 from pallas_kernels.mosaic.tiles import down, empty_tile, in_place, multiply, store_numbers
-from pallas_kernels.mosaic.tiling import ROWS
-from pallas_kernels.mosaic.views import rows_of
+from pallas_kernels.mosaic.tiling import ROWS, Tiling
+from pallas_kernels.mosaic.views import shared_rows
 
-
-class Kernel(NamedTuple):
-    """What becomes of a warpgroup's own rows and, block after block, the other side's.
-
-    Attributes:
-      name: of the compiled kernel.
-      scores: pairs (own array, other array), by number: their products over head_dim are the scores.
-      sums: arrays of the other side, by number: their products with weights are added up.
-      start: own -> state; `own` are references to its rows in shared memory.
-      weigh: (rows, own, other, n, is_edge, scores, state) -> (weights, state, rescale). `rows` are `OwnRows`, `other`
-        references to block n, `is_edge` says whether rows may not see all of it, `scores` are functions that give the
-        products, float32 [64, columns], when these are done, each to be called once and in order; weights are like the
-        products, one for each sum; rescale, float32 [64] or None, is for the sums over the blocks before.
-      finish: (rows, sums, state) -> one array for each output.
-    """
-
-    name: str
-    scores: tuple[tuple[int, int], ...]
-    sums: tuple[int, ...]
-    start: Callable
-    weigh: Callable
-    finish: Callable
+# Registers of a thread that computes and of one that loads, by the number of computing warpgroups: together as many as
+# there are at launch, 3 * 168 and 4 * 128. With one, all may keep the 255 that a thread can have.
+_REGISTERS = {2: (240, 24), 3: (160, 32)}
 
 
 class Ring(NamedTuple):
@@ -87,14 +69,6 @@ class Ring(NamedTuple):
         lax.fori_loop(jnp.maximum(count - self.size, 0), count, wait, None)
 
 
-class Arrays(NamedTuple):
-    """In global memory: the own side's and the other side's, tiles first, then lines, and the outputs."""
-
-    own: tuple[Any, ...]
-    other: tuple[Any, ...]
-    outputs: tuple[Any, ...]
-
-
 class Shared(NamedTuple):
     """In shared memory, rows of all arrays: slot, warpgroup and row of own ones, slot and row of other ones.
 
@@ -108,13 +82,45 @@ class Shared(NamedTuple):
     own_ring: Ring
     ring: Ring
 
+    @classmethod
+    def of(cls, schedule: Schedule[Tiling], arrays: Arrays) -> Self:
+        tiling = schedule.tiling
+        readers = tiling.warpgroups
+        return cls(
+            own=tuple(shared_rows(x, (tiling.own_stages, readers), ROWS) for x in arrays.own),
+            other=tuple(shared_rows(x, (tiling.stages,), tiling.columns) for x in arrays.other),
+            outputs=tuple(shared_rows(x, (readers,), ROWS) for x in arrays.outputs),
+            numbers=plgpu.SMEM((readers, tiling.columns), jnp.int32),
+            own_ring=Ring.with_barriers(tiling.own_stages, arrays=len(arrays.own) * readers, readers=readers),
+            ring=Ring.with_barriers(tiling.stages, arrays=len(arrays.other), readers=readers),
+        )
+
+
+def run(kernel: Kernel, schedule: Schedule[Tiling], arrays: Arrays, scalars: Scalars, shared: Shared) -> None:
+    """What each warpgroup of a program does."""
+    warpgroup, warpgroups = lax.axis_index("warpgroup"), schedule.tiling.warpgroups
+    computing, loading = _REGISTERS.get(warpgroups, (None, None))
+
+    @pl.when(warpgroup < warpgroups)
+    def _() -> None:
+        if computing is not None:
+            plgpu.set_max_registers(computing, action="increase")
+        compute(kernel, schedule, arrays, scalars, shared, warpgroup)
+
+    @pl.when(warpgroup == warpgroups)
+    def _() -> None:
+        if loading is not None:
+            plgpu.set_max_registers(loading, action="decrease")
+        load(schedule, arrays, scalars, shared)
+
 
 def compute(
-    kernel: Kernel, schedule: Schedule, arrays: Arrays, scalars: Scalars, shared: Shared, warpgroup: Any
+    kernel: Kernel, schedule: Schedule[Tiling], arrays: Arrays, scalars: Scalars, shared: Shared, warpgroup: Any
 ) -> None:
     """What a computing warpgroup does."""
     numbers = shared.numbers.at[warpgroup]
     store_numbers(numbers)
+    plgpu.commit_smem()
 
     def work(i, passed):
         rows = schedule.item(i, scalars).own_rows(warpgroup, numbers)
@@ -133,9 +139,8 @@ def compute(
         @pl.when(first < schedule.own_rows)  # of a residue's last item not all warpgroups have rows
         def store() -> None:
             for array, ref in zip(arrays.outputs, shared.outputs, strict=True):
-                head = item.head - schedule.first_head
-                target = rows_of(array, item.batch, head, item.block.residue, first, ROWS)
-                plgpu.copy_smem_to_gmem(ref.at[warpgroup], target)
+                source = ref.at[warpgroup]
+                plgpu.copy_smem_to_gmem(source, item.output_part(array, first, source.shape))
 
         return passed + item.block.count
 
@@ -143,7 +148,7 @@ def compute(
     plgpu.wait_smem_to_gmem(0)
 
 
-def load(schedule: Schedule, arrays: Arrays, scalars: Scalars, shared: Shared) -> None:
+def load(schedule: Schedule[Tiling], arrays: Arrays, scalars: Scalars, shared: Shared) -> None:
     """What the loading warpgroup does."""
     tiling, ring, own_ring = schedule.tiling, shared.ring, shared.own_ring
 
@@ -158,15 +163,16 @@ def load(schedule: Schedule, arrays: Arrays, scalars: Scalars, shared: Shared) -
                 zip(arrays.own, shared.own, strict=True), range(tiling.warpgroups)
             ):
                 first = jnp.minimum(block.first + reader * ROWS, schedule.own_rows - ROWS)
-                source = rows_of(array, item.batch, item.head, block.residue, pl.multiple_of(first, ROWS), ROWS)
-                plgpu.copy_gmem_to_smem(source, ref.at[slot, reader], own_ring.full.at[slot])
+                target = ref.at[slot, reader]
+                source = item.own_part(array, pl.multiple_of(first, ROWS), target.shape)
+                plgpu.copy_gmem_to_smem(source, target, own_ring.full.at[slot])
 
         def load_block(n, _) -> None:
             slot = ring.slot(passed + n)
             ring.wait_empty(passed + n)
             for array, ref in zip(arrays.other, shared.other, strict=True):
-                source = rows_of(array, item.batch, item.head, block.other_residue, item.first_of(n), tiling.columns)
-                plgpu.copy_gmem_to_smem(source, ref.at[slot], ring.full.at[slot])
+                target = ref.at[slot]
+                plgpu.copy_gmem_to_smem(item.other_part(array, n, target.shape), target, ring.full.at[slot])
 
         # Where the own rows have to wait for those of the item before, what needs not wait goes first.
         early = jnp.minimum(block.count, tiling.stages) if tiling.own_stages == 1 else 0
@@ -189,7 +195,7 @@ def compute_item(
     release_own: Callable[[], None],
 ) -> tuple[tuple[jax.Array, ...], Any]:
     """(sums, state) over all blocks of an item, of which the first is number `passed` of what goes through the ring."""
-    begin, interior, edge, end = rows.bounds
+    begin, _, _, end = rows.bounds
     interpret, tiling = rows.spec.interpret, rows.item.schedule.tiling
 
     def slots(n: Any) -> list[Any]:
@@ -248,20 +254,6 @@ def compute_item(
         weights, state, rescale = weighed
         return rescaled(sums, rescale), weights, state
 
-    def run(body: Callable, first: Any, carry: Any) -> Any:
-        def part(number, carry):
-            """Masked blocks, and then those inside the band, of which the second part has none."""
-            is_last = number > 0
-            start, stop = jnp.where(is_last, edge, begin), jnp.where(is_last, end, interior)
-            carry = lax.fori_loop(jnp.maximum(first, start), stop, functools.partial(body, True), carry)
-            start, stop = jnp.maximum(first, interior), jnp.where(is_last, interior, edge)
-            return lax.fori_loop(start, stop, functools.partial(body, False), carry)
-
-        if not tiling.unmasked_loop:
-            return lax.fori_loop(first, end, functools.partial(body, True), carry)
-        # A loop of two, and of a length that the compiler does not know, as it would make three loops of it.
-        return lax.fori_loop(0, jnp.where(edge < end, 2, 1), part, carry)
-
     def done_with_own() -> None:
         fence_lines(own)
         release_own()
@@ -272,11 +264,11 @@ def compute_item(
         ring.wait_full(passed + begin)
         then = functools.partial(weigh_and_wait, True, begin, state)
         _, (weights, state, _) = multiply(pairs(begin), then, (), (), (), interpret)
-        sums, weights, state = run(step_beside_sums, begin + 1, (sums, weights, state))
+        sums, weights, state = over_blocks(rows, step_beside_sums, begin + 1, (sums, weights, state))
         done_with_own()
         sums = add_up(sums, weights, end - 1)
     else:
-        sums, state = run(step, begin, (sums, state))
+        sums, state = over_blocks(rows, step, begin, (sums, state))
         done_with_own()
     lax.fori_loop(end, rows.item.block.count, skip, None)
     return sums, state
