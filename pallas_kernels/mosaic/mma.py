@@ -94,7 +94,7 @@ def run(kernel: Kernel, schedule: Schedule[MmaTiling], arrays: Arrays, scalars: 
     sums = tuple(empty_tile(shared.other[j].shape[-1]) for j in kernel.sums)
     sums, state = over_blocks(rows, step, begin, (sums, kernel.start(own)))
     for array, x in zip(arrays.outputs, kernel.finish(rows, sums, state), strict=True):
-        plgpu.store(item.output_part(array, rows.first, x.shape), x.astype(array.dtype), optimized=False)
+        _store(item.output_part(array, rows.first, x.shape), x.astype(array.dtype), interpret)
 
 
 def _tiles_and_lines(arrays: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
@@ -106,6 +106,20 @@ def _copy(source: Any, target: Any, barrier: Any) -> None:
         plgpu.copy_gmem_to_smem(source, target, oob_mode=plgpu.OOBFillMode.PROMISE_IN_BOUNDS)
     else:
         plgpu.copy_gmem_to_smem(source, target, barrier)
+
+
+def _store(target: Any, x: jax.Array, interpret: bool) -> None:
+    """From registers to global memory: `plgpu.store`, which jax 0.11 has not."""
+    if interpret:
+        target[...] = x
+        return
+    layout = plgpu.Layout.WGMMA if x.ndim == 2 else plgpu.Layout.WGMMA.reduce(1)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(()), layout))
+    def store(_, target: Any, x: mgpu.FragmentedArray) -> None:
+        x.store_untiled(target, optimized=False)
+
+    store(target, x)
 
 
 def _wait(barrier: Any) -> None:
