@@ -13,6 +13,7 @@ from longformer_jax.checkpoints import find_checkpoint
 from longformer_jax.data import check_vocab
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import protocols
+from longformer_jax.files import user_path
 from longformer_jax.models import CharLMConfig, generate
 from longformer_jax.training import CharLMExperiment, restore_params
 
@@ -93,7 +94,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 character")
     config = CharLMExperiment.load(workdir)
-    text = config.open_data(Path(workdir)).split(split)
+    text = config.open_data(user_path("workdir", workdir)).split(split)
     check_vocab(text, config.model.vocab_size)
     total = len(text) - 1
     if protocol == "paper":

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import write_text
+from longformer_jax.files import read_json, user_path, write_text
 from longformer_jax.training.serialization import build, check, to_config_dict
 
 if TYPE_CHECKING:
@@ -291,10 +291,9 @@ class ExperimentConfig(abc.ABC):
         path = workdir / DATA_FILE
         if not path.is_file():  # written by an earlier version
             return data
-        try:
-            began_with = json.loads(path.read_text())["fingerprint"]
-        except (ValueError, TypeError, KeyError):
-            raise InputError(f"{path} is damaged; expected it as train.py has written it") from None
+        began_with = read_json(path).get("fingerprint")
+        if not isinstance(began_with, str):
+            raise InputError(f"{path} is damaged; expected it as train.py has written it")
         if began_with != data.fingerprint:
             raise InputError(
                 f"data is {data.name}, which has changed since the run in {str(workdir)!r} began; expected the same "
@@ -348,17 +347,12 @@ class ExperimentConfig(abc.ABC):
     @classmethod
     def load(cls, workdir: str | Path) -> Self:
         """Reads config.json of a workdir; raises InputError where it is missing, is not JSON or does not validate."""
-        path = Path(workdir) / CONFIG_FILE
+        path = user_path("workdir", workdir) / CONFIG_FILE
         if not path.is_file():
             raise InputError(
                 f"workdir is {str(workdir)!r}, which has no {CONFIG_FILE}; expected one train.py has written"
             )
-        try:
-            values = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON ({error}); expected it as train.py has written it") from None
-        check(isinstance(values, dict), str(path), values, "a mapping")
-        return cls.from_dict(values)
+        return cls.from_dict(read_json(path))
 
     def check_resumes(self, previous: Self) -> None:
         """Raises InputError, naming the fields, if continuing a run of `previous` under this would mix two experiments.

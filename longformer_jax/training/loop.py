@@ -13,6 +13,7 @@ import jax
 
 from longformer_jax.checkpoints import DIRECTORY, Checkpoints, has_checkpoint
 from longformer_jax.errors import InputError
+from longformer_jax.files import user_path
 from longformer_jax.training.config import CONFIG_FILE, ExperimentConfig
 from longformer_jax.training.flops import peak_flops
 from longformer_jax.training.metrics import METRICS_FILE, MetricsLog, plot_curve, read_metrics
@@ -41,7 +42,7 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
       InputError: the data, the devices, the workdir or its checkpoint do not fit `config`; before anything compiles.
       DivergenceError: the loss or the gradient norm is not finite. The latest checkpoint is from before that.
     """
-    workdir = Path(workdir)
+    workdir = user_path("workdir", workdir)
     mesh = make_mesh(config.mesh)
     accumulate = [accumulation_steps(config, index, mesh) for index in range(len(config.phases))]
     abstract = abstract_state(config, mesh)

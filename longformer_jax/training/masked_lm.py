@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from longformer_jax.data import TokenCorpus, load_token_corpus, mask_tokens, row_batches
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
-from longformer_jax.files import check_unused, replacing
+from longformer_jax.files import check_unused, replacing, user_path
 from longformer_jax.models import ForMaskedLM, LongformerConfig
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.flops import encoder_flops_per_token
@@ -407,7 +407,7 @@ def export_model(workdir: str | Path, directory: str | Path, step: int | None = 
     """
     from longformer_jax.training.workdir import restore_params  # imports Orbax
 
-    workdir, directory = Path(workdir), Path(directory)
+    workdir, directory = user_path("workdir", workdir), user_path("directory", directory)
     check_unused("directory", directory)
     config = MaskedLMExperiment.load(workdir)
     config.write_model(directory, restore_params(workdir, step), config.tokenizer(workdir))

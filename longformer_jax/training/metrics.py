@@ -9,6 +9,7 @@ import jax
 from tqdm import tqdm
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import parse_json
 
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
@@ -79,12 +80,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if line.endswith(b"\n"):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict) or not {"split", "step"} <= record.keys():
-                raise InputError(f"{path} is damaged at line {number}; expected it as train.py has written it")
+            record = parse_json(line, f"line {number} of {path}")
+            if "split" not in record or type(record.get("step")) is not int:
+                raise InputError(f"line {number} of {path} is damaged; expected it as train.py has written it")
             records.append(record)
     return records
 

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import replacing, write_text
+from longformer_jax.files import replacing, user_path, write_text
 from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
@@ -125,7 +125,7 @@ def save_pretrained(
         prefix = f"{values['model_type']}." if path.startswith("longformer/") else ""
         for name, tensor in zip(names.hugging_face_names(path, len(layers)), layers, strict=True):
             tensors[prefix + name] = np.ascontiguousarray(tensor.T if names.is_kernel(path) else tensor)
-    directory = Path(directory).expanduser()
+    directory = user_path("directory", directory)
     with replacing(directory / SAFETENSORS) as partial:
         save_file(tensors, partial, {"format": "pt"})
     write_config(directory, values)

@@ -130,7 +130,12 @@ def test_config_dict_of_other_things() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "which has no config.json"), ('{"seed":', "is not valid JSON"), ("[1]", "expected a mapping")],
+    [
+        (None, "which has no config.json"),
+        ('{"seed":', r"config\.json is damaged \(.*\); expected a JSON object"),
+        ("[1]", r"config\.json is damaged; expected a JSON object"),
+        ("[" * 200_000, r"config\.json is damaged \(maximum recursion depth"),
+    ],
 )
 def test_unreadable_config_json(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:

@@ -228,7 +228,7 @@ def test_errors_of_the_command_line(tmp_path: Path, capsys) -> None:
 
 def test_damaged_tokenizer(tmp_path: Path) -> None:
     source = write(tmp_path / "source", "RobertaModel")
-    for name, text in (("tokenizer_config.json", "[]"), ("tokenizer.json", "{")):
+    for name, text in (("tokenizer_config.json", "[]"), ("tokenizer.json", "{"), ("tokenizer.json", "[" * 200_000)):
         (source / name).write_text(text)
         with pytest.raises(InputError, match=f"{name} is damaged"):
             convert.convert(source, tmp_path / "out", max_length=128)
