@@ -22,7 +22,7 @@ from longformer_jax.files import check_unused, replacing, user_path
 from longformer_jax.models import ForMaskedLM, LongformerConfig
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.flops import encoder_flops_per_token
-from longformer_jax.training.serialization import check
+from longformer_jax.training.serialization import check, convert_fields
 from longformer_jax.training.sharding import replicated
 from longformer_jax.training.validation import Validator
 from longformer_jax.weights import load_pretrained, load_tokenizer, roberta_to_longformer, save_pretrained
@@ -66,6 +66,9 @@ class TokenDataConfig:
     validation_fraction: float = 0.01
     tokenizer: str | None = None
     cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
 
     def load(self, tokenizer: "Tokenizer", sequence_length: int) -> TokenCorpus:
         """The corpus in rows of so many tokens; raises InputError where `load_token_corpus` does."""
