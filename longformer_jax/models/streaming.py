@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from longformer_jax.errors import InputError
@@ -88,12 +89,13 @@ def generate(
     Raises:
       InputError: a setting is out of range.
     """
-    if length < 1:
-        raise InputError(f"length is {length}; expected at least 1")
+    for field, value, least, most in (("length", length, 1, 2**31 - 1), ("seed", seed, 0, 2**32 - 1)):
+        if not isinstance(value, int | np.integer) or not least <= value <= most:
+            raise InputError(f"{field} is {value!r}; expected {least} to {most}")
     if temperature != 0 and not 1e-6 <= temperature < math.inf:  # smaller ones would overflow the logits
         raise InputError(f"temperature is {temperature}; expected 0, or a number >= 1e-6")
-    if top_k is not None and not 1 <= top_k <= config.vocab_size:
-        raise InputError(f"top_k is {top_k}; expected 1 to vocab_size, {config.vocab_size}")
+    if top_k is not None and not (isinstance(top_k, int | np.integer) and 1 <= top_k <= config.vocab_size):
+        raise InputError(f"top_k is {top_k!r}; expected 1 to vocab_size, {config.vocab_size}")
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(f"top_p is {top_p}; expected a number in (0, 1]")
     low, high = (int(prompt.min()), int(prompt.max())) if prompt.size else (0, 0)

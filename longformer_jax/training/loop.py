@@ -19,7 +19,7 @@ from longformer_jax.training.flops import peak_flops
 from longformer_jax.training.metrics import METRICS_FILE, MetricsLog, plot_curve, read_metrics
 from longformer_jax.training.monitor import DivergenceError, StepMonitor
 from longformer_jax.training.preemption import StopRequest
-from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch
+from longformer_jax.training.sharding import accumulation_steps, check_memory, make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
 
 # `profile` traces this many steps, after as many others in which caches get warm.
@@ -46,6 +46,7 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
     mesh = make_mesh(config.mesh)
     accumulate = [accumulation_steps(config, index, mesh) for index in range(len(config.phases))]
     abstract = abstract_state(config, mesh)
+    check_memory(abstract)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"workdir is {str(workdir)!r}, which is a file; expected a directory")
     if has_checkpoint(workdir):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from longformer_jax.command_line import check_devices, fail
+from longformer_jax.command_line import check_devices, fail, one_line_for_errors
 from longformer_jax.errors import InputError
 from longformer_jax.files import check_unused, read_json, replacing, user_path
 from longformer_jax.weights.conversion import POSITIONS, roberta_to_longformer
@@ -116,12 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=_FORMATS, default="orbax", help="of the weights (default: %(default)s)")
     parser.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save
-    try:
-        options = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(arguments))
+    with one_line_for_errors():
         check_devices()
         convert(**options)
-    except InputError as error:
-        fail(2, error)
 
 
 if __name__ == "__main__":
