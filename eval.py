@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from longformer_jax.command_line import check_devices, one_line_for_errors, parse_flags
+from longformer_jax.command_line import check_devices, one_line_for_errors, parse_flags, print_anything
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
@@ -76,6 +76,7 @@ def main(arguments: list[str]) -> None:
     """Prints the figure or the sample; exits with 2 on bad input, and with 1 when a file or the memory fails."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
     reuse_freed_memory()
+    print_anything()
     with one_line_for_errors():
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")

@@ -120,7 +120,17 @@ def _steps(workdir: str | Path) -> list[int]:
 
 
 def _root(workdir: str | Path) -> Path:
-    return user_path("workdir", workdir).absolute() / DIRECTORY
+    return _place("workdir", workdir) / DIRECTORY
+
+
+def _place(field: str, directory: str | Path) -> Path:
+    """The absolute path of a directory; raises InputError where it is no UTF-8, which Orbax cannot write to."""
+    path = user_path(field, directory).absolute()
+    try:
+        path.as_posix().encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{field} is {str(path)!r}, which is no UTF-8; expected a name in UTF-8") from None
+    return path
 
 
 def restore_params(workdir: str | Path, abstract_params: Any, step: int | None = None) -> Any:
@@ -144,7 +154,7 @@ def save_params(directory: str | Path, params: Any) -> None:
 
     With several processes, all of them call this.
     """
-    final = user_path("directory", directory).absolute() / _PARAMS
+    final = _place("directory", directory) / _PARAMS
     partial = final.with_name(f"{_PARAMS}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     ocp.save_checkpointables(str(partial), {"params": params}, overwrite=True)
@@ -168,7 +178,7 @@ def load_params(directory: str | Path, abstract_params: Any) -> Any:
     """
     if not has_params(directory):
         raise InputError(f"directory is {str(directory)!r}, which has no {_PARAMS}; expected saved parameters in it")
-    return _load(user_path("directory", directory).absolute() / _PARAMS, abstract_params)
+    return _load(_place("directory", directory) / _PARAMS, abstract_params)
 
 
 def has_params(directory: str | Path) -> bool:

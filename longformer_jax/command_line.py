@@ -1,6 +1,7 @@
 """What train.py and eval.py share: bad input takes one line on standard error."""
 
 import inspect
+import io
 import os
 import re
 import sys
@@ -26,6 +27,12 @@ def fail(status: int, error: BaseException | str) -> NoReturn:
     """Prints the sentence and exits."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(status)
+
+
+def print_anything() -> None:
+    """Lets what the terminal has no character for be printed as an escape sequence, as a file's name or a sample."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

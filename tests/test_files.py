@@ -48,6 +48,12 @@ def test_what_can_be_no_path(field: str, use, path, message: str) -> None:
         use(path)
 
 
+def test_a_workdir_that_is_no_utf8(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^workdir is '/.*\\udcff', which is no UTF-8; expected a name in UTF-8$"):
+        train(CONFIG, tmp_path / "run\udcff")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff", b"[" * 200_000, b'{"a":' * 200_000])
 def test_what_is_no_json_object(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "file.json"

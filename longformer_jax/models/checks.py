@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from longformer_jax.errors import InputError
 
 # The most that a size may be: beyond any table in use, well within int32, and few enough layers to list their windows.
@@ -14,6 +16,12 @@ def check_size(field: str, value: Any, minimum: int = 1) -> None:
     if not _is_integer(value, minimum):
         raise InputError(f"{field} is {value!r}; expected an integer >= {minimum}")
     _check_largest(field, value)
+
+
+def check_seed(seed: Any) -> None:
+    """What `jax.random.key` takes without cutting it."""
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed!r}; expected an integer from 0 to 2**32 - 1")
 
 
 def check_rate(field: str, value: Any) -> None:

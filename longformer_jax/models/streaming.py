@@ -15,6 +15,7 @@ from jax import lax
 
 from longformer_jax.errors import InputError
 from longformer_jax.models.char_lm import CharLM, CharLMConfig
+from longformer_jax.models.checks import check_seed
 
 Cache = dict
 
@@ -89,9 +90,9 @@ def generate(
     Raises:
       InputError: a setting is out of range.
     """
-    for field, value, least, most in (("length", length, 1, 2**31 - 1), ("seed", seed, 0, 2**32 - 1)):
-        if not isinstance(value, int | np.integer) or not least <= value <= most:
-            raise InputError(f"{field} is {value!r}; expected {least} to {most}")
+    if not isinstance(length, int | np.integer) or not 1 <= length < 2**31:
+        raise InputError(f"length is {length!r}; expected an integer from 1 to 2**31 - 1")
+    check_seed(seed)
     if temperature != 0 and not 1e-6 <= temperature < math.inf:  # smaller ones would overflow the logits
         raise InputError(f"temperature is {temperature}; expected 0, or a number >= 1e-6")
     if top_k is not None and not (isinstance(top_k, int | np.integer) and 1 <= top_k <= config.vocab_size):

@@ -63,7 +63,8 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
     with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
         start = checkpoints.latest_step or 0
         state = checkpoints.restore(abstract) if start else init_state(config, mesh)
-        with MetricsLog(workdir, step=start, total_steps=config.total_steps) as log:
+        numbers = (config.unit, config.score)
+        with MetricsLog(workdir, step=start, total_steps=config.total_steps, numbers=numbers) as log:
             if jax.process_index() == 0:
                 config.save(workdir)
                 config.save_data(workdir, data)
@@ -138,7 +139,7 @@ class _Run:
         if exported := config.export(self.workdir, state["params"]):
             self.log.say(exported)
         if config.validates_first and jax.process_index() == 0:
-            records = read_metrics(self.workdir / METRICS_FILE)
+            records = read_metrics(self.workdir / METRICS_FILE, (config.unit, config.score))
             found = {record["step"]: record[config.score] for record in records if record["split"] == "validation"}
             if found.keys() >= {0, config.total_steps}:
                 first, last = found[0], found[config.total_steps]

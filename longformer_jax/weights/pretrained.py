@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing, user_path, write_text
 from longformer_jax.models import Longformer, LongformerConfig
+from longformer_jax.models.checks import check_seed
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
     ModelFactory,
@@ -69,6 +70,7 @@ def load_pretrained(
       InputError: the model cannot be found or is of another kind; its files are missing, damaged or dangerous; tensors
         are missing or of other shapes; a masked language model's output projection is not the transposed embedding.
     """
+    check_seed(seed)
     directory = find_directory(source, revision)
     stored_config = read_config(directory)
     config = stored_config if num_labels is None else dataclasses.replace(stored_config, num_labels=num_labels)
