@@ -7,11 +7,12 @@ python eval.py --workdir=runs/roberta_base --split=validation
 python eval.py --model=roberta-base --data=TEXTS --sequence_length=512
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
-from longformer_jax.command_line import check_devices, fail, fail_of_the_system, parse_flags
+from longformer_jax.command_line import check_devices, one_line_for_errors, parse_flags, print_anything
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
@@ -19,7 +20,7 @@ from longformer_jax.host_memory import reuse_freed_memory
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODEL = flags.DEFINE_string("model", None, "In place of a run: a masked LM, its directory or name on the hub.")
 _DATA = flags.DEFINE_string("data", None, "Of a model: a file, directory or pattern of text, or tfds:NAME.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the latest without.")
+flags.DEFINE_integer("step", None, "Which checkpoint; the latest without.")
 
 # Options of an evaluation: those that are not given are left to the kind of experiment.
 flags.DEFINE_string("split", None, "train, validation or test; test without, or validation where there is no test.")
@@ -33,65 +34,54 @@ flags.DEFINE_integer("sequence_length", None, "Characters of a sequence of the p
 flags.DEFINE_integer("stride", None, "How far a sequence of the paper's protocol begins after the last; 512 without.")
 flags.DEFINE_integer("batch_size", None, "Sequences at once; 8 without.", lower_bound=1)
 flags.DEFINE_integer("limit", None, "Score so many characters only, or sequences of a masked LM.")
-_OPTIONS = ("split", "protocol", "step", "sequence_length", "stride", "batch_size", "limit")
+_EVALUATION = ("split", "protocol", "sequence_length", "stride", "batch_size", "limit")
 
+# Options of a sample.
 _SAMPLE = flags.DEFINE_integer("sample", None, "Writes so many characters of text instead.")
-_PROMPT = flags.DEFINE_string("prompt", "\n", "What the sample goes on from.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sample.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the sample; 0 takes the most likely character.")
-_TOP_K = flags.DEFINE_integer("top_k", None, "Sample among the k most likely characters only.")
-_TOP_P = flags.DEFINE_float("top_p", None, "Sample among the characters that together hold this probability.")
+flags.DEFINE_string("prompt", None, "What the sample goes on from; a line's end without.")
+flags.DEFINE_integer("seed", None, "Of the sample; 0 without.")
+flags.DEFINE_float("temperature", None, "Of the sample; 0 takes the most likely character; 1 without.")
+flags.DEFINE_integer("top_k", None, "Sample among the k most likely characters only.")
+flags.DEFINE_float("top_p", None, "Sample among the characters that together hold this probability.")
+_SAMPLING = ("prompt", "seed", "temperature", "top_k", "top_p")
 
 
-def _given() -> dict[str, Any]:
-    options = {name: flags.FLAGS[name].value for name in _OPTIONS}
-    return {name: value for name, value in options.items() if value is not None}
+def _given(*names: str) -> dict[str, Any]:
+    return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].value is not None}
 
 
-def _evaluate_model() -> str:
-    model, data = _MODEL.value, _DATA.value
-    if model is None or data is None:
-        raise InputError(
-            f"--{'data' if data is None else 'model'} is missing; expected --model=MODEL with --data=TEXTS"
-        )
-    for name, flag in (("workdir", _WORKDIR), ("sample", _SAMPLE)):
-        if flag.value is not None:
-            raise InputError(f"--{name} is {flag.value!r}, but --model is given; expected one of them")
-    return str(evaluate_model(model, data=data, **_given()))
+def _refuse(names: Sequence[str], reason: str) -> None:
+    for name, value in _given(*names).items():
+        raise InputError(f"--{name} is {value!r}, but {reason}")
 
 
 def _run() -> str:
-    if _MODEL.value is not None or _DATA.value is not None:
-        return _evaluate_model()
+    model, data = _MODEL.value, _DATA.value
+    if model is not None or data is not None:
+        if model is None or data is None:
+            missing = "data" if data is None else "model"
+            raise InputError(f"--{missing} is missing; expected --model=MODEL with --data=TEXTS")
+        _refuse(["workdir", "sample", *_SAMPLING], "--model is given; expected one of them")
+        return str(evaluate_model(model, data=data, **_given("step", *_EVALUATION)))
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS")
     if _SAMPLE.value is None:
-        return str(evaluate(_WORKDIR.value, **_given()))
-    return sample_text(
-        _WORKDIR.value,
-        _SAMPLE.value,
-        prompt=_PROMPT.value,
-        step=_STEP.value,
-        seed=_SEED.value,
-        temperature=_TEMPERATURE.value,
-        top_k=_TOP_K.value,
-        top_p=_TOP_P.value,
-    )
+        _refuse(_SAMPLING, "--sample is missing; expected --sample=LENGTH with it")
+        return str(evaluate(_WORKDIR.value, **_given("step", *_EVALUATION)))
+    _refuse(_EVALUATION, "--sample is given; expected one of them")
+    return sample_text(_WORKDIR.value, _SAMPLE.value, **_given("step", *_SAMPLING))
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the figure or the sample; exits with 2 on bad input, and with 1 when a file fails."""
+    """Prints the figure or the sample; exits with 2 on bad input, and with 1 when a file or the memory fails."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
     reuse_freed_memory()
-    try:
+    print_anything()
+    with one_line_for_errors():
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
         check_devices()
         print(_run())
-    except (InputError, NotImplementedError) as error:
-        fail(2, error)
-    except OSError as error:
-        fail_of_the_system(error)
 
 
 if __name__ == "__main__":

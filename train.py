@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from longformer_jax.command_line import check_devices, fail, fail_of_the_system, parse_flags
+from longformer_jax.command_line import check_devices, fail, one_line_for_errors, parse_flags, print_anything
 from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.training import DivergenceError, ExperimentConfig, train
@@ -29,7 +29,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 
 def _read_config() -> ExperimentConfig:
-    if _CONFIG.value is None:
+    if not flags.FLAGS["config"].present:
         raise InputError("--config is missing; expected --config=FILE.py or --config=FILE.py:variant")
     try:
         return ExperimentConfig.from_config_dict(_CONFIG.value)
@@ -45,23 +45,21 @@ def _join_cluster() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the experiment; exits with 2 on bad input, and with 1 when the loss is no longer finite or a file fails."""
+    """Runs the experiment; exits with 2 on bad input, and with 1 when the loss, a file or the memory fails."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     reuse_freed_memory()
+    print_anything()
     try:
-        if len(arguments) > 1:
-            raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
-        config = _read_config()
-        if not _WORKDIR.value:
-            raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
-        if _DISTRIBUTED.value:
-            _join_cluster()
-        check_devices()
-        train(config, _WORKDIR.value, profile=_PROFILE.value)
-    except (InputError, NotImplementedError) as error:
-        fail(2, error)
-    except OSError as error:
-        fail_of_the_system(error)
+        with one_line_for_errors():
+            if len(arguments) > 1:
+                raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
+            config = _read_config()
+            if not _WORKDIR.value:
+                raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
+            if _DISTRIBUTED.value:
+                _join_cluster()
+            check_devices()
+            train(config, _WORKDIR.value, profile=_PROFILE.value)
     except DivergenceError as error:
         fail(1, error)
 

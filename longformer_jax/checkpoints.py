@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import read_json, user_path
 
 DIRECTORY = "checkpoints"
 _PARAMS = "params"
@@ -33,7 +34,7 @@ class Checkpoints:
         context = ocp.Context()
         # A function, since Orbax copies the context deeply, and with a bound method its object.
         context.asynchronous.post_finalization_callback = lambda: self._finalize()
-        self._root = Path(workdir).absolute() / DIRECTORY
+        self._root = _root(workdir)
         self._saving = 0
         self._pending: ocp.AsyncResponse[bool] | None = None
         self._checkpointer = ocp.training.Checkpointer(
@@ -115,8 +116,21 @@ def find_checkpoint(workdir: str | Path, step: int | None = None) -> int:
 
 
 def _steps(workdir: str | Path) -> list[int]:
-    root = Path(workdir).absolute() / DIRECTORY
-    return sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal())
+    return sorted(int(path.name) for path in _root(workdir).glob("*") if path.name.isdecimal())
+
+
+def _root(workdir: str | Path) -> Path:
+    return _place("workdir", workdir) / DIRECTORY
+
+
+def _place(field: str, directory: str | Path) -> Path:
+    """The absolute path of a directory; raises InputError where it is no UTF-8, which Orbax cannot write to."""
+    path = user_path(field, directory).absolute()
+    try:
+        path.as_posix().encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{field} is {str(path)!r}, which is no UTF-8; expected a name in UTF-8") from None
+    return path
 
 
 def restore_params(workdir: str | Path, abstract_params: Any, step: int | None = None) -> Any:
@@ -130,7 +144,9 @@ def restore_params(workdir: str | Path, abstract_params: Any, step: int | None =
     Raises:
       InputError: there is no such checkpoint, a file of it is missing or changed, or it has another architecture.
     """
-    return _load(Path(workdir).absolute() / DIRECTORY / str(find_checkpoint(workdir, step)), abstract_params)
+    return _load(
+        user_path("workdir", workdir).absolute() / DIRECTORY / str(find_checkpoint(workdir, step)), abstract_params
+    )
 
 
 def save_params(directory: str | Path, params: Any) -> None:
@@ -138,7 +154,7 @@ def save_params(directory: str | Path, params: Any) -> None:
 
     With several processes, all of them call this.
     """
-    final = Path(directory).absolute() / _PARAMS
+    final = _place("directory", directory) / _PARAMS
     partial = final.with_name(f"{_PARAMS}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     ocp.save_checkpointables(str(partial), {"params": params}, overwrite=True)
@@ -162,12 +178,12 @@ def load_params(directory: str | Path, abstract_params: Any) -> Any:
     """
     if not has_params(directory):
         raise InputError(f"directory is {str(directory)!r}, which has no {_PARAMS}; expected saved parameters in it")
-    return _load(Path(directory).absolute() / _PARAMS, abstract_params)
+    return _load(_place("directory", directory) / _PARAMS, abstract_params)
 
 
 def has_params(directory: str | Path) -> bool:
     """Whether `save_params` has written to a directory."""
-    return (Path(directory) / _PARAMS).is_dir()
+    return (user_path("directory", directory) / _PARAMS).is_dir()
 
 
 def _load(checkpoint: Path, abstract_params: Any) -> Any:
@@ -197,9 +213,9 @@ def _checksums(directory: Path, part: str = "") -> dict[str, str]:
 def _verify(directory: Path, part: str) -> None:
     """Raises InputError unless the files of a checkpoint whose names begin with `part` are as they were written."""
     try:
-        recorded = json.loads((directory / _CHECKSUMS).read_text())
+        recorded = read_json(directory / _CHECKSUMS)
         expected = {name: digest for name, digest in recorded.items() if name.startswith(part)}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, InputError):
         expected = {_CHECKSUMS: ""}
     found = _checksums(directory, part)
     damaged = sorted(name for name, digest in expected.items() if found.get(name) != digest)

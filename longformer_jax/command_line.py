@@ -1,14 +1,26 @@
 """What train.py and eval.py share: bad input takes one line on standard error."""
 
+import inspect
+import io
 import os
+import re
 import sys
-from collections.abc import Sequence
+import sysconfig
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import jax
 from absl import flags
 
 from longformer_jax.errors import InputError
+
+# How XLA says so, by the platform.
+_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|Out of memory")
+_PACKAGE = Path(__file__).parent
+_LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 def fail(status: int, error: BaseException | str) -> NoReturn:
@@ -17,25 +29,91 @@ def fail(status: int, error: BaseException | str) -> NoReturn:
     sys.exit(status)
 
 
-def fail_of_the_system(error: OSError) -> NoReturn:
-    """Says what the operating system refused, such as a file that may not be read, and exits with 1."""
-    what = " to ".join(repr(str(name)) for name in (error.filename, error.filename2) if name is not None)
-    fail(1, f"{what or 'a file'} cannot be read or written ({error.strerror or error})")
+def print_anything() -> None:
+    """Lets what the terminal has no character for be printed as an escape sequence, as a file's name or a sample."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def one_line_for_errors() -> Iterator[None]:
+    """Says in one line what is wrong with the input, and exits with 2, or what the system refuses, and exits with 1."""
+    try:
+        yield
+    except (InputError, NotImplementedError) as error:
+        fail(2, error)
+    except OSError as error:
+        what = " to ".join(repr(str(name)) for name in (error.filename, error.filename2) if name is not None)
+        fail(1, f"{what or 'a file'} cannot be read or written ({error.strerror or error})")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        reason = next(iter(str(error).splitlines()), "")[:300]
+        fail(1, f"the memory is too small ({reason}); a smaller batch, shorter sequences or narrower windows may help")
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """Parses as absl would, but says in one line what is wrong."""
     try:
         return flags.FLAGS(list(arguments))
-    except flags.Error as error:
-        first: BaseException = error
-        while first.__context__:  # a file of configs/ may have raised InputError itself
-            first = first.__context__
-        fail(2, first if isinstance(first, InputError) else error)
-    # How ml_collections says that the file cannot be read, or that an overridden field is not in it.
-    except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # a file of configs/ is a program, which may raise anything
+        sentence = _what_is_wrong(error, arguments)
+        if sentence is None:
+            raise
+        fail(2, sentence)
+
+
+def _what_is_wrong(error: Exception, arguments: Sequence[str]) -> str | None:
+    """What a user can do about an error of parsing flags; None where it is a bug."""
+    causes: list[BaseException] = [error]
+    while causes[-1].__context__:  # absl and ml_collections wrap what a file of configs/ raises
+        causes.append(causes[-1].__context__)
+    file = next((argument for argument in arguments if argument.startswith("--config=")), "--config")
+    for cause in causes:
+        if isinstance(cause, InputError) and "ml_collections" not in Path(_files(cause)[-1][0]).parts:
+            return str(cause)
+    for cause in causes:
+        if isinstance(cause, AttributeError) and cause.name == "get_config" and inspect.ismodule(cause.obj):
+            return f"{file} has no get_config; expected a function of that name"
+        path, line = _origin(cause)
+        if path and Path(path).is_relative_to(_PACKAGE):
+            return None
+        if path:
+            place = path if line is None else f"{path}, line {line},"
+            reason = cause.msg if isinstance(cause, SyntaxError) else _in_one_line(str(cause))
+            return f"{file} cannot be read: {place} raises {type(cause).__name__} ({reason})"
+    if isinstance(error, flags.Error):
+        return _in_one_line(str(error))
+    if isinstance(error, OSError):  # how ml_collections says that it could not read the file
+        return f"{file} cannot be read: {_in_one_line(str(error.__cause__ or error))}"
+    # And that an overridden field is not in the configuration.
+    if isinstance(error, AttributeError | IndexError | KeyError | TypeError | ValueError):
         overrides = ", ".join(argument for argument in arguments if argument.startswith("--config."))
-        fail(2, f"{overrides or '--config'} cannot be applied ({error}); expected a field of the configuration")
+        return f"{overrides or '--config'} cannot be applied ({error}); expected a field of the configuration"
+    return None
+
+
+def _files(error: BaseException) -> list[tuple[str, int | None]]:
+    """The files and lines that an exception went through, the one that raised it last."""
+    return [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)] or [("", None)]
+
+
+def _origin(error: BaseException) -> tuple[str, int | None]:
+    """The file and the line that an exception is of, libraries that were called there set aside; "" where in none."""
+    files = _files(error)
+    if isinstance(error, SyntaxError):
+        files.append((error.filename or "the file", error.lineno))
+    for file, line in reversed(files):
+        in_library = file == __file__ or any(Path(file).is_relative_to(place) for place in _LIBRARIES)
+        if Path(file).is_relative_to(_PACKAGE) and file != __file__ or not in_library and not file.startswith("<"):
+            return file, line
+    return "", None
+
+
+def _in_one_line(text: str) -> str:
+    """The first line and, where there are others, such as of a traceback, the last."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return " ".join([*lines[:1], *lines[1:][-1:]])
 
 
 def check_devices() -> None:

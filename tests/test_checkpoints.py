@@ -130,7 +130,11 @@ def test_any_damaged_file_is_noticed(workdir: Path, damage: Callable[[Path], Non
         assert_same(checkpoints.restore(ABSTRACT), state_of(4))
 
 
-@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def nest(file: Path) -> None:
+    file.write_text("[" * 200_000)
+
+
+@pytest.mark.parametrize("damage", [truncate, nest, Path.unlink])
 def test_damaged_checksums(workdir: Path, damage: Callable[[Path], None]) -> None:
     damage(workdir / "checkpoints" / "4" / "checksums.json")
     with pytest.raises(InputError, match=r"is damaged: checksums\.json is missing or changed"):

@@ -1,5 +1,6 @@
 """The public op: checks its arguments, then hands them to an implementation."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -90,18 +91,24 @@ def banded_attention(
       NotImplementedError: the named implementation is not available here.
     """
     _check_arrays(query, key, value)
+    for name, flag in (("causal", causal), ("return_lse", return_lse)):
+        if not isinstance(flag, bool | np.bool_):
+            raise InputError(f"{name} is {flag!r}; expected True or False")
     B, T, H, Dk = query.shape
     S = key.shape[1]
     band = make_band(window, dilation, causal, key_offset, H)
+    # A longer step leads beyond all keys, too, and would not fit int32, or memory where lengths are padded to it.
+    beyond = T + S + abs(band.key_offset)
+    band = dataclasses.replace(band, dilation=tuple(min(step, beyond) for step in band.dilation))
     if key_mask is not None:
-        key_mask = jnp.asarray(key_mask)
+        key_mask = _array("key_mask", key_mask)
         if key_mask.shape != (B, S) or key_mask.dtype != jnp.bool_:
             raise InputError(
                 f"key_mask is {key_mask.dtype} {list(key_mask.shape)}; expected booleans [batch, keys] = [{B}, {S}]"
             )
     if segment_ids is not None:
         both = segment_ids if isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
-        both = tuple(jnp.asarray(_within_int32("segment_ids", ids)) for ids in both)
+        both = tuple(_array("segment_ids", ids) for ids in both)
         shapes = [list(ids.shape) for ids in both]
         if shapes != [[B, T], [B, S]] or not all(jnp.issubdtype(ids.dtype, jnp.integer) for ids in both):
             found = ", ".join(f"{ids.dtype} {list(ids.shape)}" for ids in both)
@@ -119,7 +126,7 @@ def banded_attention(
     if dropout_rate and dropout_seed is None:
         raise InputError(f"dropout_seed is None while dropout_rate is {dropout_rate}; expected an integer scalar")
     if dropout_rate:
-        dropout_seed = jnp.asarray(_within_int32("dropout_seed", dropout_seed))
+        dropout_seed = _array("dropout_seed", dropout_seed)
         if dropout_seed.shape != () or not jnp.issubdtype(dropout_seed.dtype, jnp.integer):
             raise InputError(
                 f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
@@ -140,9 +147,21 @@ def banded_attention(
 
 def _number(name: str, value: object) -> float:
     try:
-        return float(value)  # type: ignore
+        if not isinstance(value, str | bytes):
+            return float(value)  # type: ignore
     except (OverflowError, TypeError, ValueError):  # what is traced raises a TypeError, too
-        raise InputError(f"{name} is {value!r}; expected a number known when the call is traced") from None
+        pass
+    raise InputError(f"{name} is {value!r}; expected a number known when the call is traced")
+
+
+def _array(name: str, values: object) -> jax.Array:
+    """An array of JAX; raises InputError where there can be none."""
+    try:
+        return jnp.asarray(_within_int32(name, values))
+    except (OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} is {values!r}; expected an array, or what makes one") from None
 
 
 def _within_int32(name: str, values: object) -> object:
@@ -170,6 +189,8 @@ def _select(name: str | None, dtype: str, key_dim: int, value_dim: int):
             raise InputError(f"{HOPPER_VARIABLE} is {wanted!r} in the environment; expected 0 or 1")
         if wanted == "1" and hopper_missing(dtype, key_dim, value_dim) is None:
             name = "pallas_mosaic_gpu"
+    if not isinstance(name, str):
+        raise InputError(f"implementation is {name!r}; expected None or one of {', '.join(map(repr, IMPLEMENTATIONS))}")
     if name not in IMPLEMENTATIONS:
         raise NotImplementedError(
             f"implementation is {name!r}, which this version does not have; expected None or one of "

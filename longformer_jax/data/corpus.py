@@ -7,11 +7,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import user_path
 
 SOURCES = ("enwik8", "text8", "text_file", "tiny_shakespeare")
 SPLITS = ("train", "validation", "test")
@@ -120,7 +120,7 @@ def _cut(data: np.ndarray, sizes: Sequence[int]) -> dict[str, np.ndarray]:
 def _load_text_file(path: str | os.PathLike[str] | None, fractions: Sequence[float]) -> Corpus:
     if path is None:
         raise InputError("path is None; expected the file that text_file is to read")
-    path = Path(path).expanduser()
+    path = user_path("path", path)
     if not path.is_file():
         raise InputError(
             f"path is {str(path)!r}, which is {'no file' if path.exists() else 'missing'}; expected a file"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import user_path
 
 BOUNDARIES = ("blank_line", "file")
 
@@ -176,7 +177,7 @@ class TfdsText:
     def _builder(self) -> Any:
         import tensorflow_datasets as tfds  # slow to import
 
-        data_dir = None if self.data_dir is None else Path(self.data_dir).expanduser()
+        data_dir = None if self.data_dir is None else user_path("data_dir", self.data_dir)
         try:
             builder = tfds.builder(self.dataset, data_dir=data_dir, file_format="array_record")
         except ValueError as error:  # its first line says why, the others name all data sets that there are
@@ -226,7 +227,7 @@ def document_source(source: DocumentSource | Paths) -> DocumentSource:
 
 def _matches(path: str | os.PathLike[str]) -> list[Path]:
     """The files of one entry of `TextFiles.paths`, in any order."""
-    place = Path(path).expanduser()
+    place = user_path("paths", path)
     if place.is_file():
         return [place]
     if place.is_dir():

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import user_path
 
 _RECORD_BYTES = 100_000
 
@@ -154,13 +155,13 @@ def prepare(
     name: str, *, path: str | os.PathLike[str] | None, data_dir: str | os.PathLike[str] | None, download: bool
 ) -> LargeText:
     """The builder of `name` ("enwik8" or "text8"), prepared in `data_dir`; see `load_corpus` for the arguments."""
-    data_dir = None if data_dir is None else Path(data_dir).expanduser()
+    data_dir = None if data_dir is None else user_path("data_dir", data_dir)
     make_builder = {"enwik8": Enwik8, "text8": Text8}[name]
     builder = make_builder(data_dir=data_dir, file_format="array_record")
     if builder.data_path.exists():
         return builder
 
-    manual_dir = Path(builder.data_dir_root) / "downloads" / "manual" if path is None else Path(path).expanduser()
+    manual_dir = Path(builder.data_dir_root) / "downloads" / "manual" if path is None else user_path("path", path)
     if manual_file(name, manual_dir) is None:
         if path is not None:
             raise InputError(f"path is {str(path)!r}; expected a directory that holds {name} or {name}.zip")

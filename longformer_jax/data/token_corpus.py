@@ -20,7 +20,7 @@ import numpy as np
 from longformer_jax.data.documents import DocumentSource, Paths, document_source
 from longformer_jax.data.packing import Packer, batched_by_length
 from longformer_jax.errors import InputError
-from longformer_jax.files import replacing
+from longformer_jax.files import read_json, replacing, user_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -123,7 +123,7 @@ def load_token_corpus(
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}; expected a number in [0, 1)")
     packer = Packer.of(tokenizer, sequence_length)
-    cache_dir = _default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    cache_dir = _default_cache_dir() if cache_dir is None else user_path("cache_dir", cache_dir)
 
     splits, sums = _cached_rows(source, packer, validation_fraction, cache_dir)
     if validation_source is not None:
@@ -186,7 +186,7 @@ def _open(directory: Path, packer: Packer) -> tuple[_Splits, _Sums] | None:
     """The rows of each split of a finished build, mapped, and their sums; None if it is not finished or damaged."""
     splits: _Splits = {}
     try:
-        manifest = json.loads((directory / _MANIFEST).read_bytes())
+        manifest = read_json(directory / _MANIFEST)
         for split in _SPLITS:
             shape = (manifest[split]["rows"], packer.sequence_length)
             with (directory / f"{split}.bin").open("rb") as file:

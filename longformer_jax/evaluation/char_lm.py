@@ -13,6 +13,7 @@ from longformer_jax.checkpoints import find_checkpoint
 from longformer_jax.data import check_vocab
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import protocols
+from longformer_jax.files import user_path
 from longformer_jax.models import CharLMConfig, generate
 from longformer_jax.training import CharLMExperiment, restore_params
 
@@ -70,9 +71,9 @@ def evaluate(
     split: str = "test",
     protocol: str = "paper",
     step: int | None = None,
-    sequence_length: int = protocols.PAPER_LENGTH,
-    stride: int = protocols.PAPER_STEP,
-    batch_size: int = 8,
+    sequence_length: int | None = None,
+    stride: int | None = None,
+    batch_size: int | None = None,
     limit: int | None = None,
 ) -> Result:
     """Scores a split of the corpus that a run was trained on, with a progress bar that shows the running figure.
@@ -82,7 +83,7 @@ def evaluate(
       split: "train", "validation" or "test".
       protocol: "paper" (overlapping sequences) or "stream" (one pass with a cache); see `protocols`.
       step: which checkpoint; None is the latest.
-      sequence_length, stride, batch_size: of the protocol "paper".
+      sequence_length, stride, batch_size: of the protocol "paper"; None is that of `protocols.score_overlapping`.
       limit: stop after so many scored characters; None scores them all.
 
     Raises:
@@ -92,17 +93,22 @@ def evaluate(
         raise InputError(f"protocol is {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 character")
+    paper = {"sequence_length": sequence_length, "stride": stride, "batch_size": batch_size}
+    paper = {name: value for name, value in paper.items() if value is not None}
+    for name, value in paper.items():
+        if protocol != "paper":
+            raise InputError(f"{name} is {value}, but protocol is {protocol!r}; expected it with protocol 'paper' only")
     config = CharLMExperiment.load(workdir)
-    text = config.open_data(Path(workdir)).split(split)
+    text = config.open_data(user_path("workdir", workdir)).split(split)
     check_vocab(text, config.model.vocab_size)
     total = len(text) - 1
     if protocol == "paper":
-        total = protocols.overlapping_count(len(text), sequence_length, stride)
+        total = protocols.overlapping_count(
+            len(text), paper.get("sequence_length", protocols.PAPER_LENGTH), paper.get("stride", protocols.PAPER_STEP)
+        )
     _, model, params, found = load_model(workdir, step)
     if protocol == "paper":
-        pieces = protocols.score_overlapping(
-            model, params, text, sequence_length=sequence_length, stride=stride, batch_size=batch_size
-        )
+        pieces = protocols.score_overlapping(model, params, text, **paper)
     else:
         pieces = protocols.score_stream(model, params, text)
     total = min(total, limit or total)
@@ -136,7 +142,10 @@ def sample_text(
     Raises:
       InputError: the prompt is empty or has bytes outside the vocabulary, or an option is out of range.
     """
-    tokens = np.frombuffer(prompt.encode(), np.uint8)
+    try:
+        tokens = np.frombuffer(prompt.encode(), np.uint8)
+    except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8
+        raise InputError(f"prompt is {prompt!r}, no UTF-8 at character {error.start}; expected text in UTF-8") from None
     if not len(tokens):
         raise InputError("prompt is empty; expected at least one character")
     config = CharLMExperiment.load(workdir)

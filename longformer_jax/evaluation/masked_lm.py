@@ -13,6 +13,7 @@ from tqdm import tqdm
 from longformer_jax.checkpoints import find_checkpoint
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
+from longformer_jax.files import user_path
 from longformer_jax.models import ForMaskedLM
 from longformer_jax.training import MaskedLMExperiment, MeshConfig, Phase, TokenDataConfig, restore_params
 from longformer_jax.training.sharding import make_mesh, replicated
@@ -74,7 +75,7 @@ def evaluate(
     config = MaskedLMExperiment.load(workdir)
     step = find_checkpoint(workdir, step)
     phase = config.phase_at(max(step - 1, 0))
-    rows = config.open_data(Path(workdir)).rows(phase, split)[:limit]
+    rows = config.open_data(user_path("workdir", workdir)).rows(phase, split)[:limit]
     return _score(config, phase, restore_params(workdir, step), rows, batch_size, Result(split, step))
 
 

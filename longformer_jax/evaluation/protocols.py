@@ -54,6 +54,8 @@ def overlapping_count(size: int, sequence_length: int = PAPER_LENGTH, stride: in
     Raises:
       InputError: stride is no part of the sequence, or the text is shorter than a sequence and its last target.
     """
+    if sequence_length < 1:
+        raise InputError(f"sequence_length is {sequence_length}; expected at least 1")
     if not 1 <= stride <= sequence_length:
         raise InputError(f"stride is {stride}; expected 1 to sequence_length, {sequence_length}")
     if size <= sequence_length:

@@ -12,6 +12,14 @@ from jax import lax
 
 from longformer_jax.attention import banded_attention
 from longformer_jax.errors import InputError
+from longformer_jax.models.checks import (
+    check_bool,
+    check_choice,
+    check_implementation,
+    check_rate,
+    check_size,
+    per_layer,
+)
 from longformer_jax.models.positions import relative_key, relative_query, rotate
 
 _POSITIONS = ("transformer_xl", "rotary")
@@ -60,34 +68,25 @@ class CharLMConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
-            if not _is_positive(value := getattr(self, name)):
-                raise InputError(f"{name} is {value!r}; expected an integer >= 1")
+            check_size(name, getattr(self, name))
         for name in ("windows", "dilations"):
-            value = getattr(self, name)
-            entries = tuple(value) if isinstance(value, tuple | list) else (value,) * self.num_layers
-            if not all(map(_is_positive, entries)):
-                raise InputError(f"{name} is {value!r}; expected integers >= 1")
-            if len(entries) != self.num_layers:
-                raise InputError(
-                    f"{name} has {len(entries)} entries; expected one for each of the {self.num_layers} layers"
-                )
-            object.__setattr__(self, name, entries)
+            object.__setattr__(self, name, per_layer(name, getattr(self, name), self.num_layers))
         if self.embed_dim % self.num_heads:
             raise InputError(f"embed_dim is {self.embed_dim}; expected a multiple of num_heads, {self.num_heads}")
-        if self.dilated_heads not in range(self.num_heads + 1):
+        if type(self.dilated_heads) is not int or not 0 <= self.dilated_heads <= self.num_heads:
             raise InputError(f"dilated_heads is {self.dilated_heads!r}; expected 0 to num_heads, {self.num_heads}")
-        if self.positions not in _POSITIONS:
-            raise InputError(f"positions is {self.positions!r}; expected one of {', '.join(_POSITIONS)}")
-        if self.positions == "transformer_xl" and (not _is_positive(self.sinusoid_dim) or self.sinusoid_dim % 2):
-            raise InputError(f"position_dim is {self.sinusoid_dim!r}; expected an even integer >= 2")
+        check_choice("positions", self.positions, _POSITIONS)
+        check_size("position_dim", self.sinusoid_dim)
+        if self.positions == "transformer_xl" and self.sinusoid_dim % 2:
+            raise InputError(f"position_dim is {self.sinusoid_dim}; expected an even integer >= 2")
         if self.positions == "rotary" and self.head_dim % 2:
             raise InputError(f"embed_dim / num_heads is {self.head_dim}; expected an even number for rotary positions")
         for name in ("dropout_rate", "attention_dropout_rate"):
-            rate = getattr(self, name)
-            if not isinstance(rate, int | float) or not 0 <= rate < 1:
-                raise InputError(f"{name} is {rate!r}; expected a number in [0, 1)")
-        if self.dtype not in _DTYPES:
-            raise InputError(f"dtype is {self.dtype!r}; expected one of {', '.join(_DTYPES)}")
+            check_rate(name, getattr(self, name))
+        for name in ("tie_embeddings", "remat"):
+            check_bool(name, getattr(self, name))
+        check_choice("dtype", self.dtype, _DTYPES)
+        check_implementation(self.implementation)
 
     @property
     def head_dim(self) -> int:
@@ -107,10 +106,6 @@ class CharLMConfig:
             groups.append(LayerGroup(start, stop, window, dilation if self.dilated_heads else 1))
             start = stop
         return tuple(groups)
-
-
-def _is_positive(value: object) -> bool:
-    return type(value) is int and value >= 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,14 @@ import dataclasses
 import itertools
 
 from longformer_jax.errors import InputError
+from longformer_jax.models.checks import (
+    check_bool,
+    check_choice,
+    check_implementation,
+    check_rate,
+    check_size,
+    per_layer,
+)
 
 ATTENTION_MODES = ("sliding_window", "full")
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
@@ -79,22 +87,16 @@ class LongformerConfig:
             ("sep_token_id", 0),
             ("num_labels", 1),
         ):
-            if type(value := getattr(self, name)) is not int or value < minimum:
-                raise InputError(f"{name} is {value!r}; expected an integer >= {minimum}")
-        for name in ("attention_window", "attention_dilation"):
-            value = getattr(self, name)
-            entries = tuple(value) if isinstance(value, tuple | list) else (value,) * self.num_hidden_layers
-            if not all(type(entry) is int and entry >= 1 for entry in entries):
-                raise InputError(f"{name} is {value!r}; expected integers >= 1")
-            if len(entries) != self.num_hidden_layers:
-                raise InputError(
-                    f"{name} has {len(entries)} entries; expected one for each of the {self.num_hidden_layers} layers"
-                )
-            if name == "attention_window" and any(entry % 2 for entry in entries):
-                raise InputError(
-                    f"{name} is {value!r}; expected even numbers, the keys of both sides together (512: 256 a side)"
-                )
-            object.__setattr__(self, name, entries)
+            check_size(name, getattr(self, name), minimum)
+        windows = per_layer("attention_window", self.attention_window, self.num_hidden_layers)
+        dilations = per_layer("attention_dilation", self.attention_dilation, self.num_hidden_layers)
+        if any(window % 2 for window in windows):
+            raise InputError(
+                f"attention_window is {self.attention_window!r}; expected even numbers, the keys of both sides "
+                "together (512: 256 a side)"
+            )
+        object.__setattr__(self, "attention_window", windows)
+        object.__setattr__(self, "attention_dilation", dilations)
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size is {self.hidden_size}; expected a multiple of num_attention_heads, "
@@ -110,12 +112,12 @@ class LongformerConfig:
             ("hidden_act", ACTIVATIONS),
             ("dtype", _DTYPES),
         ):
-            if (value := getattr(self, name)) not in allowed:
-                raise InputError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+            check_choice(name, getattr(self, name), allowed)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            rate = getattr(self, name)
-            if type(rate) not in (int, float) or not 0 <= rate < 1:
-                raise InputError(f"{name} is {rate!r}; expected a number in [0, 1)")
+            check_rate(name, getattr(self, name))
+        for name in ("global_projections", "remat"):
+            check_bool(name, getattr(self, name))
+        check_implementation(self.implementation)
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < 1:

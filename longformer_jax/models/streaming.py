@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from longformer_jax.errors import InputError
 from longformer_jax.models.char_lm import CharLM, CharLMConfig
+from longformer_jax.models.checks import check_seed
 
 Cache = dict
 
@@ -88,12 +90,13 @@ def generate(
     Raises:
       InputError: a setting is out of range.
     """
-    if length < 1:
-        raise InputError(f"length is {length}; expected at least 1")
+    if not isinstance(length, int | np.integer) or not 1 <= length < 2**31:
+        raise InputError(f"length is {length!r}; expected an integer from 1 to 2**31 - 1")
+    check_seed(seed)
     if temperature != 0 and not 1e-6 <= temperature < math.inf:  # smaller ones would overflow the logits
         raise InputError(f"temperature is {temperature}; expected 0, or a number >= 1e-6")
-    if top_k is not None and not 1 <= top_k <= config.vocab_size:
-        raise InputError(f"top_k is {top_k}; expected 1 to vocab_size, {config.vocab_size}")
+    if top_k is not None and not (isinstance(top_k, int | np.integer) and 1 <= top_k <= config.vocab_size):
+        raise InputError(f"top_k is {top_k!r}; expected 1 to vocab_size, {config.vocab_size}")
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(f"top_p is {top_p}; expected a number in (0, 1]")
     low, high = (int(prompt.min()), int(prompt.max())) if prompt.size else (0, 0)

@@ -16,7 +16,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.models import CharLM, CharLMConfig
 from longformer_jax.training.config import ExperimentConfig, Phase
 from longformer_jax.training.flops import training_flops_per_character
-from longformer_jax.training.serialization import check
+from longformer_jax.training.serialization import check, convert_fields
 from longformer_jax.training.validation import Validator
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ class DataConfig:
     path: str | None = None
     data_dir: str | None = None
     split: tuple[float, ...] = (0.90, 0.05, 0.05)
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
 
     def load(self) -> Corpus:
         """The corpus; raises InputError where `load_corpus` does."""

@@ -17,8 +17,8 @@ import jax
 from jax.sharding import Mesh
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import write_text
-from longformer_jax.training.serialization import build, check, to_config_dict
+from longformer_jax.files import read_json, user_path, write_text
+from longformer_jax.training.serialization import build, check, convert_fields, to_config_dict
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -62,10 +62,13 @@ class Phase:
     sequences_per_device: int | None = None
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         for field in ("sequence_length", "batch_size", "steps", "sequences_per_device"):
             value = getattr(self, field)
             check(value is None or value >= 1, field, value, "at least 1")
-        check(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "a positive number")
+        expected = f"fewer than 2**31 tokens a step, of sequences of {self.sequence_length}"
+        check(self.batch_size * self.sequence_length < 2**31, "batch_size", self.batch_size, expected)
+        check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a positive number")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,15 +102,16 @@ class OptimizerConfig:
     train_only: str | None = None
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         for field in ("b1", "b2", "warmup_fraction"):
             value = getattr(self, field)
             check(0 <= value < 1, field, value, "a number of at least 0 and below 1")
         for field in ("eps", "clip_norm", "power"):
             value = getattr(self, field)
-            check(value is None or value > 0, field, value, "a positive number")
+            check(value is None or 0 < value < math.inf, field, value, "a positive number")
         for field in ("weight_decay", "warmup_steps", "max_warmup_steps"):
             value = getattr(self, field)
-            check(value is None or value >= 0, field, value, "at least 0")
+            check(value is None or 0 <= value < math.inf, field, value, "at least 0")
         check(self.decay in DECAYS, "decay", self.decay, f"one of {', '.join(DECAYS)}")
         check(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "a number from 0 to 1")
         try:
@@ -130,6 +134,7 @@ class MeshConfig:
     fsdp: int = 1
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         for field in ("data", "fsdp"):
             value = getattr(self, field)
             check(value == -1 or value >= 1, field, value, "at least 1, or -1 for the devices that remain")
@@ -178,6 +183,7 @@ class ExperimentConfig(abc.ABC):
     validates_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         check(len(self.phases) > 0, "phases", self.phases, "at least one phase")
         for field, minimum in (
             ("seed", 0),
@@ -291,10 +297,9 @@ class ExperimentConfig(abc.ABC):
         path = workdir / DATA_FILE
         if not path.is_file():  # written by an earlier version
             return data
-        try:
-            began_with = json.loads(path.read_text())["fingerprint"]
-        except (ValueError, TypeError, KeyError):
-            raise InputError(f"{path} is damaged; expected it as train.py has written it") from None
+        began_with = read_json(path).get("fingerprint")
+        if not isinstance(began_with, str):
+            raise InputError(f"{path} is damaged; expected it as train.py has written it")
         if began_with != data.fingerprint:
             raise InputError(
                 f"data is {data.name}, which has changed since the run in {str(workdir)!r} began; expected the same "
@@ -311,6 +316,7 @@ class ExperimentConfig(abc.ABC):
     @classmethod
     def from_config_dict(cls, config: "ConfigDict") -> Self:
         """Validates a ConfigDict after flags have overridden its fields; raises InputError where `from_dict` does."""
+        check(hasattr(config, "copy_and_resolve_references"), "config", config, "a ConfigDict")
         try:
             return cls.from_dict(json.loads(config.copy_and_resolve_references().to_json()))
         except TypeError as error:
@@ -324,6 +330,7 @@ class ExperimentConfig(abc.ABC):
           InputError: an unknown or missing key, a value of the wrong type, or one that cannot be; the field is named by
             its path, such as `phases[2].windows`.
         """
+        check(isinstance(values, Mapping), "config", values, "a mapping")
         fields = dict(values)
         kind = _kind(fields.pop("objective", "char_lm"))
         check(issubclass(kind, cls), "objective", kind.objective, getattr(cls, "objective", ""))
@@ -348,17 +355,12 @@ class ExperimentConfig(abc.ABC):
     @classmethod
     def load(cls, workdir: str | Path) -> Self:
         """Reads config.json of a workdir; raises InputError where it is missing, is not JSON or does not validate."""
-        path = Path(workdir) / CONFIG_FILE
+        path = user_path("workdir", workdir) / CONFIG_FILE
         if not path.is_file():
             raise InputError(
                 f"workdir is {str(workdir)!r}, which has no {CONFIG_FILE}; expected one train.py has written"
             )
-        try:
-            values = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON ({error}); expected it as train.py has written it") from None
-        check(isinstance(values, dict), str(path), values, "a mapping")
-        return cls.from_dict(values)
+        return cls.from_dict(read_json(path))
 
     def check_resumes(self, previous: Self) -> None:
         """Raises InputError, naming the fields, if continuing a run of `previous` under this would mix two experiments.
@@ -389,7 +391,7 @@ class ExperimentConfig(abc.ABC):
 
 
 def _kind(objective: object) -> type[ExperimentConfig]:
-    check(objective in OBJECTIVES, "objective", objective, f"one of {', '.join(OBJECTIVES)}")
+    check(objective in [*OBJECTIVES], "objective", objective, f"one of {', '.join(OBJECTIVES)}")
     module, name = OBJECTIVES[str(objective)]
     return getattr(importlib.import_module(module), name)
 

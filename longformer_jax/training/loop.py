@@ -13,12 +13,13 @@ import jax
 
 from longformer_jax.checkpoints import DIRECTORY, Checkpoints, has_checkpoint
 from longformer_jax.errors import InputError
+from longformer_jax.files import user_path
 from longformer_jax.training.config import CONFIG_FILE, ExperimentConfig
 from longformer_jax.training.flops import peak_flops
 from longformer_jax.training.metrics import METRICS_FILE, MetricsLog, plot_curve, read_metrics
 from longformer_jax.training.monitor import DivergenceError, StepMonitor
 from longformer_jax.training.preemption import StopRequest
-from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch
+from longformer_jax.training.sharding import accumulation_steps, check_memory, make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
 
 # `profile` traces this many steps, after as many others in which caches get warm.
@@ -41,10 +42,11 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
       InputError: the data, the devices, the workdir or its checkpoint do not fit `config`; before anything compiles.
       DivergenceError: the loss or the gradient norm is not finite. The latest checkpoint is from before that.
     """
-    workdir = Path(workdir)
+    workdir = user_path("workdir", workdir)
     mesh = make_mesh(config.mesh)
     accumulate = [accumulation_steps(config, index, mesh) for index in range(len(config.phases))]
     abstract = abstract_state(config, mesh)
+    check_memory(abstract)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"workdir is {str(workdir)!r}, which is a file; expected a directory")
     if has_checkpoint(workdir):
@@ -61,7 +63,8 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
     with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
         start = checkpoints.latest_step or 0
         state = checkpoints.restore(abstract) if start else init_state(config, mesh)
-        with MetricsLog(workdir, step=start, total_steps=config.total_steps) as log:
+        numbers = (config.unit, config.score)
+        with MetricsLog(workdir, step=start, total_steps=config.total_steps, numbers=numbers) as log:
             if jax.process_index() == 0:
                 config.save(workdir)
                 config.save_data(workdir, data)
@@ -136,7 +139,7 @@ class _Run:
         if exported := config.export(self.workdir, state["params"]):
             self.log.say(exported)
         if config.validates_first and jax.process_index() == 0:
-            records = read_metrics(self.workdir / METRICS_FILE)
+            records = read_metrics(self.workdir / METRICS_FILE, (config.unit, config.score))
             found = {record["step"]: record[config.score] for record in records if record["split"] == "validation"}
             if found.keys() >= {0, config.total_steps}:
                 first, last = found[0], found[config.total_steps]

@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from longformer_jax.data import TokenCorpus, load_token_corpus, mask_tokens, row_batches
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
-from longformer_jax.files import check_unused, replacing
+from longformer_jax.files import check_unused, replacing, user_path
 from longformer_jax.models import ForMaskedLM, LongformerConfig
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.flops import encoder_flops_per_token
-from longformer_jax.training.serialization import check
+from longformer_jax.training.serialization import check, convert_fields
 from longformer_jax.training.sharding import replicated
 from longformer_jax.training.validation import Validator
 from longformer_jax.weights import load_pretrained, load_tokenizer, roberta_to_longformer, save_pretrained
@@ -66,6 +66,9 @@ class TokenDataConfig:
     validation_fraction: float = 0.01
     tokenizer: str | None = None
     cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
 
     def load(self, tokenizer: "Tokenizer", sequence_length: int) -> TokenCorpus:
         """The corpus in rows of so many tokens; raises InputError where `load_token_corpus` does."""
@@ -407,7 +410,7 @@ def export_model(workdir: str | Path, directory: str | Path, step: int | None = 
     """
     from longformer_jax.training.workdir import restore_params  # imports Orbax
 
-    workdir, directory = Path(workdir), Path(directory)
+    workdir, directory = user_path("workdir", workdir), user_path("directory", directory)
     check_unused("directory", directory)
     config = MaskedLMExperiment.load(workdir)
     config.write_model(directory, restore_params(workdir, step), config.tokenizer(workdir))

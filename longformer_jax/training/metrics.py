@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ import jax
 from tqdm import tqdm
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import parse_json
 
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
@@ -26,15 +28,19 @@ class MetricsLog:
     (trained on so far), `bpc` or another score, and for "train" the rest of the line on the terminal.
     """
 
-    def __init__(self, workdir: Path, *, step: int, total_steps: int) -> None:
-        """Continues the log of `workdir` after `step`: what an interrupted run had logged beyond it is dropped."""
+    def __init__(self, workdir: Path, *, step: int, total_steps: int, numbers: Sequence[str] = ()) -> None:
+        """Continues the log of `workdir` after `step`: what an interrupted run had logged beyond it is dropped.
+
+        Raises:
+          InputError: as `read_metrics` of these `numbers`.
+        """
         self._writes = jax.process_index() == 0
         # The bar is for people only: what is piped to a file has the lines alone.
         show = self._writes and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=step, disable=not show, dynamic_ncols=True, unit="step")
         if self._writes:
             path = workdir / METRICS_FILE
-            kept = [record for record in read_metrics(path) if step and record["step"] <= step]
+            kept = [record for record in read_metrics(path, numbers) if step and record["step"] <= step]
             path.write_text("".join(json.dumps(record) + "\n" for record in kept))
             self._file = path.open("a", buffering=1)
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1) if SummaryWriter else None
@@ -68,23 +74,21 @@ class MetricsLog:
                     self._board.add_scalar(f"{split}/{name}", value, step)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, without a last line that a killed run left unfinished; [] where there is none.
 
     Raises:
-      InputError: a line is not a record.
+      InputError: a line is not a record, or one of `numbers` is none in it.
     """
     if not path.exists():
         return []
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if line.endswith(b"\n"):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict) or not {"split", "step"} <= record.keys():
-                raise InputError(f"{path} is damaged at line {number}; expected it as train.py has written it")
+            record = parse_json(line, f"line {number} of {path}")
+            wrong = [name for name in numbers if type(record.get(name)) not in (int, float)]
+            if "split" not in record or type(record.get("step")) is not int or wrong:
+                raise InputError(f"line {number} of {path} is damaged; expected it as train.py has written it")
             records.append(record)
     return records
 
@@ -100,7 +104,7 @@ def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:
     """
     from matplotlib.figure import Figure  # takes half a second, which evaluation and a failing start are spared
 
-    records = read_metrics(workdir / METRICS_FILE)
+    records = read_metrics(workdir / METRICS_FILE, (unit, score))
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel=f"{unit} trained on", ylabel=score_name)
     for split, style in (("train", "-"), ("validation", "o-")):

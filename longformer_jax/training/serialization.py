@@ -1,6 +1,7 @@
 """Frozen dataclasses from and to plain mappings and ConfigDicts, with errors that name the field by its path."""
 
 import dataclasses
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -34,8 +35,18 @@ def build(cls: type, values: object, path: str) -> Any:
         raise InputError(f"{prefix}{error}") from None
 
 
-def _convert(value: object, kind: Any, path: str) -> Any:
+def convert_fields(instance: Any) -> None:
+    """Makes the fields of a frozen dataclass what their annotations say; raises InputError where one cannot be."""
+    kinds = typing.get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        value = _convert(getattr(instance, field.name), kinds[field.name], field.name)
+        object.__setattr__(instance, field.name, value)
+
+
+def _convert(value: Any, kind: Any, path: str) -> Any:
     """`value` as an instance of the annotation `kind`; lists become tuples, integers floats where asked for."""
+    if kind is Any or dataclasses.is_dataclass(kind) and isinstance(value, typing.cast(type, kind)):
+        return value
     if isinstance(kind, types.UnionType):
         if value is None and types.NoneType in typing.get_args(kind):
             return None
@@ -46,9 +57,13 @@ def _convert(value: object, kind: Any, path: str) -> Any:
     if typing.get_origin(kind) is tuple:
         check(isinstance(value, list | tuple), path, value, "a list")
         item = typing.get_args(kind)[0]
-        return tuple(_convert(element, item, f"{path}[{i}]") for i, element in enumerate(typing.cast(list, value)))
-    if kind is float and type(value) is int:
-        return float(value)
+        return tuple(_convert(element, item, f"{path}[{i}]") for i, element in enumerate(value))
+    number = {int: numbers.Integral, float: numbers.Real}.get(kind)
+    if number and isinstance(value, number) and not isinstance(value, bool):  # NumPy's, too
+        try:
+            return kind(value)
+        except OverflowError:
+            raise InputError(f"{path} is {value}; expected a number that a float can be") from None
     check(
         type(value) is kind,
         path,

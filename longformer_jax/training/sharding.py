@@ -1,5 +1,7 @@
 """The mesh, and where parameters and batches lie on it."""
 
+import math
+import os
 import re
 from typing import Any
 
@@ -57,6 +59,24 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def check_memory(abstract_state: Any) -> None:
+    """Raises InputError if the part of a state that falls to a device is larger than its memory."""
+    tensors = jax.tree.leaves(abstract_state)
+    needed = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in tensors)
+    (device, *others), size = jax.local_devices(), None
+    if device.platform == "cpu":  # all of them have one memory
+        needed *= 1 + len(others)
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    elif stats := device.memory_stats():  # not of every platform
+        size = stats.get("bytes_limit")
+    if size and needed > size:
+        parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_state["params"]))
+        raise InputError(
+            f"model has {parameters:,} parameters, which take {needed / 2**30:,.1f} GiB of {device.device_kind} in "
+            f"training; expected at most its {size / 2**30:,.1f} GiB"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from longformer_jax.errors import InputError
 from longformer_jax.models import LongformerConfig
+from longformer_jax.models.checks import check_seed
 
 POSITIONS = ("copied", "random")
 _DEFAULT_WINDOW = 512
@@ -48,6 +49,7 @@ def roberta_to_longformer(
             f"max_length is {max_length!r}; expected at least {config.max_length}, which the position table serves "
             "already"
         )
+    check_seed(seed)
     if positions not in POSITIONS:
         raise InputError(f"positions is {positions!r}; expected one of {', '.join(POSITIONS)}")
     if attention_window is None:

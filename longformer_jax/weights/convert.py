@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from longformer_jax.command_line import check_devices, fail
+from longformer_jax.command_line import check_devices, fail, one_line_for_errors
 from longformer_jax.errors import InputError
-from longformer_jax.files import check_unused, replacing
+from longformer_jax.files import check_unused, read_json, replacing, user_path
 from longformer_jax.weights.conversion import POSITIONS, roberta_to_longformer
 from longformer_jax.weights.hub import TOKENIZER_FILES, find_directory
 from longformer_jax.weights.pretrained import find_model, load_pretrained, save_converted, save_pretrained
@@ -47,7 +47,7 @@ def convert(
     Raises:
       InputError: as `load_pretrained` and `roberta_to_longformer`, or `out` has something in it or cannot be written.
     """
-    out = Path(out).expanduser().absolute()
+    out = user_path("out", out).absolute()
     if format not in _FORMATS:
         raise InputError(f"format is {format!r}; expected one of {', '.join(_FORMATS)}")
     check_unused("out", out)
@@ -77,11 +77,7 @@ def _copy_tokenizer(source: Path, out: Path, max_length: int) -> None:
         if name not in changes:
             shutil.copyfile(source / name, out / name)
             continue
-        try:
-            values = json.loads((source / name).read_text(encoding="utf-8"))
-            values.update(changes[name])
-        except (ValueError, AttributeError):
-            raise InputError(f"{source / name} is damaged; expected a JSON object") from None
+        values = read_json(source / name) | changes[name]
         (out / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -120,12 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=_FORMATS, default="orbax", help="of the weights (default: %(default)s)")
     parser.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save
-    try:
-        options = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(arguments))
+    with one_line_for_errors():
         check_devices()
         convert(**options)
-    except InputError as error:
-        fail(2, error)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import user_path
 from longformer_jax.weights.tensor_files import has_tensors
 
 TOKENIZER_FILES = (
@@ -22,7 +23,7 @@ def find_directory(source: str | os.PathLike[str], revision: str | None = None) 
       InputError: there is no such directory and no such model, the hub cannot be reached, or huggingface_hub, which is
         needed for it, is not installed.
     """
-    path = Path(source).expanduser()
+    path = user_path("source", source)
     if path.is_dir():
         return path
     name = str(source)

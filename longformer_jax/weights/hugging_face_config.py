@@ -1,12 +1,12 @@
 """`LongformerConfig` from and to the config.json of Hugging Face."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import read_json
 from longformer_jax.models import LongformerConfig
 
 CONFIG = "config.json"
@@ -37,15 +37,9 @@ _OWN_FIELDS = {"roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "camembert": _ROBER
 def read_values(directory: Path) -> dict[str, Any]:
     """The fields of DIRECTORY/config.json; raises InputError where there is none or it is damaged."""
     path = directory / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{directory} has no {CONFIG}; expected the directory of a model") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); expected JSON") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is damaged; expected a JSON object")
-    return values
+    if not path.is_file():
+        raise InputError(f"{directory} has no {CONFIG}; expected the directory of a model")
+    return read_json(path)
 
 
 def read_config(directory: Path) -> LongformerConfig:

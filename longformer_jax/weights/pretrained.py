@@ -16,8 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import replacing, write_text
+from longformer_jax.files import replacing, user_path, write_text
 from longformer_jax.models import Longformer, LongformerConfig
+from longformer_jax.models.checks import check_seed
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
     ModelFactory,
@@ -69,6 +70,7 @@ def load_pretrained(
       InputError: the model cannot be found or is of another kind; its files are missing, damaged or dangerous; tensors
         are missing or of other shapes; a masked language model's output projection is not the transposed embedding.
     """
+    check_seed(seed)
     directory = find_directory(source, revision)
     stored_config = read_config(directory)
     config = stored_config if num_labels is None else dataclasses.replace(stored_config, num_labels=num_labels)
@@ -125,7 +127,7 @@ def save_pretrained(
         prefix = f"{values['model_type']}." if path.startswith("longformer/") else ""
         for name, tensor in zip(names.hugging_face_names(path, len(layers)), layers, strict=True):
             tensors[prefix + name] = np.ascontiguousarray(tensor.T if names.is_kernel(path) else tensor)
-    directory = Path(directory).expanduser()
+    directory = user_path("directory", directory)
     with replacing(directory / SAFETENSORS) as partial:
         save_file(tensors, partial, {"format": "pt"})
     write_config(directory, values)

@@ -1,7 +1,6 @@
 """Finds and opens the files of a checkpoint: safetensors or PyTorch's, in one piece or in shards."""
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import read_json
 from longformer_jax.weights.stored_tensor import StoredTensor
 from longformer_jax.weights.torch_pickle import read_torch_file
 
@@ -68,10 +68,7 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read_shards(index: Path) -> dict[str, StoredTensor]:
-    try:
-        file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        file_of = None
+    file_of = read_json(index).get("weight_map")
     if not isinstance(file_of, Mapping) or not all(isinstance(file, str) for file in file_of.values()):
         raise InputError(f"{index} is damaged; expected JSON with a weight_map that names a file for each tensor")
     shards = {}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import user_path
 from longformer_jax.weights.hub import find_directory
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "Tokenizer":
     Raises:
       InputError: the files are missing or damaged, or the vocabulary lacks a token of RoBERTa's.
     """
-    path = Path(source).expanduser()
+    path = user_path("source", source)
     if path.is_file():
         return _from_json(path)
     path = find_directory(source)

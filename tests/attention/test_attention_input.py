@@ -38,6 +38,10 @@ IDS = r"expected integers \[2, 6\] for the queries and \[2, 7\] for the keys \(o
 LIMITS = [
     ({"key_mask": np.ones((B, T), bool)}, rf"^key_mask is bool \[2, 6\]; {MASK}"),
     ({"key_mask": np.ones((B, S), np.int32)}, rf"^key_mask is int32 \[2, 7\]; {MASK}"),
+    ({"key_mask": np.ones((B, S))}, rf"^key_mask is float32 \[2, 7\]; {MASK}"),
+    ({"key_mask": "all"}, r"^key_mask is 'all'; expected an array, or what makes one$"),
+    ({"key_mask": [[True], [True, True]]}, r"^key_mask is \[\[True\], .*; expected an array, or what makes one$"),
+    ({"segment_ids": (None, None)}, r"^segment_ids is None; expected an array, or what makes one$"),
     ({"key_mask": np.ones((B, S, 1), bool)}, rf"^key_mask is bool \[2, 7, 1\]; {MASK}"),
     ({"segment_ids": np.ones((B, T), np.int32)}, rf"^segment_ids is int32 \[2, 6\], int32 \[2, 6\]; {IDS}"),
     ({"segment_ids": (np.ones((B, S), np.int32),) * 2}, rf"^segment_ids is int32 \[2, 7\], int32 \[2, 7\]; {IDS}"),
@@ -58,6 +62,7 @@ DROPOUT = [
     ({"dropout_rate": -0.1, "dropout_seed": 0}, rf"^dropout_rate is -0\.1; {RATE}"),
     ({"dropout_rate": float("nan"), "dropout_seed": 0}, rf"^dropout_rate is nan; {RATE}"),
     ({"dropout_rate": 0.1}, r"^dropout_seed is None while dropout_rate is 0\.1; expected an integer scalar$"),
+    ({"dropout_rate": 0.1, "dropout_seed": "1"}, r"^dropout_seed is '1'; expected an array, or what makes one$"),
     ({"dropout_rate": 0.1, "dropout_seed": 1.5}, r"^dropout_seed is float32 \[\]; expected an integer scalar$"),
     ({"dropout_rate": 0.1, "dropout_seed": -(2**70)}, r"^dropout_seed holds -1\d+; expected integers that fit int32$"),
     ({"dropout_rate": 0.1, "dropout_seed": np.arange(2)}, r"^dropout_seed is int32 \[2\]; expected an integer scalar$"),
@@ -67,12 +72,19 @@ SCALE = [
     ({"scale": float("inf")}, r"^scale is inf; expected a finite number$"),
     ({"scale": 10**400}, r"^scale is 10+; expected a number known when the call is traced$"),
     ({"scale": "large"}, r"^scale is 'large'; expected a number known when the call is traced$"),
+    ({"scale": "1"}, r"^scale is '1'; expected a number known when the call is traced$"),
     ({"dropout_rate": "some"}, r"^dropout_rate is 'some'; expected a number known when the call is traced$"),
 ]
 
 # test_band.py has the rest.
 BAND = [
     ({"window": -1}, r"^window is -1; expected"),
+    ({"window": "256"}, r"^window is '256'; expected"),
+    ({"dilation": None}, r"^dilation is None; expected"),
+    ({"causal": "no"}, r"^causal is 'no'; expected True or False$"),
+    ({"causal": np.ones(2, bool)}, r"^causal is array.*; expected True or False$"),
+    ({"return_lse": None}, r"^return_lse is None; expected True or False$"),
+    ({"implementation": ["xla"]}, r"^implementation is \['xla'\]; expected None or one of 'reference', "),
     ({"window": (2, 1), "causal": True}, r"^window is \(2, 1\), which looks 1 steps ahead"),
     ({"dilation": (1, 2)}, r"^dilation has 2 entries; expected one for each of the 3 heads$"),
     ({"key_offset": 1.5}, r"^key_offset is 1\.5; expected"),
@@ -117,9 +129,11 @@ def test_arrays_of_numpy_will_do(implementation: str) -> None:
     np.testing.assert_allclose(out, jnp.ones((B, T, H, Dv)), rtol=1e-6)
 
 
-def test_the_widest_window_and_the_highest_rate_will_do(implementation: str) -> None:
+def test_the_widest_window_the_longest_step_and_the_highest_rate_will_do(implementation: str) -> None:
     arrays: dict = {name: np.ones(x.shape, np.float32) for name, x in GOOD.items() if name != "window"}
     out = banded_attention(**arrays, window=2**63 - 1, implementation=implementation)
+    np.testing.assert_allclose(out, jnp.ones((B, T, H, Dv)), rtol=1e-6)
+    out = banded_attention(**arrays, window=2, dilation=(1, 10**9, 10**30), implementation=implementation)
     np.testing.assert_allclose(out, jnp.ones((B, T, H, Dv)), rtol=1e-6)
     out = banded_attention(**arrays, window=2, dropout_rate=1 - 1e-12, dropout_seed=0, implementation=implementation)
     assert np.array_equal(out, jnp.zeros((B, T, H, Dv)))

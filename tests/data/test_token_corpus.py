@@ -238,6 +238,7 @@ def test_no_flipped_byte_of_a_shard_goes_unnoticed(tmp_path):
         lambda directory: (directory / "manifest.json").write_bytes(b"\xff"),
         lambda directory: rewrite_rows(directory / "manifest.json", 10**6),
         lambda directory: rewrite_rows(directory / "manifest.json", 3),
+        lambda directory: (directory / "manifest.json").write_text("[" * 200_000),
     ],
 )
 def test_a_damaged_cache_is_built_again(tmp_path, text, caplog, damage):

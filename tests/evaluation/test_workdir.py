@@ -80,6 +80,11 @@ def test_sample(workdir):
     [
         ({"protocol": "both"}, r"protocol is 'both'; expected one of paper, stream"),
         ({"split": "dev"}, r"split is 'dev'; expected one of train, validation, test"),
+        (
+            {"protocol": "stream", "stride": 5},
+            r"^stride is 5, but protocol is 'stream'; expected it with protocol 'paper'",
+        ),
+        ({"sequence_length": 0}, r"sequence_length is 0; expected at least 1"),
         ({"limit": 0}, r"limit is 0; expected at least 1"),
         ({"step": 7, "protocol": "stream"}, r"expected checkpoint 7"),
         ({}, r"sequence_length is 32256; expected less than the 400 characters"),
@@ -93,6 +98,12 @@ def test_evaluate_refuses(workdir, arguments, message):
 def test_sample_refuses(workdir, tmp_path):
     with pytest.raises(InputError, match="prompt is empty"):
         sample_text(workdir, 10, prompt="")
+    with pytest.raises(InputError, match=r"^prompt is 'ab\\udcff', no UTF-8 at character 2; expected text in UTF-8$"):
+        sample_text(workdir, 10, prompt="ab\udcff")
+    with pytest.raises(InputError, match="^length is 1000000000000; expected an integer from 1 to 2"):
+        sample_text(workdir, 10**12)
+    with pytest.raises(InputError, match="^seed is -1; expected an integer from 0 to 2"):
+        sample_text(workdir, 10, seed=-1)
     with pytest.raises(InputError, match="length is 0"):
         sample_text(workdir, 0)
     with pytest.raises(InputError, match="config.json"):
@@ -113,7 +124,7 @@ def run_eval(capsys):
         except SystemExit as error:
             status = error.code
         captured = capsys.readouterr()
-        for name in ("split", "protocol", "limit", "sample", "step"):
+        for name in ("split", "protocol", "limit", "sample", "step", "prompt"):
             module.flags.FLAGS[name].unparse()
         return status, captured.out, captured.err
 
@@ -127,6 +138,29 @@ def test_eval_prints_one_line(workdir, run_eval):
     assert status == 0
     assert output.startswith(f"test, protocol stream, step 20: {bits:.4f} bits per character over 399 characters, ")
     assert output.rstrip().endswith("characters/s")
+
+
+def test_a_prompt_that_is_no_utf8(workdir, run_eval):
+    status, output, errors = run_eval(f"--workdir={workdir}", "--sample=5", "--prompt=ab\udcff")
+    assert (status, output) == (2, "")
+    assert errors == "error: prompt is 'ab\\udcff', no UTF-8 at character 2; expected text in UTF-8\n"
+
+
+def test_eval_writes_what_the_terminal_cannot_show(workdir, run_python):
+    arguments = (f"--workdir={workdir}", "--sample=25", "--seed=1")
+    shown = [run_python("eval.py", *arguments, PYTHONIOENCODING=name) for name in ("utf-8", "ascii")]
+    assert [ran.returncode for ran in shown] == [0, 0]
+    assert shown[0].stdout.encode("ascii", "backslashreplace").decode() == shown[1].stdout
+
+
+def test_eval_says_when_the_memory_is_too_small(workdir, run_eval, monkeypatch):
+    def evaluate(workdir):
+        return jnp.zeros(2**60, jnp.int8)
+
+    monkeypatch.setattr("eval.evaluate", evaluate)
+    status, output, errors = run_eval(f"--workdir={workdir}")
+    assert (status, output) == (1, "")
+    assert errors.startswith("error: the memory is too small (") and len(errors.splitlines()) == 1
 
 
 def test_eval_says_what_is_wrong(workdir, run_eval):
@@ -148,6 +182,18 @@ def test_eval_writes_text(workdir, run_eval):
         (["--workdir=w", "--data=d"], "--model is missing; expected --model=MODEL with --data=TEXTS"),
         (["--workdir=w", "--model=m", "--data=d"], "--workdir is 'w', but --model is given; expected one of them"),
         (["--sample=9", "--model=m", "--data=d"], "--sample is 9, but --model is given; expected one of them"),
+        (["--seed=9", "--model=m", "--data=d"], "--seed is 9, but --model is given; expected one of them"),
+        (["--workdir=w", "--prompt=a"], "--prompt is 'a', but --sample is missing; expected --sample=LENGTH with it"),
+        (["--workdir=w", "--top_k=1"], "--top_k is 1, but --sample is missing; expected --sample=LENGTH with it"),
+        (
+            ["--workdir=w", "--sample=1", "--protocol=paper"],
+            "--protocol is 'paper', but --sample is given; expected one",
+        ),
+        (["--workdir=w", "--sample=1", "--split=test"], "--split is 'test', but --sample is given; expected one"),
+        (
+            ["--workdir=~nobody-of-that-name"],
+            "workdir is '~nobody-of-that-name', whose user has no home here; expected",
+        ),
         (["--model=m/n/o", "--data=d"], "source is 'm/n/o', which is no directory"),
         (["--model=m", "--data=d", "--stride=2"], "stride is 2, but 'm' is a masked LM and no run"),
         (["--workdir=w", "--batch_size=0"], "flag --batch_size=0: 0 is not a"),

@@ -84,13 +84,25 @@ def test_layer_groups_are_runs_of_equal_layers() -> None:
         ({"dilated_heads": -1}, "dilated_heads is -1; expected 0 to num_heads, 8"),
         ({"positions": "absolute"}, "positions is 'absolute'; expected one of transformer_xl, rotary"),
         ({"position_dim": 63}, "position_dim is 63; expected an even integer >= 2"),
-        ({"position_dim": 0}, "position_dim is 0; expected an even integer >= 2"),
+        ({"position_dim": 0}, "position_dim is 0; expected an integer >= 1"),
+        ({"position_dim": "64", "positions": "rotary"}, "position_dim is '64'; expected an integer >= 1"),
         ({"embed_dim": 9, "num_heads": 3}, "position_dim is 9; expected an even integer >= 2"),
         ({"embed_dim": 24, "positions": "rotary"}, "embed_dim / num_heads is 3; expected an even number"),
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0; expected a number in [0, 1)"),
         ({"dropout_rate": None}, "dropout_rate is None; expected a number in [0, 1)"),
         ({"attention_dropout_rate": -0.1}, "attention_dropout_rate is -0.1; expected a number in [0, 1)"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of float32, bfloat16"),
+        ({"dtype": ["float32"]}, "dtype is ['float32']; expected one of float32, bfloat16"),
+        ({"dilated_heads": 2.0}, "dilated_heads is 2.0; expected 0 to num_heads, 8"),
+        ({"tie_embeddings": 1}, "tie_embeddings is 1; expected True or False"),
+        ({"remat": None}, "remat is None; expected True or False"),
+        ({"implementation": ["xla"]}, "implementation is ['xla']; expected the name of one, or None"),
+        *(
+            ({field: size}, f"{field} is {size}; expected at most 16777216")
+            for field in ("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim", "windows", "dilations")
+            for size in (2**24 + 1, 10**12, 10**30)
+        ),
+        ({"position_dim": 10**12}, "position_dim is 1000000000000; expected at most 16777216"),
     ],
 )
 def test_errors_name_the_field_and_the_value(fields: dict[str, Any], message: str) -> None:

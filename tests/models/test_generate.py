@@ -158,7 +158,10 @@ def test_draws_are_independent_of_each_other() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 0}, "length is 0; expected at least 1"),
+        ({"length": 0}, "length is 0; expected an integer from 1 to 2**31 - 1"),
+        ({"length": 2.5}, "length is 2.5; expected an integer from 1 to"),
+        ({"seed": "1"}, "seed is '1'; expected an integer from 0 to 2**32 - 1"),
+        ({"top_k": 2.5}, "top_k is 2.5; expected 1 to vocab_size, 29"),
         ({"temperature": -0.5}, "temperature is -0.5; expected 0, or a number >= 1e-6"),
         ({"temperature": 1e-40}, "temperature is 1e-40; expected 0, or a number >= 1e-6"),
         ({"temperature": float("nan")}, "temperature is nan; expected 0, or a number >= 1e-6"),

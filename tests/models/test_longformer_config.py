@@ -27,6 +27,17 @@ from longformer_jax.models.longformer_config import EncoderLayers
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; expected a number in [0, 1)"),
         ({"attention_probs_dropout_prob": None}, "attention_probs_dropout_prob is None; expected a number in [0, 1)"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0; expected a number in (0, 1)"),
+        ({"hidden_act": ["gelu"]}, "hidden_act is ['gelu']; expected one of gelu"),
+        ({"global_projections": None}, "global_projections is None; expected True or False"),
+        ({"remat": "yes"}, "remat is 'yes'; expected True or False"),
+        ({"implementation": ["xla"]}, "implementation is ['xla']; expected the name of one, or None"),
+        *(
+            ({field: 10**12}, f"{field} is 1000000000000; expected at most 16777216")
+            for field in (
+                *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+                *("max_position_embeddings", "type_vocab_size", "sep_token_id", "num_labels", "attention_window"),
+            )
+        ),
     ],
 )
 def test_bad_settings(settings: dict, sentence: str) -> None:

@@ -7,11 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from longformer_jax.errors import InputError
-from longformer_jax.training import CharLMExperiment, DataConfig, ExperimentConfig, MeshConfig, OptimizerConfig
+from longformer_jax.models import LongformerConfig
+from longformer_jax.training import (
+    CharLMExperiment,
+    DataConfig,
+    ExperimentConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TokenDataConfig,
+)
 from tests.training.tiny import CONFIG
 
 
@@ -108,12 +117,56 @@ def change(path: str, value: Any) -> dict[str, Any]:
         ("mesh.fsdp", -2, r"mesh\.fsdp is -2; expected at least 1, or -1 for the devices that remain"),
         ("mesh.fsdp", -1, r"mesh\.data is -1; expected a number, as fsdp is -1 too"),
         ("data.path", 3, r"data\.path is 3; expected text"),
+        ("objective", ["char_lm"], r"objective is \['char_lm'\]; expected one of char_lm, masked_lm"),
+        ("model.vocab_size", 10**12, r"model\.vocab_size is 1000000000000; expected at most 16777216"),
+        ("model.num_layers", 10**12, r"model\.num_layers is 1000000000000; expected at most 16777216"),
+        ("phases.0.windows", [4, 10**12], r"phases\[0\]\.windows is 1000000000000; expected at most 16777216"),
+        (
+            "phases.0.batch_size",
+            10**12,
+            r"phases\[0\]\.batch_size is 1000000000000; expected fewer than 2\*\*31 tokens",
+        ),
+        (
+            "phases.0.learning_rate",
+            10**400,
+            r"phases\[0\]\.learning_rate is 10+; expected a number that a float can be",
+        ),
+        ("optimizer.eps", float("inf"), r"optimizer\.eps is inf; expected a positive number"),
+        ("optimizer.weight_decay", float("nan"), r"optimizer\.weight_decay is nan; expected at least 0"),
         ("data.split", 1, r"data\.split is 1; expected a list"),
     ],
 )
 def test_bad_input(path: str, value: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         ExperimentConfig.from_dict(change(path, value))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OptimizerConfig(eps="small"), "eps is 'small'; expected a number"),  # pyrefly: ignore
+        (lambda: OptimizerConfig(train_only=3), "train_only is 3; expected text"),  # pyrefly: ignore
+        (lambda: MeshConfig(data=None), "data is None; expected an integer"),  # pyrefly: ignore
+        (lambda: DataConfig(split="all"), "split is 'all'; expected a list"),  # pyrefly: ignore
+        (lambda: TokenDataConfig(path=b"text"), "path is b'text'; expected text"),  # pyrefly: ignore
+        (lambda: dataclasses.replace(CONFIG, seed="1"), "seed is '1'; expected an integer"),
+        (lambda: dataclasses.replace(CONFIG, phases=None), "phases is None; expected a list"),
+        (lambda: dataclasses.replace(CONFIG, phases=(3,)), r"phases\[0\] is 3; expected a mapping"),
+        (lambda: dataclasses.replace(CONFIG, model=LongformerConfig()), r"model is .*; expected a mapping"),
+        (lambda: dataclasses.replace(CONFIG.phases[0], steps=True), "steps is True; expected an integer"),
+        (lambda: ExperimentConfig.from_dict([]), r"config is \[\]; expected a mapping"),  # pyrefly: ignore
+        (lambda: ExperimentConfig.from_config_dict(3), "config is 3; expected a ConfigDict"),  # pyrefly: ignore
+    ],
+)
+def test_bad_types_in_python(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        make()
+
+
+def test_numbers_of_numpy_and_lists_become_those_of_python() -> None:
+    phase = dataclasses.replace(CONFIG.phases[0], windows=[4, np.int64(8)], learning_rate=np.float32(0.5))
+    assert repr((phase.windows, phase.learning_rate)) == "((4, 8), 0.5)"
+    assert hash(dataclasses.replace(CONFIG, phases=[phase, *CONFIG.phases[1:]]))
 
 
 def test_missing_field() -> None:
@@ -130,7 +183,12 @@ def test_config_dict_of_other_things() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "which has no config.json"), ('{"seed":', "is not valid JSON"), ("[1]", "expected a mapping")],
+    [
+        (None, "which has no config.json"),
+        ('{"seed":', r"config\.json is damaged \(.*\); expected a JSON object"),
+        ("[1]", r"config\.json is damaged; expected a JSON object"),
+        ("[" * 200_000, r"config\.json is damaged \(maximum recursion depth"),
+    ],
 )
 def test_unreadable_config_json(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:

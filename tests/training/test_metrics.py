@@ -63,9 +63,23 @@ def test_curve_needs_no_display(tmp_path: Path) -> None:
         assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("line", [b"{", b"null", b"{}", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "line", [b"{", b"null", b"{}", b"\xff\xfe", b"[" * 200_000, b'{"split": "train", "step": "2"}']
+)
 def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"split": "train", "step": 1}\n' + line + b"\n")
-    with pytest.raises(InputError, match=r"^/.*metrics\.jsonl is damaged at line 2; expected it as train\.py"):
+    with pytest.raises(InputError, match=r"^line 2 of /.*metrics\.jsonl is damaged"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize("value", ['"3.0"', "null", "true", "[3.0]"])
+def test_a_line_whose_numbers_are_none_is_named(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"split": "train", "step": 1, "characters": 10, "bpc": {value}}}\n')
+    for use in (
+        lambda: plot_curve(tmp_path, "characters", "bpc", "bits per character"),
+        lambda: MetricsLog(tmp_path, step=1, total_steps=2, numbers=("characters", "bpc")),
+    ):
+        with pytest.raises(InputError, match=r"^line 1 of /.*metrics\.jsonl is damaged; expected it as train\.py has"):
+            use()

@@ -1,5 +1,6 @@
 """train.py as a user meets it: from the command line, with signals, and on two processes."""
 
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -71,6 +72,16 @@ def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
             [CONFIG_FLAG, "--distributed", "--workdir=w"],
             "--distributed finds no cluster (coordinator_address should be",
         ),
+        (["--config=none.py", "--config.seed=1"], "--config=none.py cannot be read: "),
+        (
+            [CONFIG_FLAG, "--workdir=~nobody-of-that-name/x"],
+            "workdir is '~nobody-of-that-name/x', whose user has no home",
+        ),
+        (
+            [CONFIG_FLAG, "--workdir=w", "--config.model.vocab_size=9999999", "--config.model.embed_dim=9999990"],
+            "model has 1,099,999,329,999,634 parameters, which take",
+        ),
+        ([f"{CONFIG_FLAG}:big"], f"flag {CONFIG_FLAG}:big: Error whilst parsing config file: TypeError: get_config() "),
         (["--config=configs/char_lm/enwik8_small.py:big"], "config variant is 'big'; expected '', 'fast' or 'smoke'"),
     ],
 )
@@ -80,6 +91,48 @@ def test_bad_input_takes_one_line(run_python: Callable, arguments: list[str], me
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: {message}")
+
+
+CONFIG_CALL = "from longformer_jax.models import CharLMConfig\ndef get_config():\n    return "
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("def get_config(:", r"FILE cannot be read: /.*\.py, line 1, raises SyntaxError \(invalid syntax\)"),
+        ("\0", r"FILE cannot be read: the file raises SyntaxError \(source code string cannot contain null bytes\)"),
+        (
+            "\nimport none",
+            r"FILE cannot be read: /.*\.py, line 2, raises ModuleNotFoundError \(No module named 'none'\)",
+        ),
+        ("import json\njson.loads('{')", r"FILE cannot be read: /.*\.py, line 2, raises JSONDecodeError \(Expecting"),
+        ("seed = 1", r"FILE has no get_config; expected a function of that name"),
+        ("def get_config():\n    return 3", "config is 3; expected a ConfigDict"),
+        (
+            f"{CONFIG_CALL}seed",
+            r"FILE cannot be read: /.*\.py, line 3, raises NameError \(name 'seed' is not defined\)",
+        ),
+        (f"{CONFIG_CALL}CharLMConfig(num_layers=0)", "num_layers is 0; expected an integer >= 1"),
+        (f"{CONFIG_CALL}CharLMConfig(sizes=3)", r"FILE cannot be read: /.*\.py, line 3, raises TypeError \(CharLMCon"),
+    ],
+)
+def test_what_is_wrong_in_a_configuration_takes_one_line(
+    run_python: Callable, tmp_path: Path, program: str, message: str
+) -> None:
+    (tmp_path / "config.py").write_text(program)
+    result = run_python("train.py", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert re.match(f"error: {message.replace('FILE', f'--config={tmp_path}/config.py')}", line), line
+
+
+def test_a_bug_that_a_configuration_meets_keeps_its_traceback(run_python: Callable, tmp_path: Path) -> None:
+    (tmp_path / "config.py").write_text(
+        "from longformer_jax.models import CharLMConfig, char_lm\nchar_lm.check_size = len\nCharLMConfig()"
+    )
+    result = run_python("train.py", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 1
+    assert result.stderr.startswith("Traceback ") and "TypeError: len() takes exactly one argument" in result.stderr
 
 
 def test_what_another_program_left_is_not_overwritten(run_python: Callable, tmp_path: Path) -> None:

@@ -115,6 +115,9 @@ def test_a_longformer_is_lengthened() -> None:
         ({"max_length": "4096"}, "max_length is '4096'; expected at least 64"),
         ({"attention_window": 7}, "attention_window is 7; expected even numbers"),
         ({"attention_window": (8, 8, 8)}, "attention_window has 3 entries; expected one for each of the 2 layers"),
+        ({"max_length": 10**12}, "max_position_embeddings is 1000000000002; expected at most 16777216"),
+        ({"seed": -1}, r"seed is -1; expected an integer from 0 to 2\*\*32 - 1"),
+        ({"seed": 10**30}, r"seed is 10+; expected an integer from 0 to 2\*\*32 - 1"),
         ({"positions": "zero"}, "positions is 'zero'; expected one of copied, random"),
     ],
 )
@@ -228,7 +231,7 @@ def test_errors_of_the_command_line(tmp_path: Path, capsys) -> None:
 
 def test_damaged_tokenizer(tmp_path: Path) -> None:
     source = write(tmp_path / "source", "RobertaModel")
-    for name, text in (("tokenizer_config.json", "[]"), ("tokenizer.json", "{")):
+    for name, text in (("tokenizer_config.json", "[]"), ("tokenizer.json", "{"), ("tokenizer.json", "[" * 200_000)):
         (source / name).write_text(text)
         with pytest.raises(InputError, match=f"{name} is damaged"):
             convert.convert(source, tmp_path / "out", max_length=128)

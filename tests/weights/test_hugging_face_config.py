@@ -115,6 +115,9 @@ def test_separator() -> None:
         ({"attention_window": "512"}, "attention_window is '512'; expected integers"),
         ({"global_projections": "yes"}, "global_projections is 'yes'; expected true or false"),
         ({"vocab_size": [1]}, "vocab_size is "),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000; expected at most 16777216"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000; expected at most 16777216"),
+        ({"attention_dilation": 10**12}, "attention_dilation is 1000000000000; expected at most 16777216"),
     ],
 )
 def test_other_models(tmp_path: Path, changes: dict, message: str) -> None:

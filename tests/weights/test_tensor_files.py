@@ -90,6 +90,13 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
             assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("header", [b"[" * 200_000, b'{"a":' * 200_000, b'{"a": {"dtype": "F32", "shape": [1e30]}}'])
+def test_hostile_safetensors(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match=r"model.safetensors is damaged \(.*\); expected a whole safetensors file"):
+        read_tensors(tmp_path)
+
+
 def test_a_shard_is_missing(sharded: Path) -> None:
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match="model-00002-of-00002.safetensors is missing; expected every file"):
@@ -115,8 +122,10 @@ def test_files_elsewhere_are_refused(tmp_path: Path, file: str) -> None:
         read_tensors(directory)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[" * 9999])
-def test_damaged_index(tmp_path: Path, content: str) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(InputError, match="index.json is damaged; expected JSON with a weight_map"):
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1}}', b"[" * 200_000, b"\xff"]
+)
+def test_damaged_index(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"index.json is damaged.*; expected (a JSON object|JSON with a weight_map)"):
         read_tensors(tmp_path)
