@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from longformer_jax import banded_attention
 from longformer_jax.attention.api import HOPPER_VARIABLE
@@ -116,6 +117,16 @@ def test_lines_are_read_before_others_are_loaded_there(monkeypatch: pytest.Monke
     monkeypatch.setattr(tiles, "_dot", lambda weights, other: jnp.zeros((len(weights), other.shape[1]), jnp.float32))
     case = Case("lines", T=520, H=1, Dk=64, Dv=64, window=40, masked=True)
     interpreted("pallas_mosaic_gpu", case, "bfloat16")  # the interpreter raises at a race
+
+
+@pytest.mark.slow
+def test_the_interpreter_sees_what_a_missing_fence_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the reads of a slot and what TMA writes there next."""
+    case = Case("fence", T=200, H=1, Dk=64, Dv=64, window=100)
+    interpreted("pallas_mosaic_mma", case, "bfloat16")
+    monkeypatch.setattr(plgpu, "commit_smem", lambda: None)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"write of .*\(_copy\)[\s\S]*read of .*\(_product\)"):
+        interpreted("pallas_mosaic_mma", case, "bfloat16")
 
 
 # ---- Which blocks a warpgroup takes part in --------------------------------------------------------------------------
