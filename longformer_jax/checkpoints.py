@@ -144,9 +144,7 @@ def restore_params(workdir: str | Path, abstract_params: Any, step: int | None =
     Raises:
       InputError: there is no such checkpoint, a file of it is missing or changed, or it has another architecture.
     """
-    return _load(
-        user_path("workdir", workdir).absolute() / DIRECTORY / str(find_checkpoint(workdir, step)), abstract_params
-    )
+    return _load(_root(workdir) / str(find_checkpoint(workdir, step)), abstract_params)
 
 
 def save_params(directory: str | Path, params: Any) -> None:
