@@ -1,4 +1,7 @@
-"""Which rows of the other side can share a document with a block: what segment ids and key masks save of the band."""
+"""Which rows of the other side share a document with a block: what segment ids and key masks save of the band."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,50 +14,71 @@ _LEAST, _MOST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 
 
 def visible_spans(walk: Walk, own: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """For each program the first and last of the other side's blocks whose ids overlap with those of its own rows.
+    """For each program which of the other side's rows share a document with its own rows: with some, and with all.
 
-    Ids overlap where the ranges from the smallest to the largest do: exact for sorted ids, such as those of packed
-    documents, and never too narrow.
+    Both are found block by block. A block may share one with some where the ranges from the smallest to the largest id
+    overlap: exact for sorted ids, such as those of packed documents, and never too narrow. It does with all where there
+    is one id on both sides and everything counts; of several such ranges, the one beside the own rows or before these.
 
     Args:
       walk: the walk over `own`.
       own, other: (ids int32 [B, length], which of them count, booleans [B, length]).
 
     Returns:
-      int32 [B, number of different dilations in ascending order, 2, programs]: rows [start, stop), empty where start >=
-      stop.
+      int32 [B, number of different dilations in ascending order, 4, programs]: rows [start, stop), outside of which no
+      own row sees any, and rows [clear, unclear), which all own rows see as far as ids go; empty where the first number
+      is not the smaller one.
     """
     spans = []
     for dilation in sorted(set(walk.dilations)):
-        head = walk.dilations.index(dilation)
-        programs = dilation * walk.blocks_per_residue(dilation)
-        block = walk.block(jnp.arange(programs), head)
-        least, most = (x.reshape(len(x), -1) for x in _extremes(*own, dilation, walk.rows))  # [B, programs]
-        other_least, other_most = _extremes(*other, dilation, walk.columns)  # [B, dilation, blocks]
-
-        most_blocks = -(-(walk.rows + walk.left + walk.right) // walk.columns) + 1
-        n = jnp.arange(min(most_blocks, other_least.shape[-1]))
-        # Clipped, the candidates would repeat the last block: they are counted up to there only.
-        candidate = block.start[:, None] // walk.columns + n
-        index = (slice(None), block.other_residue[:, None], jnp.minimum(candidate, other_least.shape[-1] - 1))
-        overlaps = (other_least[index] <= most[..., None]) & (other_most[index] >= least[..., None])
-        overlaps &= candidate * walk.columns < block.stop[:, None]
-        start = jnp.where(overlaps, candidate * walk.columns, walk.other_length).min(-1)
-        stop = jnp.where(overlaps, (candidate + 1) * walk.columns, 0).max(-1)
-        span = jnp.stack([start, stop], axis=1).astype(jnp.int32)  # [B, 2, programs]
-        spans.append(jnp.pad(span, ((0, 0), (0, 0), (0, walk.programs - programs))))
-    return jnp.stack(spans, axis=1)
+        span = walk.columns * _block_spans(walk, dilation, own, other)
+        spans.append(jnp.pad(span, ((0, 0), (0, 0), (0, walk.programs - span.shape[-1]))))
+    return jnp.stack(spans, axis=1).astype(jnp.int32)
 
 
-def _extremes(ids: jax.Array, counts: jax.Array, dilation: int, size: int) -> tuple[jax.Array, jax.Array]:
-    """[B, length] -> the smallest and largest id of every block of `size` rows of a residue, [B, dilation, blocks]."""
+def _block_spans(
+    walk: Walk, dilation: int, own: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    """[B, 4, programs], in blocks, for heads with this dilation."""
+    programs = dilation * walk.blocks_per_residue(dilation)
+    block = walk.block(jnp.arange(programs), walk.dilations.index(dilation))
+    mine = jax.tree.map(lambda x: x.reshape(len(x), programs, 1), _Ids.of(*own, dilation, walk.rows))
+    theirs = _Ids.of(*other, dilation, walk.columns)
 
-    def reduce(empty: int, reduction) -> jax.Array:
-        x = jnp.where(counts, ids, empty)
-        x = jnp.pad(x, ((0, 0), (0, -ids.shape[1] % (dilation * size))), constant_values=empty)
-        return reduction(x.reshape(len(x), -1, size, dilation), axis=2).transpose(0, 2, 1)
+    end = theirs.least.shape[-1]
+    most_blocks = -(-(walk.rows + walk.left + walk.right) // walk.columns) + 1
+    # Clipped, the candidates would repeat the last block: they are counted up to there only.
+    n = block.start[:, None] // walk.columns + jnp.arange(min(most_blocks, end))
+    reached = n * walk.columns < block.stop[:, None]
+    theirs = jax.tree.map(lambda x: x[:, block.other_residue[:, None], jnp.minimum(n, end - 1)], theirs)
+    overlaps = reached & (theirs.least <= mine.most) & (theirs.most >= mine.least)
+    start, stop = jnp.where(overlaps, n, end).min(-1), jnp.where(overlaps, n + 1, 0).max(-1)
+    differs = reached & ~(mine.is_one & theirs.is_one & (theirs.least == mine.least))
+    beside = jnp.maximum(block.first + block.shift, 0)[:, None] // walk.columns
+    clear = jnp.where(differs & (n < beside), n + 1, 0).max(-1)
+    unclear = jnp.where(differs & (n >= beside), n, end).min(-1)
+    return jnp.stack([start, stop, clear, unclear], axis=1)
 
-    return reduce(_MOST, jnp.min), reduce(_LEAST, jnp.max)
+
+class _Ids(NamedTuple):
+    """Of every block of rows of a residue, [B, dilation, blocks]: the least and the most of the ids that count, and
+    whether all count and are the same."""
+
+    least: jax.Array
+    most: jax.Array
+    is_one: jax.Array
+
+    @classmethod
+    def of(cls, ids: jax.Array, counts: jax.Array, dilation: int, size: int) -> Self:
+        """Args: [B, length]; blocks of `size` rows."""
+
+        def reduce(reduction: Callable, x: jax.Array, empty: Any) -> jax.Array:
+            x = jnp.pad(x, ((0, 0), (0, -ids.shape[1] % (dilation * size))), constant_values=empty)
+            return reduction(x.reshape(len(x), -1, size, dilation), axis=2).transpose(0, 2, 1)
+
+        least = reduce(jnp.min, jnp.where(counts, ids, _MOST), _MOST)
+        most = reduce(jnp.max, jnp.where(counts, ids, _LEAST), _LEAST)
+        return cls(least, most, (least == most) & reduce(jnp.all, counts, True))
 
 
 def spans_of_limits(walk: Walk, limits: Limits, batch: int, own_is_query: bool) -> jax.Array | None:

@@ -19,8 +19,9 @@ from jax import lax
 class Block(NamedTuple):
     """One program's work: a block of its own rows, and the range of the other side's rows it goes through.
 
-    The other side's rows [start, stop) are visited in `count` blocks from `start` on. The blocks [interior, edge) lie
-    wholly inside the band of every own row and inside [start, stop): these need no mask.
+    The other side's rows [start, stop) are visited in `count` blocks from `start` on. Rows [clear, unclear) share a
+    document with all own rows. The blocks [interior, edge) lie wholly inside the band of every own row, inside
+    [start, stop) and inside [clear, unclear): these need no mask.
     """
 
     live: Any  # False where the grid has more programs than there are blocks
@@ -32,6 +33,8 @@ class Block(NamedTuple):
     shift: Any  # own row r is at the other side's row r + shift
     start: Any
     stop: Any
+    clear: Any
+    unclear: Any
     count: Any
     interior: Any
     edge: Any
@@ -67,7 +70,10 @@ class Walk:
         return max(dilation * self.blocks_per_residue(dilation) for dilation in self.dilations)
 
     def block(self, program, head, span=None) -> Block:
-        """What the program does; `span`, a pair (start, stop), narrows the other side's rows further."""
+        """What the program does; `span` is its (start, stop, clear, unclear) of `visible_spans`.
+
+        start and stop narrow the other side's rows further.
+        """
         dilation = by_head(head, self.dilations)
         blocks = by_head(head, tuple(map(self.blocks_per_residue, self.dilations)))
         residue = _div(program, blocks)
@@ -84,11 +90,13 @@ class Walk:
         stop = _minimum(first + self.rows + shift + self.right, other_end)
         if span is not None:
             start, stop = _maximum(start, span[0]), _minimum(stop, span[1])
+        clear, unclear = (start, stop) if span is None else span[2:]
         count = _ceil_div(_maximum(stop - start, 0), self.columns)
         # The last own row sees least to the left, the first own row least to the right.
-        interior = _ceil_div(_maximum(first + self.rows - 1 + shift - self.left - start, 0), self.columns)
-        interior = _minimum(interior, count)
-        edge = _div(_maximum(_minimum(first + shift + self.right + 1, stop) - start, 0), self.columns)
+        whole = _maximum(first + self.rows - 1 + shift - self.left, clear)
+        interior = _minimum(_ceil_div(_maximum(whole - start, 0), self.columns), count)
+        whole = _minimum(_minimum(first + shift + self.right + 1, stop), unclear)
+        edge = _div(_maximum(whole - start, 0), self.columns)
         return Block(
             live=(residue < dilation) & (first < end),
             dilation=dilation,
@@ -99,6 +107,8 @@ class Walk:
             shift=shift,
             start=start,
             stop=stop,
+            clear=clear,
+            unclear=unclear,
             count=count,
             interior=interior,
             edge=_maximum(edge, interior),

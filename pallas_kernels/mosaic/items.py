@@ -21,7 +21,7 @@ class Scalars(NamedTuple):
 
     Attributes:
       streams: dropout's, uint32 [B].
-      spans: of the other side's rows that an item can share documents with, int32 [B, 1, 2, items of a head].
+      spans: of the other side's rows that an item shares documents with, int32 [B, 1, 4, items of a head].
     """
 
     streams: Any
@@ -80,7 +80,7 @@ class Schedule[AnyTiling: Tiling | MmaTiling]:
         stream = scalars.streams[entry] if scalars.streams is not None else None
         span = None
         if scalars.spans is not None:
-            span = scalars.spans[entry, 0, 0, block], scalars.spans[entry, 0, 1, block]
+            span = tuple(scalars.spans[entry, 0, i, block] for i in range(scalars.spans.shape[2]))
         walked = aligned(self.walk.block(block, 0, span), self.tiling.columns)
         return Item(self, entry, head + self.first_head, stream, walked)
 
@@ -176,8 +176,10 @@ class OwnRows:
         begin = jnp.minimum(lax.div(offset(first - walk.left), columns), block.count - 1)
         end = lax.div(offset(jnp.minimum(last + walk.right + 1, block.stop)) + columns - 1, columns)
         end = jnp.maximum(end, begin + 1)
-        interior = jnp.clip(lax.div(offset(last - walk.left) + columns - 1, columns), begin, end)
-        edge = lax.div(offset(jnp.minimum(first + walk.right + 1, block.stop)), columns)
+        interior = offset(jnp.maximum(last - walk.left, block.clear))
+        interior = jnp.clip(lax.div(interior + columns - 1, columns), begin, end)
+        edge = jnp.minimum(jnp.minimum(first + walk.right + 1, block.stop), block.unclear)
+        edge = lax.div(offset(edge), columns)
         return begin, interior, jnp.clip(edge, interior, end), end
 
     def hide(self, x: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]) -> jax.Array:
@@ -186,18 +188,19 @@ class OwnRows:
         Args:
           x: scores.
           n: the block.
-          is_edge: whether rows may not see all of it, for the band.
+          is_edge: whether rows may not see all of it.
           own_ids, other_ids: a reference in shared memory each, or none where there are no ids.
         """
-        if is_edge:
-            # The first column that a row sees, and how many: unsigned, one comparison does for both ends.
-            block, walk = self.item.block, self.item.schedule.walk
-            start, (rows, columns) = self.item.first_of(n), self._numbers()
-            rows = rows + (self.first + block.shift)
-            first = jnp.maximum(rows - walk.left, block.start + n * self.columns) - start
-            stop = jnp.minimum(rows + walk.right + 1, block.stop) - start
-            beyond = (across(columns) - down(first, self.columns)).astype(jnp.uint32)
-            x = jnp.where(beyond < down(jnp.maximum(stop - first, 0).astype(jnp.uint32), self.columns), x, -jnp.inf)
+        if not is_edge:
+            return x
+        # The first column that a row sees, and how many: unsigned, one comparison does for both ends.
+        block, walk = self.item.block, self.item.schedule.walk
+        start, (rows, columns) = self.item.first_of(n), self._numbers()
+        rows = rows + (self.first + block.shift)
+        first = jnp.maximum(rows - walk.left, block.start + n * self.columns) - start
+        stop = jnp.minimum(rows + walk.right + 1, block.stop) - start
+        beyond = (across(columns) - down(first, self.columns)).astype(jnp.uint32)
+        x = jnp.where(beyond < down(jnp.maximum(stop - first, 0).astype(jnp.uint32), self.columns), x, -jnp.inf)
         for own, other in zip(own_ids, other_ids, strict=True):
             same = down(load_per_row(own), self.columns) == across(load_per_column(other))
             x = jnp.where(same, x, -jnp.inf)

@@ -102,7 +102,7 @@ class Program:
         if spans is not None:
             different = sorted(set(walk.dilations))
             row = by_head(head, tuple(different.index(dilation) for dilation in walk.dilations))
-            span = spans[row, 0, program], spans[row, 1, program]
+            span = tuple(spans[row, i, program] for i in range(spans.shape[1]))
         return cls(spec, walk, limits, own_is_query, walk.block(program, head, span), head)
 
     @property
@@ -122,7 +122,7 @@ class Program:
     def visit(self, attend: Callable, carry):
         """carry = attend(carry, rows, positions, edge) for each block of the other side.
 
-        Where `edge` is False the block lies inside the band, and only key masks and documents need to be looked at.
+        Where `edge` is False all own rows see the whole block.
         """
         block, columns = self.block, self.walk.columns
 
@@ -139,23 +139,18 @@ class Program:
 
     def visible(self, rows: jax.Array, positions: jax.Array, edge: bool) -> jax.Array | None:
         """Booleans [own rows, rows], or None where everything is visible; `rows` as `visit` gives them."""
-        masks = []
-        if edge:
-            distance = rows[None, :] - self.own_rows[:, None] - self.block.shift
-            masks += [distance >= -self.walk.left, distance <= self.walk.right, (rows < self.block.stop)[None, :]]
+        if not edge:
+            return None
+        distance = rows[None, :] - self.own_rows[:, None] - self.block.shift
+        masks = [distance >= -self.walk.left, distance <= self.walk.right, (rows < self.block.stop)[None, :]]
         limits, own, other = self.limits, self.inside_positions[:, None], positions[None, :]
         queries, keys = (own, other) if self.own_is_query else (other, own)
         if limits.key_mask is not None:
             masks.append(_load_line(limits.key_mask, keys) != 0)
         if limits.query_ids is not None:
             masks.append(_load_line(limits.query_ids, queries) == _load_line(limits.key_ids, keys))
-        if not masks:
-            return None
         shape = own.shape[0], other.shape[1]
-        result = jnp.broadcast_to(masks[0], shape)
-        for mask in masks[1:]:
-            result &= jnp.broadcast_to(mask, shape)
-        return result
+        return functools.reduce(jnp.logical_and, (jnp.broadcast_to(mask, shape) for mask in masks))
 
     def keep(self, positions: jax.Array) -> jax.Array | None:
         """Which probabilities dropout keeps, [own rows, rows]; None where there is no dropout."""

@@ -45,7 +45,8 @@ class Case:
     scale: float | None = None
     dropout_rate: float = 0.0
     masked: bool = False  # a random key_mask, which hides a long run of keys too, and all keys of the last of a batch
-    segments: str | None = None  # "shared": one array of packed documents; "pair": random ids of queries and of keys
+    # "shared": one array of packed documents; "long": of two, one of them long; "pair": random ids of queries and keys
+    segments: str | None = None
     dead_rows: bool = False  # whether some rows are known to see nothing
 
     @property
@@ -69,6 +70,8 @@ class Case:
             limits["key_mask"] = mask
         if self.segments == "shared":
             limits["segment_ids"] = np.sort(rng.integers(0, 4, (B, self.T)), axis=1)
+        elif self.segments == "long":
+            limits["segment_ids"] = np.broadcast_to(np.arange(self.T) >= 7 * self.T // 10, (B, self.T)).astype(int)
         elif self.segments == "pair":
             limits["segment_ids"] = rng.integers(0, 3, (B, self.T)), rng.integers(0, 3, (B, S))
         return limits
@@ -138,6 +141,7 @@ CASES = [
     Case("masked_walk", B=2, T=300, window=20, masked=True, dead_rows=True),
     Case("masked_dilated", B=2, T=300, window=9, dilation=(3, 1), masked=True, dead_rows=True),
     Case("segments", B=2, T=300, window=80, segments="shared"),
+    Case("segments_long", T=700, window=(150, 80), segments="long"),
     Case("segments_pair", B=2, T=200, S=330, window=3, segments="pair", key_offset=50, dead_rows=True),
     Case("segments_dilated", B=2, T=299, window=30, dilation=(2, 3), segments="pair"),
     Case("value_narrower", T=200, Dk=16, Dv=3),

@@ -93,7 +93,7 @@ def test_every_way_to_cut_them_is_right(tiling: Tiling | MmaTiling, monkeypatch:
     is_mma = isinstance(tiling, MmaTiling)
     for kernel in PASSES:
         monkeypatch.setitem(tilings._MMA_TILINGS if is_mma else tilings._TILINGS, (kernel, 64, 64), tiling)
-    case = Case("cut", T=330, H=1, Dk=64, Dv=64, window=(150, 70), segments="shared")
+    case = Case("cut", T=400, H=1, Dk=64, Dv=64, window=(150, 70), segments="long")
     found = interpreted(IMPLEMENTATIONS[is_mma], case, "bfloat16")
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), (case.inputs("bfloat16"), case.cotangents("bfloat16")))
     oracle = with_gradients(case.attend("reference"), *exact)
@@ -134,12 +134,13 @@ def test_the_interpreter_sees_what_a_missing_fence_leads_to(monkeypatch: pytest.
 
 @pytest.mark.parametrize("warpgroups", [2, 3])
 @pytest.mark.parametrize("columns", [64, 128])
+@pytest.mark.parametrize("span", [None, (128, 384, 192, 320), (0, 256, 128, 128)], ids=str)
 @pytest.mark.parametrize(
     ("T", "S", "left", "right", "offset", "dilation"),
     [(512, 512, 256, 256, 0, 1), (512, 700, 100, 0, 0, 1), (384, 300, 5, 70, 37, 1), (600, 640, 20, 33, -50, 3)],
 )
 def test_a_warpgroup_takes_part_in_what_its_rows_see(
-    T: int, S: int, left: int, right: int, offset: int, dilation: int, columns: int, warpgroups: int
+    T: int, S: int, left: int, right: int, offset: int, dilation: int, columns: int, warpgroups: int, span: Any
 ) -> None:
     tiling = Tiling(warpgroups, columns, stages=3)
     walk = Walk(T, S, left, right, offset, (dilation,), tiling.rows, columns)
@@ -147,7 +148,7 @@ def test_a_warpgroup_takes_part_in_what_its_rows_see(
     schedule = Schedule(unused, walk, tiling, own_is_query=True, first_head=0, batch=1, gpu=Gpu(num_cores=1))
     rows = np.arange(ROWS)
     for number in range(walk.programs):
-        block = aligned(walk.block(number, 0), columns)
+        block = aligned(walk.block(number, 0, span), columns)
         for warpgroup in range(warpgroups):
             item = Item(schedule, 0, 0, None, block)
             own_rows = item.own_rows(warpgroup, numbers=unused)
@@ -157,7 +158,8 @@ def test_a_warpgroup_takes_part_in_what_its_rows_see(
                 key = int(block.start) + n * columns + np.arange(columns)
                 inside = (key < block.stop) & (key >= 0)
                 visible = (key >= own + block.shift - left) & (key <= own + block.shift + right) & inside
-                sees[n], sees_all[n] = visible.any(), visible.all()
+                shared = (key >= block.clear) & (key < block.unclear)
+                sees[n], sees_all[n] = visible.any(), (visible & shared).all()
             begin, interior, edge, end = map(int, own_rows.bounds)
             blocks = np.arange(int(block.count))
             assert begin < end <= block.count and begin <= interior <= edge <= end
