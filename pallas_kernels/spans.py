@@ -1,28 +1,28 @@
 """Which rows of the other side share a document with a block: what segment ids and key masks save of the band."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.spec import Limits
+from pallas_kernels.spec import NO_ID
 from pallas_kernels.walk import Walk
 
-_LEAST, _MOST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+_MOST = np.int32(np.iinfo(np.int32).max)
 
 
-def visible_spans(walk: Walk, own: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> jax.Array:
+def visible_spans(walk: Walk, own_ids: jax.Array, other_ids: jax.Array) -> jax.Array:
     """For each program which of the other side's rows share a document with its own rows: with some, and with all.
 
     Both are found block by block. A block may share one with some where the ranges from the smallest to the largest id
     overlap: exact for sorted ids, such as those of packed documents, and never too narrow. It does with all where there
-    is one id on both sides and everything counts; of several such ranges, the one beside the own rows or before these.
+    is one id on both sides and no masked key; of several such ranges, the one beside the own rows or before these.
 
     Args:
-      walk: the walk over `own`.
-      own, other: (ids int32 [B, length], which of them count, booleans [B, length]).
+      walk: over the own rows.
+      own_ids, other_ids: as in `Limits`, int32 [B, length].
 
     Returns:
       int32 [B, number of different dilations in ascending order, 4, programs]: rows [start, stop), outside of which no
@@ -31,19 +31,17 @@ def visible_spans(walk: Walk, own: tuple[jax.Array, jax.Array], other: tuple[jax
     """
     spans = []
     for dilation in sorted(set(walk.dilations)):
-        span = walk.columns * _block_spans(walk, dilation, own, other)
+        span = walk.columns * _block_spans(walk, dilation, own_ids, other_ids)
         spans.append(jnp.pad(span, ((0, 0), (0, 0), (0, walk.programs - span.shape[-1]))))
     return jnp.stack(spans, axis=1).astype(jnp.int32)
 
 
-def _block_spans(
-    walk: Walk, dilation: int, own: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]
-) -> jax.Array:
+def _block_spans(walk: Walk, dilation: int, own_ids: jax.Array, other_ids: jax.Array) -> jax.Array:
     """[B, 4, programs], in blocks, for heads with this dilation."""
     programs = dilation * walk.blocks_per_residue(dilation)
     block = walk.block(jnp.arange(programs), walk.dilations.index(dilation))
-    mine = jax.tree.map(lambda x: x.reshape(len(x), programs, 1), _Ids.of(*own, dilation, walk.rows))
-    theirs = _Ids.of(*other, dilation, walk.columns)
+    mine = jax.tree.map(lambda x: x.reshape(len(x), programs, 1), _Ids.of(own_ids, dilation, walk.rows))
+    theirs = _Ids.of(other_ids, dilation, walk.columns)
 
     end = theirs.least.shape[-1]
     most_blocks = -(-(walk.rows + walk.left + walk.right) // walk.columns) + 1
@@ -53,7 +51,7 @@ def _block_spans(
     theirs = jax.tree.map(lambda x: x[:, block.other_residue[:, None], jnp.minimum(n, end - 1)], theirs)
     overlaps = reached & (theirs.least <= mine.most) & (theirs.most >= mine.least)
     start, stop = jnp.where(overlaps, n, end).min(-1), jnp.where(overlaps, n + 1, 0).max(-1)
-    differs = reached & ~(mine.is_one & theirs.is_one & (theirs.least == mine.least))
+    differs = reached & ~(mine.is_one & theirs.is_one & (theirs.most == mine.most))
     beside = jnp.maximum(block.first + block.shift, 0)[:, None] // walk.columns
     clear = jnp.where(differs & (n < beside), n + 1, 0).max(-1)
     unclear = jnp.where(differs & (n >= beside), n, end).min(-1)
@@ -61,35 +59,24 @@ def _block_spans(
 
 
 class _Ids(NamedTuple):
-    """Of every block of rows of a residue, [B, dilation, blocks]: the least and the most of the ids that count, and
-    whether all count and are the same."""
+    """Of every block of rows of a residue, [B, dilation, blocks]: the least and the most but for NO_ID, and whether all
+    are the same."""
 
     least: jax.Array
     most: jax.Array
     is_one: jax.Array
 
     @classmethod
-    def of(cls, ids: jax.Array, counts: jax.Array, dilation: int, size: int) -> Self:
-        """Args: [B, length]; blocks of `size` rows."""
+    def of(cls, ids: jax.Array, dilation: int, size: int) -> Self:
+        """ids [B, length], in blocks of `size` rows."""
 
-        def reduce(reduction: Callable, x: jax.Array, empty: Any) -> jax.Array:
-            x = jnp.pad(x, ((0, 0), (0, -ids.shape[1] % (dilation * size))), constant_values=empty)
+        def reduce(reduction: Callable, x: jax.Array, beyond: np.int32) -> jax.Array:
+            x = jnp.pad(x, ((0, 0), (0, -ids.shape[1] % (dilation * size))), constant_values=beyond)
             return reduction(x.reshape(len(x), -1, size, dilation), axis=2).transpose(0, 2, 1)
 
-        least = reduce(jnp.min, jnp.where(counts, ids, _MOST), _MOST)
-        most = reduce(jnp.max, jnp.where(counts, ids, _LEAST), _LEAST)
-        return cls(least, most, (least == most) & reduce(jnp.all, counts, True))
-
-
-def spans_of_limits(walk: Walk, limits: Limits, batch: int, own_is_query: bool) -> jax.Array | None:
-    """`visible_spans` of key mask and documents; None where there are neither."""
-    if limits.key_mask is None and limits.query_ids is None:
-        return None
-    lengths = (walk.length, walk.other_length) if own_is_query else (walk.other_length, walk.length)
-    query_ids, key_ids = (
-        jnp.zeros((batch, length), jnp.int32) if ids is None else ids
-        for ids, length in zip((limits.query_ids, limits.key_ids), lengths, strict=True)
-    )
-    queries = query_ids, jnp.ones(query_ids.shape, bool)
-    keys = key_ids, jnp.ones(key_ids.shape, bool) if limits.key_mask is None else limits.key_mask != 0
-    return visible_spans(walk, queries, keys) if own_is_query else visible_spans(walk, keys, queries)
+        most = reduce(jnp.max, ids, NO_ID)
+        return cls(
+            least=reduce(jnp.min, jnp.where(ids == NO_ID, _MOST, ids), _MOST),
+            most=most,
+            is_one=reduce(jnp.min, ids, _MOST) == most,
+        )

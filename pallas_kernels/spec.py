@@ -1,7 +1,7 @@
 """What a kernel is asked for, whatever backend it is written for."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from pallas_kernels.walk import Walk
 
 LOG2_E = 1.4426950408889634
 
-_NO_ID = np.iinfo(np.int32).min
+NO_ID = np.int32(np.iinfo(np.int32).min)  # of masked keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +46,31 @@ class Spec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What limits a query's view besides the band, None where it does not apply: arrays, or in a kernel their refs."""
+    """What limits a query's view besides the band, None where it does not apply: arrays, or in a kernel their refs.
 
-    key_mask: Any = None  # int8 [B, S]
+    Key mask and documents are one: a query sees the keys that have its own id, and no query has NO_ID.
+    """
+
     query_ids: Any = None  # int32 [B, T]
     key_ids: Any = None  # int32 [B, S]
     dropout_streams: Any = None  # uint32 [B]
 
-    def ids(self, query_length: int, batch: int) -> tuple[jax.Array | None, jax.Array | None]:
-        """Key mask and documents in one, None without either: int32 [B, T] and [B, S]; a query sees what equals its id.
+    @classmethod
+    def of(
+        cls, shape: tuple[int, int], key_mask: Any = None, segment_ids: Any = None, dropout_streams: Any = None
+    ) -> Self:
+        """Of queries [B, T]; the arguments as in `banded_attention`, segment_ids a pair. Ids of NO_ID count as the next
+        one."""
+        if key_mask is None and segment_ids is None:
+            return cls(dropout_streams=dropout_streams)
+        if segment_ids is None:
+            query_ids, key_ids = jnp.zeros(shape, jnp.int32), jnp.zeros(key_mask.shape, jnp.int32)
+        else:
+            query_ids, key_ids = (jnp.maximum(ids.astype(jnp.int32), NO_ID + 1) for ids in segment_ids)
+        if key_mask is not None:
+            key_ids = jnp.where(key_mask, key_ids, NO_ID)
+        return cls(query_ids, key_ids, dropout_streams)
 
-        The smallest int32 is taken for masked keys; ids of that value count as the next one.
-        """
-        if self.key_mask is None and self.query_ids is None:
-            return None, None
-        if self.query_ids is None:
-            query_ids = jnp.zeros((batch, query_length), jnp.int32)
-            return query_ids, jnp.where(self.key_mask != 0, jnp.int32(0), _NO_ID)
-        query_ids, key_ids = jnp.maximum(self.query_ids, _NO_ID + 1), jnp.maximum(self.key_ids, _NO_ID + 1)
-        return query_ids, key_ids if self.key_mask is None else jnp.where(self.key_mask != 0, key_ids, _NO_ID)
+    def ids(self, own_is_query: bool) -> tuple[Any, Any]:
+        """The own side's and the other side's."""
+        return (self.query_ids, self.key_ids) if own_is_query else (self.key_ids, self.query_ids)

@@ -86,7 +86,7 @@ def triton_attention(query, key, value, *, interpret: bool = False, **options) -
     """
     dims = query.shape[-1], value.shape[-1]
     _check("pallas_triton", triton.unsupported(*dims) if interpret else triton_missing(*dims))
-    spec, limits = _spec_and_limits(len(query), interpret=interpret, **options)
+    spec, limits = _spec_and_limits(query, interpret=interpret, **options)
     return triton.attention(spec, default_device().kind, query, key, value, limits)
 
 
@@ -98,7 +98,7 @@ def hopper_attention(query, key, value, *, interpret: bool = False, **options) -
     """
     arrays = str(query.dtype), query.shape[-1], value.shape[-1]
     _check("pallas_mosaic_gpu", mosaic.unsupported(*arrays) if interpret else hopper_missing(*arrays))
-    spec, limits = _spec_and_limits(len(query), interpret=interpret, **options)
+    spec, limits = _spec_and_limits(query, interpret=interpret, **options)
     return mosaic.attention(spec, hopper_gpu(interpret), query, key, value, limits)
 
 
@@ -106,7 +106,7 @@ def mma_attention(query, key, value, *, interpret: bool = False, **options) -> t
     """As `hopper_attention`, with the kernels for any GPU."""
     arrays = str(query.dtype), query.shape[-1], value.shape[-1]
     _check("pallas_mosaic_mma", mosaic.unsupported(*arrays) if interpret else mma_missing(*arrays))
-    spec, limits = _spec_and_limits(len(query), interpret=interpret, **options)
+    spec, limits = _spec_and_limits(query, interpret=interpret, **options)
     return mosaic.attention(spec, mma_gpu(interpret), query, key, value, limits)
 
 
@@ -129,7 +129,7 @@ def _check(name: str, reason: str | None) -> None:
 
 
 def _spec_and_limits(
-    batch: int, *, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed, interpret: bool
+    query, *, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed, interpret: bool
 ) -> tuple[Spec, Limits]:
     spec = Spec(
         left=band.left,
@@ -140,11 +140,5 @@ def _spec_and_limits(
         dropout_rate=dropout_rate,
         interpret=interpret,
     )
-    ids = (None, None) if segment_ids is None else segment_ids
-    limits = Limits(
-        key_mask=None if key_mask is None else key_mask.astype(jnp.int8),
-        query_ids=None if ids[0] is None else ids[0].astype(jnp.int32),
-        key_ids=None if ids[1] is None else ids[1].astype(jnp.int32),
-        dropout_streams=batch_streams(dropout_seed, jnp.arange(batch)) if dropout_rate else None,
-    )
-    return spec, limits
+    streams = batch_streams(dropout_seed, jnp.arange(query.shape[0])) if dropout_rate else None
+    return spec, Limits.of(query.shape[:2], key_mask, segment_ids, streams)

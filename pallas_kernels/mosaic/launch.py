@@ -13,7 +13,7 @@ from pallas_kernels.mosaic.items import Scalars, Schedule
 from pallas_kernels.mosaic.kernel import Arrays, Kernel
 from pallas_kernels.mosaic.tiling import ROWS, Gpu, MmaTiling, Tiling
 from pallas_kernels.mosaic.views import merged_shape, unview, view, view_of_output
-from pallas_kernels.spans import spans_of_limits
+from pallas_kernels.spans import visible_spans
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
 
@@ -64,13 +64,12 @@ def _launch(
 ) -> tuple[jax.Array, ...]:
     walk, tiling = schedule.walk, schedule.tiling
     heads, dilation = len(walk.dilations), walk.dilations[0]
-    scalars = Scalars(limits.dropout_streams, spans_of_limits(walk, limits, schedule.batch, schedule.own_is_query))
-    query_length = walk.length if schedule.own_is_query else walk.other_length
-    own_ids, other_ids = limits.ids(query_length, schedule.batch)
-    if not schedule.own_is_query:
-        own_ids, other_ids = other_ids, own_ids
-    if own_ids is not None and other_ids is not None:  # both or neither
+    own_ids, other_ids = limits.ids(schedule.own_is_query)
+    spans = None
+    if own_ids is not None:
         own, other = (*own, own_ids), (*other, other_ids)
+        spans = visible_spans(walk, own_ids, other_ids)
+    scalars = Scalars(limits.dropout_streams, spans)
     arrays = Arrays(
         own=tuple(view(x, dilation, ROWS) for x in own),
         other=tuple(view(x, dilation, tiling.columns) for x in other),

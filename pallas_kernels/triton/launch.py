@@ -8,7 +8,7 @@ from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.batching import over_batches
 from pallas_kernels.block_sizes import BlockSizes
-from pallas_kernels.spans import spans_of_limits
+from pallas_kernels.spans import visible_spans
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.triton.tiles import Program
 from pallas_kernels.walk import Walk
@@ -30,8 +30,9 @@ def launch(
     Arrays and outputs are [B, length, H, head_dim] or [B, length, H]; a program's refs are those of its own head,
     [length, head_dim] or [length].
     """
-    B, _, H, _ = arrays[0].shape
-    spans = spans_of_limits(walk, limits, B, own_is_query)
+    H = arrays[0].shape[2]
+    own_ids, other_ids = limits.ids(own_is_query)
+    spans = None if own_ids is None else visible_spans(walk, own_ids, other_ids)
 
     def guarded(array_refs, limit_refs, span_ref, *output_refs):
         program = Program.here(spec, walk, limit_refs, span_ref, own_is_query)

@@ -143,14 +143,10 @@ class Program:
             return None
         distance = rows[None, :] - self.own_rows[:, None] - self.block.shift
         masks = [distance >= -self.walk.left, distance <= self.walk.right, (rows < self.block.stop)[None, :]]
-        limits, own, other = self.limits, self.inside_positions[:, None], positions[None, :]
-        queries, keys = (own, other) if self.own_is_query else (other, own)
-        if limits.key_mask is not None:
-            masks.append(_load_line(limits.key_mask, keys) != 0)
-        if limits.query_ids is not None:
-            masks.append(_load_line(limits.query_ids, queries) == _load_line(limits.key_ids, keys))
-        shape = own.shape[0], other.shape[1]
-        return functools.reduce(jnp.logical_and, (jnp.broadcast_to(mask, shape) for mask in masks))
+        own_ids, other_ids = self.limits.ids(self.own_is_query)
+        if own_ids is not None:
+            masks.append(own_ids[self.inside_positions][:, None] == other_ids[positions][None, :])
+        return functools.reduce(jnp.logical_and, (jnp.broadcast_to(mask, distance.shape) for mask in masks))
 
     def keep(self, positions: jax.Array) -> jax.Array | None:
         """Which probabilities dropout keeps, [own rows, rows]; None where there is no dropout."""
@@ -159,9 +155,3 @@ class Program:
         own, other = self.own_positions[:, None], positions[None, :]
         queries, keys = (own, other) if self.own_is_query else (other, own)
         return keep_mask(self.spec.dropout_rate, self.limits.dropout_streams[0], self.head, queries, keys)
-
-
-def _load_line(ref, positions: jax.Array) -> jax.Array:
-    """Of a ref [length], in the shape [n, 1] or [1, n] that the positions have."""
-    line = ref[positions.reshape(-1)]
-    return line[:, None] if positions.shape[1] == 1 else line[None, :]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.spans import visible_spans
+from pallas_kernels.spec import Limits
 from pallas_kernels.walk import Walk
 
 B, T, S = 2, 210, 190
@@ -25,13 +26,12 @@ IDS = {
 def test_spans_hold_every_visible_pair(ids: str, kept: float, dilations: tuple[int, ...], over: str) -> None:
     query_ids, key_ids = IDS[ids]
     key_mask = RNG.random((B, S)) < kept
-    queries = jnp.array(query_ids, jnp.int32), jnp.ones((B, T), bool)
-    keys = jnp.array(key_ids, jnp.int32), jnp.array(key_mask)
+    limits = Limits.of((B, T), jnp.array(key_mask), (jnp.array(query_ids, jnp.int32), jnp.array(key_ids, jnp.int32)))
     walk = Walk(T, S, 40, 25, 6, dilations, 32, 16)
     seen = (query_ids[:, :, None] == key_ids[:, None, :]) & key_mask[:, None, :]
     if over == "keys":
-        walk, queries, keys, seen = walk.transposed(16, 32), keys, queries, seen.transpose(0, 2, 1)
-    spans = np.asarray(visible_spans(walk, queries, keys))
+        walk, seen = walk.transposed(16, 32), seen.transpose(0, 2, 1)
+    spans = np.asarray(visible_spans(walk, *limits.ids(over == "queries")))
     assert spans.shape == (B, len(set(dilations)), 4, walk.programs)
     unmasked = 0
 
@@ -64,8 +64,8 @@ def test_padding_and_other_documents_leave_the_rest_without_masks() -> None:
     """Of 256 to either side: a document that ends within the band, keys that are masked at its begin."""
     walk = Walk(1024, 1024, 256, 256, 0, (1,), 64, 64)
     position = jnp.arange(1024)[None]
-    ids, counts = (position >= 640).astype(jnp.int32), position >= 5
-    spans = np.asarray(visible_spans(walk, (ids, counts | True), (ids, counts)))[0, 0]
+    limits = Limits.of((1, 1024), position >= 5, (position >= 640,) * 2)
+    spans = np.asarray(visible_spans(walk, *limits.ids(own_is_query=True)))[0, 0]
     blocks = [walk.block(program, 0, tuple(map(int, spans[:, program]))) for program in range(16)]
     found = [(block.start, block.count, block.interior, block.edge) for block in blocks]
     assert found[:2] == [(0, 5, 0, 0), (0, 6, 1, 5)]  # masked keys beside the own rows, and before them
