@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
 from longformer_jax.data import load_corpus
 from longformer_jax.errors import InputError
@@ -113,23 +114,20 @@ def test_sample_refuses(workdir, tmp_path):
 @pytest.fixture
 def run_eval(capsys):
     """eval.py in this process: (exit status, output, errors)."""
-    module = importlib.import_module("eval")
+    module = importlib.import_module("eval")  # once, as it defines flags
 
     def run(*arguments):
         status = 0
-        module.flags.FLAGS.unparse_flags()
-        module.flags.FLAGS(["eval.py", *map(str, arguments)])
-        try:
-            module.main(["eval.py"])
-        except SystemExit as error:
-            status = error.code
+        with flagsaver.flagsaver():
+            module.flags.FLAGS(["eval.py", *map(str, arguments)])
+            try:
+                module.main(["eval.py"])
+            except SystemExit as error:
+                status = error.code
         captured = capsys.readouterr()
-        for name in ("split", "protocol", "limit", "sample", "step", "prompt"):
-            module.flags.FLAGS[name].unparse()
         return status, captured.out, captured.err
 
-    yield run
-    sys.modules.pop("eval", None)
+    return run
 
 
 def test_eval_prints_one_line(workdir, run_eval):
