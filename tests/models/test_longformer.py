@@ -176,10 +176,12 @@ def test_remat_changes_no_gradient() -> None:
     assert_trees_close(gradients(dataclasses.replace(SMALL, remat=True)), gradients(), 1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_the_dense_reference() -> None:
     assert_trees_close(gradients(dataclasses.replace(SMALL, implementation="reference")), gradients(), 5e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32() -> None:
     low = dataclasses.replace(SMALL, dtype="bfloat16")
     # The same network in bfloat16 with dense attention: the yardstick for the blockwise one.

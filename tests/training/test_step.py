@@ -52,6 +52,7 @@ def test_state_is_a_function_of_the_seed(initial: State) -> None:
     assert jax.tree.structure(abstract_params(CONFIG)) == jax.tree.structure(initial["params"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_step_descends_the_mean_cross_entropy(initial: State, accumulate: int) -> None:
     # The key of the step and, where there are several microbatches, of each; they take every second row.

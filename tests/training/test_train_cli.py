@@ -30,6 +30,7 @@ def read_until(process: Popen[str], beginning: str) -> str:
     raise AssertionError(f"the output ended without {beginning!r}: {process.stderr.read()}")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
     text, workdir = tmp_path / "text", tmp_path / "run"
     text.write_bytes(bytes(range(97, 107)) * 500)
@@ -166,6 +167,7 @@ def test_a_device_that_is_not_there_takes_one_line(run_python: Callable, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_divergence_exits_with_one(run_python: Callable, tmp_path: Path) -> None:
     rate = "--config.phases[0].learning_rate=1e38"
     result = run_python("train.py", CONFIG_FLAG, f"--workdir={tmp_path}", rate, "--config.checkpoint_interval=1")
@@ -174,6 +176,7 @@ def test_divergence_exits_with_one(run_python: Callable, tmp_path: Path) -> None
     assert "is the last good one" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_zero(start_python: Callable, tmp_path: Path) -> None:
     never = ["--config.checkpoint_interval=1000000", "--config.eval_interval=0"]
     command = ["train.py", CONFIG_FLAG, f"--workdir={tmp_path}", ENDLESS, *never]
@@ -190,6 +193,7 @@ def test_sigterm_saves_and_exits_with_zero(start_python: Callable, tmp_path: Pat
         assert (tmp_path / "curve.png").exists()
 
 
+@pytest.mark.slow
 def test_kill_loses_at_most_what_was_not_written(start_python: Callable, tmp_path: Path) -> None:
     interval = 20
     command = ["train.py", CONFIG_FLAG, f"--workdir={tmp_path}", ENDLESS, f"--config.checkpoint_interval={interval}"]
