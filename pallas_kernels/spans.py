@@ -25,9 +25,9 @@ def visible_spans(walk: Walk, own_ids: jax.Array, other_ids: jax.Array) -> jax.A
       own_ids, other_ids: as in `Limits`, int32 [B, length].
 
     Returns:
-      int32 [B, number of different dilations in ascending order, 4, programs]: rows [start, stop), outside of which no
-      own row sees any, and rows [clear, unclear), which all own rows see as far as ids go; empty where the first number
-      is not the smaller one.
+      int32 [B, number of different dilations in ascending order, 4, programs]: start, stop, clear_start, clear_stop. No
+      own row sees what is outside of rows [start, stop); all see rows [clear_start, clear_stop), as far as ids go.
+      Either is empty where its first number is not the smaller one.
     """
     spans = []
     for dilation in sorted(set(walk.dilations)):
@@ -53,9 +53,9 @@ def _block_spans(walk: Walk, dilation: int, own_ids: jax.Array, other_ids: jax.A
     start, stop = jnp.where(overlaps, n, end).min(-1), jnp.where(overlaps, n + 1, 0).max(-1)
     differs = reached & ~(mine.is_one & theirs.is_one & (theirs.most == mine.most))
     beside = jnp.maximum(block.first + block.shift, 0)[:, None] // walk.columns
-    clear = jnp.where(differs & (n < beside), n + 1, 0).max(-1)
-    unclear = jnp.where(differs & (n >= beside), n, end).min(-1)
-    return jnp.stack([start, stop, clear, unclear], axis=1)
+    clear_start = jnp.where(differs & (n < beside), n + 1, 0).max(-1)
+    clear_stop = jnp.where(differs & (n >= beside), n, end).min(-1)
+    return jnp.stack([start, stop, clear_start, clear_stop], axis=1)
 
 
 class _Ids(NamedTuple):

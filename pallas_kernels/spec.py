@@ -28,13 +28,11 @@ class Spec:
 
     def walk(self, kernel: str, query: jax.Array, key: jax.Array, *, rows: int, columns: int) -> Walk:
         """The walk of one of the kernels "forward", "dq" and "dkdv", with its blocks of own and of the other's rows."""
-        length, other_length = query.shape[1], key.shape[1]
-        farthest = length + other_length + abs(self.key_offset)  # wider windows see no more, and would overflow
         walk = Walk(
-            length=length,
-            other_length=other_length,
-            left=min(self.left, farthest),
-            right=min(self.right, farthest),
+            length=query.shape[1],
+            other_length=key.shape[1],
+            left=self.left,
+            right=self.right,
             offset=self.key_offset,
             dilations=self.dilations,
             rows=rows,
@@ -57,16 +55,15 @@ class Limits:
 
     @classmethod
     def of(
-        cls, shape: tuple[int, int], key_mask: Any = None, segment_ids: Any = None, dropout_streams: Any = None
+        cls, query_shape: tuple[int, int], key_mask: Any = None, segment_ids: Any = None, dropout_streams: Any = None
     ) -> Self:
-        """Of queries [B, T]; the arguments as in `banded_attention`, segment_ids a pair. Ids of NO_ID count as the next
-        one."""
+        """Of queries [B, T]; key_mask as in `banded_attention`, segment_ids a pair of int32, none of them NO_ID."""
         if key_mask is None and segment_ids is None:
             return cls(dropout_streams=dropout_streams)
         if segment_ids is None:
-            query_ids, key_ids = jnp.zeros(shape, jnp.int32), jnp.zeros(key_mask.shape, jnp.int32)
+            query_ids, key_ids = jnp.zeros(query_shape, jnp.int32), jnp.zeros(key_mask.shape, jnp.int32)
         else:
-            query_ids, key_ids = (jnp.maximum(ids.astype(jnp.int32), NO_ID + 1) for ids in segment_ids)
+            query_ids, key_ids = segment_ids
         if key_mask is not None:
             key_ids = jnp.where(key_mask, key_ids, NO_ID)
         return cls(query_ids, key_ids, dropout_streams)

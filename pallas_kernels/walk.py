@@ -19,9 +19,9 @@ from jax import lax
 class Block(NamedTuple):
     """One program's work: a block of its own rows, and the range of the other side's rows it goes through.
 
-    The other side's rows [start, stop) are visited in `count` blocks from `start` on. Rows [clear, unclear) share a
-    document with all own rows. The blocks [interior, edge) lie wholly inside the band of every own row, inside
-    [start, stop) and inside [clear, unclear): these need no mask.
+    The other side's rows [start, stop) are visited in `count` blocks from `start` on. Rows [clear_start, clear_stop)
+    share a document with all own rows. The blocks [interior, edge) lie wholly inside the band of every own row, inside
+    [start, stop) and inside [clear_start, clear_stop): these need no mask.
     """
 
     live: Any  # False where the grid has more programs than there are blocks
@@ -33,8 +33,8 @@ class Block(NamedTuple):
     shift: Any  # own row r is at the other side's row r + shift
     start: Any
     stop: Any
-    clear: Any
-    unclear: Any
+    clear_start: Any
+    clear_stop: Any
     count: Any
     interior: Any
     edge: Any
@@ -70,7 +70,7 @@ class Walk:
         return max(dilation * self.blocks_per_residue(dilation) for dilation in self.dilations)
 
     def block(self, program, head, span=None) -> Block:
-        """What the program does; `span` is its (start, stop, clear, unclear) of `visible_spans`.
+        """What the program does; `span` is its (start, stop, clear_start, clear_stop) of `visible_spans`.
 
         start and stop narrow the other side's rows further.
         """
@@ -90,12 +90,12 @@ class Walk:
         stop = _minimum(first + self.rows + shift + self.right, other_end)
         if span is not None:
             start, stop = _maximum(start, span[0]), _minimum(stop, span[1])
-        clear, unclear = (start, stop) if span is None else span[2:]
+        clear_start, clear_stop = (start, stop) if span is None else span[2:]
         count = _ceil_div(_maximum(stop - start, 0), self.columns)
         # The last own row sees least to the left, the first own row least to the right.
-        whole = _maximum(first + self.rows - 1 + shift - self.left, clear)
+        whole = _maximum(first + self.rows - 1 + shift - self.left, clear_start)
         interior = _minimum(_ceil_div(_maximum(whole - start, 0), self.columns), count)
-        whole = _minimum(_minimum(first + shift + self.right + 1, stop), unclear)
+        whole = _minimum(_minimum(first + shift + self.right + 1, stop), clear_stop)
         edge = _div(_maximum(whole - start, 0), self.columns)
         return Block(
             live=(residue < dilation) & (first < end),
@@ -107,8 +107,8 @@ class Walk:
             shift=shift,
             start=start,
             stop=stop,
-            clear=clear,
-            unclear=unclear,
+            clear_start=clear_start,
+            clear_stop=clear_stop,
             count=count,
             interior=interior,
             edge=_maximum(edge, interior),

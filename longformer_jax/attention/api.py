@@ -70,7 +70,7 @@ def banded_attention(
       causal: whether an int `window` looks left only.
       key_mask: booleans [B, S], True where the key may be seen.
       segment_ids: integers [B, T] where S equals T, or a pair of [B, T] and [B, S]: a query sees keys of its own
-        segment only.
+        segment only. They are taken as int32; -2³¹ counts as the next number.
       scale: multiplies the scores, a Python number; None means Dk ** -0.5. Multiply the query by a learned one.
       dropout_rate: the probability with which an attention probability is dropped, in [0, 1).
       dropout_seed: integer scalar, needed where dropout_rate > 0. The mask is a hash of (seed, batch, head, query
@@ -97,9 +97,10 @@ def banded_attention(
     B, T, H, Dk = query.shape
     S = key.shape[1]
     band = make_band(window, dilation, causal, key_offset, H)
-    # A longer step leads beyond all keys, too, and would not fit int32, or memory where lengths are padded to it.
+    # What is farther is beyond all keys, too, and would not fit int32, or memory where lengths are padded to a step.
     beyond = T + S + abs(band.key_offset)
-    band = dataclasses.replace(band, dilation=tuple(min(step, beyond) for step in band.dilation))
+    steps = tuple(min(step, beyond) for step in band.dilation)
+    band = dataclasses.replace(band, left=min(band.left, beyond), right=min(band.right, beyond), dilation=steps)
     if key_mask is not None:
         key_mask = _array("key_mask", key_mask)
         if key_mask.shape != (B, S) or key_mask.dtype != jnp.bool_:
@@ -116,7 +117,9 @@ def banded_attention(
                 f"segment_ids is {found}; expected integers [{B}, {T}] for the queries and [{B}, {S}] for the keys "
                 "(one array will do where both lengths are equal)"
             )
-        segment_ids = both[0], both[1]
+        # int32's smallest number is what the kernels keep for masked keys.
+        query_ids, key_ids = (jnp.maximum(ids.astype(jnp.int32), np.iinfo(np.int32).min + 1) for ids in both)
+        segment_ids = query_ids, key_ids
     scale = _number("scale", Dk**-0.5 if scale is None else scale)
     if not math.isfinite(scale):
         raise InputError(f"scale is {scale}; expected a finite number")

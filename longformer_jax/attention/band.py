@@ -41,7 +41,7 @@ class Band:
 
 
 _INT32_MAX = 2**31 - 1
-_FARTHEST = 2**30  # so that sums with positions fit int32, too
+_FARTHEST = 2**29  # so that sums with positions and windows fit int32, too
 
 
 def make_band(

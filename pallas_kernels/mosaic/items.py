@@ -80,7 +80,7 @@ class Schedule[AnyTiling: Tiling | MmaTiling]:
         stream = scalars.streams[entry] if scalars.streams is not None else None
         span = None
         if scalars.spans is not None:
-            span = tuple(scalars.spans[entry, 0, i, block] for i in range(scalars.spans.shape[2]))
+            span = tuple(scalars.spans[entry, 0, k, block] for k in range(scalars.spans.shape[2]))
         walked = aligned(self.walk.block(block, 0, span), self.tiling.columns)
         return Item(self, entry, head + self.first_head, stream, walked)
 
@@ -176,9 +176,9 @@ class OwnRows:
         begin = jnp.minimum(lax.div(offset(first - walk.left), columns), block.count - 1)
         end = lax.div(offset(jnp.minimum(last + walk.right + 1, block.stop)) + columns - 1, columns)
         end = jnp.maximum(end, begin + 1)
-        interior = offset(jnp.maximum(last - walk.left, block.clear))
+        interior = offset(jnp.maximum(last - walk.left, block.clear_start))
         interior = jnp.clip(lax.div(interior + columns - 1, columns), begin, end)
-        edge = jnp.minimum(jnp.minimum(first + walk.right + 1, block.stop), block.unclear)
+        edge = jnp.minimum(jnp.minimum(first + walk.right + 1, block.stop), block.clear_stop)
         edge = lax.div(offset(edge), columns)
         return begin, interior, jnp.clip(edge, interior, end), end
 

@@ -32,11 +32,9 @@ def _forward(program: Program, query, key, value, out, lse) -> None:
         s = scores(q, load_tile(key, positions))
         s = s if before == 1.0 else s * before
         visible = program.visible(keys, positions, edge)
-        if visible is None:
-            new_maximum = finite = jnp.maximum(maximum, s.max(1))
-        else:
-            new_maximum = jnp.maximum(maximum, jnp.where(visible, s, -jnp.inf).max(1))
-            finite = jnp.where(new_maximum == -jnp.inf, 0.0, new_maximum)
+        new_maximum = jnp.maximum(maximum, (s if visible is None else jnp.where(visible, s, -jnp.inf)).max(1))
+        # A row that has seen nothing yet, or keys of -inf only, has no maximum to subtract.
+        finite = jnp.where(new_maximum == -jnp.inf, 0.0, new_maximum)
         p = jnp.exp2(s * factor - finite[:, None] * factor)
         if visible is not None:
             p = jnp.where(visible, p, 0.0)

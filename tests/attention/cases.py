@@ -45,6 +45,7 @@ class Case:
     scale: float | None = None
     dropout_rate: float = 0.0
     masked: bool = False  # a random key_mask, which hides a long run of keys too, and all keys of the last of a batch
+    padded: bool = False  # a key_mask that hides a few keys at the begin, as global tokens, and a sixth at the end
     # "shared": one array of packed documents; "long": of two, one of them long; "pair": random ids of queries and keys
     segments: str | None = None
     dead_rows: bool = False  # whether some rows are known to see nothing
@@ -68,10 +69,14 @@ class Case:
             if B > 1:
                 mask[-1] = False
             limits["key_mask"] = mask
+        if self.padded:
+            limits["key_mask"] = np.broadcast_to((np.arange(S) > 4) & (np.arange(S) < 5 * S // 6), (B, S))
         if self.segments == "shared":
             limits["segment_ids"] = np.sort(rng.integers(0, 4, (B, self.T)), axis=1)
         elif self.segments == "long":
             limits["segment_ids"] = np.broadcast_to(np.arange(self.T) >= 7 * self.T // 10, (B, self.T)).astype(int)
+        elif self.segments == "extreme":
+            limits["segment_ids"] = np.where(np.arange(self.T) < self.T // 2, -(2**31), 2**31 - 1)[None]
         elif self.segments == "pair":
             limits["segment_ids"] = rng.integers(0, 3, (B, self.T)), rng.integers(0, 3, (B, S))
         return limits
@@ -140,6 +145,9 @@ CASES = [
     Case("masked", masked=True, dead_rows=True),
     Case("masked_walk", B=2, T=300, window=20, masked=True, dead_rows=True),
     Case("masked_dilated", B=2, T=300, window=9, dilation=(3, 1), masked=True, dead_rows=True),
+    Case("padded", T=700, window=(150, 80), padded=True),
+    Case("padded_dilated", B=2, T=700, S=650, window=(70, 60), dilation=(1, 2), key_offset=9, padded=True, dead_rows=True),
+    Case("segments_extreme", T=200, window=150, segments="extreme"),
     Case("segments", B=2, T=300, window=80, segments="shared"),
     Case("segments_long", T=700, window=(150, 80), segments="long"),
     Case("segments_pair", B=2, T=200, S=330, window=3, segments="pair", key_offset=50, dead_rows=True),

@@ -161,3 +161,15 @@ def test_nan_is_not_hidden(implementation: str) -> None:
     expected = reference_with_gradients(case)
     assert_close(np.asarray(out)[:, ~rows], expected["out"][:, ~rows], "out")
     assert_close(np.asarray(lse)[:, ~rows], expected["lse"][:, ~rows], "lse")
+
+
+def test_scores_of_minus_infinity_are_no_nan(implementation: str) -> None:
+    """Even where a row's first blocks have no other."""
+    case = Case(T=400, H=1, window=250, padded=True)
+    query, key, value = case.inputs()
+    arrays = jnp.abs(query), key.at[:, 64:192].set(-jnp.inf), value
+    out, lse = case.attend(implementation)(*arrays)
+    expected = case.attend("reference")(*arrays)
+    assert np.isfinite(expected[0]).all()
+    assert_close(np.asarray(out), np.asarray(expected[0]), "out")
+    assert_close(np.asarray(lse), np.asarray(expected[1]), "lse")

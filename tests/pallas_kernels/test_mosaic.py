@@ -158,7 +158,7 @@ def test_a_warpgroup_takes_part_in_what_its_rows_see(
                 key = int(block.start) + n * columns + np.arange(columns)
                 inside = (key < block.stop) & (key >= 0)
                 visible = (key >= own + block.shift - left) & (key <= own + block.shift + right) & inside
-                shared = (key >= block.clear) & (key < block.unclear)
+                shared = (key >= block.clear_start) & (key < block.clear_stop)
                 sees[n], sees_all[n] = visible.any(), (visible & shared).all()
             begin, interior, edge, end = map(int, own_rows.bounds)
             blocks = np.arange(int(block.count))
