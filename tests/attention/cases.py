@@ -146,7 +146,7 @@ CASES = [
     Case("masked_walk", B=2, T=300, window=20, masked=True, dead_rows=True),
     Case("masked_dilated", B=2, T=300, window=9, dilation=(3, 1), masked=True, dead_rows=True),
     Case("padded", T=700, window=(150, 80), padded=True),
-    Case("padded_dilated", B=2, T=700, S=650, window=(70, 60), dilation=(1, 2), key_offset=9, padded=True, dead_rows=True),
+    Case("padded_dilated", T=700, S=650, window=(70, 60), dilation=(1, 2), key_offset=9, padded=True, dead_rows=True),
     Case("segments_extreme", T=200, window=150, segments="extreme"),
     Case("segments", B=2, T=300, window=80, segments="shared"),
     Case("segments_long", T=700, window=(150, 80), segments="long"),
