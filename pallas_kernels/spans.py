@@ -59,8 +59,8 @@ def _block_spans(walk: Walk, dilation: int, own_ids: jax.Array, other_ids: jax.A
 
 
 class _Ids(NamedTuple):
-    """Of every block of rows of a residue, [B, dilation, blocks]: the least and the most but for NO_ID, and whether all
-    are the same."""
+    """Of every block of rows of a residue, [B, dilation, blocks]: the least id but NO_ID, the most, and whether all are
+    the same."""
 
     least: jax.Array
     most: jax.Array

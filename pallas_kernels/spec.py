@@ -11,7 +11,7 @@ from pallas_kernels.walk import Walk
 
 LOG2_E = 1.4426950408889634
 
-NO_ID = np.int32(np.iinfo(np.int32).min)  # of masked keys
+NO_ID = np.int32(np.iinfo(np.int32).min)  # of masked keys, and of nothing else
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from longformer_jax.attention.pallas import (
 from longformer_jax.attention.reference import reference_attention
 from longformer_jax.attention.xla import xla_attention
 from longformer_jax.errors import InputError
+from pallas_kernels.spec import NO_ID
 
 IMPLEMENTATIONS = {
     "reference": reference_attention,
@@ -117,8 +118,7 @@ def banded_attention(
                 f"segment_ids is {found}; expected integers [{B}, {T}] for the queries and [{B}, {S}] for the keys "
                 "(one array will do where both lengths are equal)"
             )
-        # int32's smallest number is what the kernels keep for masked keys.
-        query_ids, key_ids = (jnp.maximum(ids.astype(jnp.int32), np.iinfo(np.int32).min + 1) for ids in both)
+        query_ids, key_ids = (jnp.maximum(ids.astype(jnp.int32), NO_ID + 1) for ids in both)
         segment_ids = query_ids, key_ids
     scale = _number("scale", Dk**-0.5 if scale is None else scale)
     if not math.isfinite(scale):

@@ -138,3 +138,12 @@ def test_the_widest_window_the_longest_step_and_the_highest_rate_will_do(impleme
     np.testing.assert_allclose(out, jnp.ones((B, T, H, Dv)), rtol=1e-6)
     out = banded_attention(**arrays, window=2, dropout_rate=1 - 1e-12, dropout_seed=0, implementation=implementation)
     assert np.array_equal(out, jnp.zeros((B, T, H, Dv)))
+
+
+def test_the_smallest_segment_id_counts_as_the_next(implementation: str) -> None:
+    arrays: dict = {name: np.ones(x.shape, np.float32) for name, x in GOOD.items() if name != "window"}
+    query_ids, every_other = np.full((B, T), -(2**31)), np.broadcast_to(np.arange(S) % 2, (B, S))
+    for step, visible in ((1, S), (2, (S + 1) // 2)):
+        ids = query_ids, -(2**31) + step * every_other
+        _, lse = banded_attention(**arrays, window=S, segment_ids=ids, return_lse=True, implementation=implementation)
+        np.testing.assert_allclose(np.exp(lse - Dk**0.5), np.full((B, T, H), visible), rtol=1e-5)
