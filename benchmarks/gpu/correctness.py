@@ -1,23 +1,25 @@
-"""Part 1: every case of the op's test suite on the device, and the head_dims that kernels differ in.
+"""Whether an implementation is right: every case of the op's test suite on the device, and the head_dims they differ in.
 
 The measure is the error of a plain attention in the same dtype, both against a float32 reference: at most twice that is
 allowed, as rounding inputs and results costs so much already. Then 20 runs must agree bit for bit.
 """
 
-import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.gpu.results import Results
+from benchmarks.gpu.results import OK
+from longformer_jax.attention import api
+from longformer_jax.attention.pallas import hopper_attention
 from pallas_kernels import mosaic
-from tests.attention.cases import ARRAYS, Case, plain_attention, value_and_gradients, with_head_dims
+from tests.attention.cases import ARRAYS, CASES, Case, plain_attention, value_and_gradients, with_head_dims
 
+Task = dict[str, Any]
 DTYPES = ("bfloat16", "float32", "float16")
 RUNS = 20
 SHAPES = tuple(
@@ -25,80 +27,184 @@ SHAPES = tuple(
     for Dk, Dv in ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (128, 64), (256, 256))
     for causal in (False, True)
 )
-# Products of float32 inputs in float32, not TF32.
-EXACT = "highest"
+# What a kernel meets first, the simplest before all others; all in shapes that every set of kernels takes.
+_HEADS: dict[str, Any] = {"Dk": 64, "Dv": 64}
+CORE = (
+    Case("first", T=320, H=2, window=64, **_HEADS),
+    Case("ids", T=700, H=3, window=(150, 80), padded=True, segments="long", **_HEADS),
+    Case("long", T=32768, H=12, window=256, **_HEADS),
+    Case("long_causal", T=32768, H=12, window=256, causal=True, **_HEADS),
+    Case("dilations", T=701, H=4, window=60, dilation=(1, 1, 3, 2), **_HEADS),
+    Case("dropped", B=2, T=500, window=80, dropout_rate=0.2, **_HEADS),
+    Case("wide", T=700, H=3, Dk=128, Dv=128, window=100),
+    Case("wide_keys", T=700, H=3, Dk=128, Dv=64, window=100, causal=True),
+)
+ALL = (*CORE, *SHAPES, *CASES)
+# The Hopper kernels without overlap, whose bits must be the same.
+SERIAL = {"pallas_mosaic_gpu": "pallas_mosaic_gpu_serial"}
+SERIAL |= {f"{name}_interpret": f"{serial}_interpret" for name, serial in SERIAL.items()}
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "pallas_mosaic_gpu_serial": functools.partial(hopper_attention, overlap=False),
+    "pallas_mosaic_gpu_serial_interpret": functools.partial(hopper_attention, overlap=False, interpret=True),
+}
+EXACT = "highest"  # products of float32 inputs in float32, not TF32
+DENSE = 4096  # no more queries than this have a dense reference
 
 
-def supported(implementation: str, cases: Sequence[Case]) -> tuple[list[Case], tuple[str, ...]]:
-    """The cases as an implementation can take them, and the dtypes."""
+def dtypes_of(implementation: str) -> tuple[str, ...]:
+    return mosaic.DTYPES if implementation.startswith("pallas_mosaic") else DTYPES
+
+
+@functools.cache
+def cases_of(implementation: str) -> dict[str, Case]:
+    """All cases by name, as the implementation can take them."""
+    cases: Sequence[Case] = ALL
     if implementation.startswith("pallas_mosaic"):
-        return [with_head_dims(case, mosaic.HEAD_DIMS, n) for n, case in enumerate(cases)], mosaic.DTYPES
-    return list(cases), DTYPES
+        dims = mosaic.HEAD_DIMS
+        cases = [c if (c.Dk, c.Dv) in dims else with_head_dims(c, dims, n) for n, c in enumerate(cases)]
+    return {case.name: case for case in cases}
 
 
-def check(results: Results, implementation: str, cases: Sequence[Case], dtypes: Sequence[str], deadline: float) -> bool:
-    """Adds a record for each case and dtype; returns whether all that were checked passed."""
-    wanted = [
-        (case, dtype)
-        for dtype in dtypes
-        for case in cases
-        if not results.has("correctness", implementation=implementation, case=case.name, dtype=dtype)
+def core_tasks(implementation: str, names: Sequence[str] = tuple(case.name for case in CORE)) -> list[Task]:
+    """First contact: forward alone before the backward, without overlap before with it; in all dtypes at the end."""
+
+    def check(name: str, dtype: str = "bfloat16", implementation: str = implementation, work: str = "both") -> Task:
+        key = {"implementation": implementation, "case": name, "dtype": dtype, "work": work}
+        return {"part": "correctness"} | key
+
+    first, *others = names
+    tasks = []
+    if serial := SERIAL.get(implementation):
+        tasks = [check(first, implementation=serial, work=work) for work in ("forward", "both")]
+    tasks += [check(first, work=work) for work in ("forward", "both")]
+    for name in others:
+        tasks += [check(name)]
+    if serial:
+        same = {"implementation": implementation, "beside": serial, "dtype": "bfloat16"}
+        bits = [{"part": "same_bits", "case": name} | same for name in names if "long" not in name]
+        tasks[4:4] = bits[:1]
+        tasks += bits[1:]
+    return tasks + [check(name, dtype) for dtype in dtypes_of(implementation)[1:2] for name in names[:3]]
+
+
+def tasks_of(implementation: str) -> list[Task]:
+    """Every case in every dtype."""
+    return [
+        {"part": "correctness", "implementation": implementation, "case": name, "dtype": dtype, "work": "both"}
+        for dtype in dtypes_of(implementation)
+        for name in cases_of(implementation)
     ]
-    with ThreadPoolExecutor(8) as pool:  # compilation takes most of the time, and has the processor's cores
-        compiled = [pool.submit(_compile, case, dtype, implementation) for case, dtype in wanted]
-        for (case, dtype), waiting in zip(wanted, compiled, strict=True):
-            if time.monotonic() > deadline:
-                waiting.cancel()
-                continue
-            try:
-                record = _check_case(case, dtype, waiting.result())
-            except Exception as error:  # a kernel that does not compile or run has failed, and the others go on
-                record = {"passed": False, "failed": ["exception"], "message": f"{type(error).__name__}: {error}"[:500]}
-            results.add("correctness", record, implementation=implementation, case=case.name, dtype=dtype)
-            if not record["passed"]:
-                print(f"  FAILED {case.name} {dtype}: {record}", file=sys.stderr)
-    done = [record for record in results["correctness"] if record["implementation"] == implementation]
-    print(
-        f"correctness of {implementation}: {sum(record['passed'] for record in done)} of {len(done)} cases passed, "
-        f"{len(wanted) - sum(results.has('correctness', case=c.name, dtype=d) for c, d in wanted)} left for another run"
-    )
-    return all(record["passed"] for record in done)
 
 
-def _compile(case: Case, dtype: str, implementation: str) -> tuple[Any, Any, Any]:
-    arguments = case.inputs(dtype), case.cotangents(dtype)
-    ours = jax.jit(value_and_gradients(case.attend(implementation))).lower(*arguments).compile()
+def prepare(task: Task) -> Callable[[], dict[str, Any]]:
+    """Compiles a case; returns what runs it."""
+    case, dtype, forward = cases_of(task["implementation"])[task["case"]], task["dtype"], task["work"] == "forward"
+    run = _compiled(task["implementation"], case, dtype, forward)
+    compare = comparison(case, dtype, forward)
+
+    def check() -> dict[str, Any]:
+        arguments = case.inputs(dtype), case.cotangents(dtype)
+        found = run(*arguments)
+        repeatable = all(_same(run(*arguments), found) for _ in range(RUNS - 1))
+        return verdict(found, repeatable, compare())
+
+    return check
+
+
+def prepare_same_bits(task: Task) -> Callable[[], dict[str, Any]]:
+    """Compiles a case with two implementations; returns what compares their results bit for bit."""
+    case, dtype = cases_of(task["implementation"])[task["case"]], task["dtype"]
+    ours, others = (_compiled(task[name], case, dtype, False) for name in ("implementation", "beside"))
+
+    def check() -> dict[str, Any]:
+        arguments = case.inputs(dtype), case.cotangents(dtype)
+        both = zip(ARRAYS, ours(*arguments), others(*arguments), strict=True)
+        differ = [name for name, x, y in both if not _same([x], [y])]
+        if not differ:
+            return {"outcome": OK}
+        return {"outcome": "wrong", "failed": differ, "reason": f"not the bits of {task['beside']}: {_list(differ)}"}
+
+    return check
+
+
+Expected = list[tuple[str, np.ndarray, float]]
+
+
+def comparison(case: Case, dtype: str, forward: bool = False) -> Callable[[], Expected]:
+    """Compiles the references; returns what computes, for each array, its name, the truth and the error allowed.
+
+    Of more queries than have a dense reference, the truth is the blockwise path's in float32, and the errors of a plain
+    attention are those of the first queries.
+    """
+    small = case if case.T <= DENSE else dataclasses.replace(case, T=DENSE)
     with jax.default_matmul_precision(EXACT):
-        plain = jax.jit(value_and_gradients(plain_attention(case))).lower(*arguments).compile()
-        wide = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
-        oracle = jax.jit(value_and_gradients(case.attend("reference"))).lower(*wide).compile()
-    return ours, plain, oracle
+        plain = _compile(plain_attention(small), small, dtype, forward)
+        exact = _compiled("reference", small, "float32", forward)
+        truth = exact if small is case else _compiled("xla", case, "float32", forward)
+
+    def wide(case: Case) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), (case.inputs(dtype), case.cotangents(dtype)))
+
+    def compute() -> Expected:
+        expected = [np.asarray(x) for x in truth(*wide(case))]
+        dense = expected if small is case else [np.asarray(x) for x in exact(*wide(small))]
+        simple = [np.asarray(x, np.float32) for x in plain(small.inputs(dtype), small.cotangents(dtype))]
+        allowed = []
+        for x, y, whole in zip(dense, simple, expected, strict=True):
+            # Float32 rounding of the largest entry is always allowed; a plain attention has NaN where a row sees none.
+            floor = 16 * np.finfo(np.float32).eps * max(1.0, np.abs(whole[np.isfinite(whole)]).max(initial=0.0))
+            error = np.abs(np.where(np.isfinite(x) & np.isfinite(y), y - x, 0.0)).max()
+            allowed.append(float(max(2 * error, floor)))
+        return list(zip(ARRAYS, expected, allowed, strict=False))
+
+    return compute
 
 
-def _check_case(case: Case, dtype: str, compiled: tuple[Any, Any, Any]) -> dict[str, Any]:
-    ours, plain, oracle = compiled
-    arguments = case.inputs(dtype), case.cotangents(dtype)
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
-    found, simple, exact = (
-        [np.asarray(x, np.float32) for x in f(*given)]
-        for f, given in ((ours, arguments), (plain, arguments), (oracle, wide))
-    )
-    errors, allowed, failed = {}, {}, []
-    for name, x, y, truth in zip(ARRAYS, found, simple, exact, strict=True):
-        finite = np.isfinite(truth)
-        # Float32 rounding of the largest entry is always allowed; a plain attention has NaN where a row sees nothing.
-        floor = 16 * np.finfo(np.float32).eps * max(1.0, np.abs(truth[finite]).max(initial=0.0))
-        plain_error = np.abs(np.where(finite & np.isfinite(y), y - truth, 0.0)).max()
-        errors[name] = float(np.abs(np.where(finite, x, 0.0) - np.where(finite, truth, 0.0)).max())
-        allowed[name] = float(max(2 * plain_error, floor))
-        if not (errors[name] <= allowed[name] and np.array_equal(np.isneginf(x), ~finite)):
-            failed.append(name)
-    again = [[np.asarray(x, np.float32) for x in ours(*arguments)] for _ in range(RUNS - 1)]
-    repeatable = all(np.array_equal(x, y, equal_nan=True) for run in again for x, y in zip(run, found, strict=True))
-    return {
-        "passed": not failed and repeatable,
-        "repeatable": repeatable,
-        "failed": failed,
-        "error": errors,
-        "allowed": allowed,
-    }
+def verdict(found: Sequence[jax.Array], repeatable: bool, expected: Expected) -> dict[str, Any]:
+    errors, allowed, failed, reasons = {}, {}, [], []
+    for (name, truth, bound), x in zip(expected, found, strict=True):
+        x, finite = np.asarray(x, np.float32), np.isfinite(truth)
+        error = float(np.abs(np.where(finite, x, 0.0) - np.where(finite, truth, 0.0)).max())
+        errors[name], allowed[name] = None if np.isnan(error) else error, bound
+        if np.isnan(x).any():
+            reasons.append(f"{name} has {np.isnan(x).sum()} NaN")
+        elif not error <= bound:
+            reasons.append(f"{name} is off by {error:.1e} of {bound:.1e}")
+        elif not np.array_equal(np.isneginf(x), ~finite):
+            reasons.append(f"{name} is -inf in other places")
+        else:
+            continue
+        failed.append(name)
+    if not repeatable:
+        reasons.append("runs differ")
+    reason = {"reason": "; ".join(reasons)} if reasons else {}
+    outcome = {"outcome": "wrong" if reasons else OK, "failed": failed, "repeatable": repeatable}
+    return outcome | reason | {"error": errors, "allowed": allowed}
+
+
+def _compiled(implementation: str, case: Case, dtype: str, forward: bool) -> Callable:
+    api.IMPLEMENTATIONS.update(IMPLEMENTATIONS)
+    return _compile(case.attend(implementation), case, dtype, forward)
+
+
+def _compile(attend: Callable, case: Case, dtype: str, forward: bool) -> Callable:
+    shapes = jax.eval_shape(lambda: (case.inputs(dtype), case.cotangents(dtype)))
+    both = value_and_gradients(attend)
+    return jax.jit((lambda inputs, _: attend(*inputs)) if forward else both).lower(*shapes).compile()
+
+
+@jax.jit
+def _equal_bits(found: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
+    def bits(x: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+
+    return jnp.stack([jnp.all(bits(x) == bits(y)) for x, y in zip(found, others, strict=True)]).all()
+
+
+def _same(found: Sequence[jax.Array], others: Sequence[jax.Array]) -> bool:
+    """Bit for bit, compared on the device."""
+    return bool(_equal_bits(list(found), list(others)))
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,27 +1,25 @@
-"""Part 2: one layer of attention in bfloat16 at many lengths, beside what else can be installed.
+"""One layer of attention in bfloat16 at many lengths, beside what else can be installed.
 
-B=1, H=12, D=64, 256 keys a side (causal: 256 to the left), dilation 1 and 4. Each figure also as a fraction of the rate
-of a large matrix product on the same device, counting the FLOPs of visible pairs only, whatever a side computes.
+B=1, H=12, D=64, 256 keys a side (causal: 256 to the left), dilation 1 and 4. FLOPs are those of visible pairs only,
+whatever a side computes.
 """
 
 import dataclasses
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks.gpu import torch_sides
-from benchmarks.gpu.results import Results
-from benchmarks.gpu.timing import measure_jax
+from benchmarks.gpu.timing import prepare_jax
 from longformer_jax import banded_attention
 
+HEADLINE = 32768
 # The most telling first, for a run that is cut short.
-LENGTHS = (32768, 4096, 8192, 16384, 65536, 131072, 1024, 2048, 262144, 524288, 1048576)
+LENGTHS = (HEADLINE, 4096, 8192, 16384, 65536, 131072, 1024, 2048, 262144, 524288, 1048576)
 WORKS = ("forward", "both")
+ARRAYS = {"forward": 3, "both": 4}  # that a work takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +46,27 @@ class Layer:
         products = 2 if work == "forward" else 7
         return products * 2.0 * self.pairs * self.heads * self.head_dim
 
+    @property
+    def shape(self) -> jax.ShapeDtypeStruct:
+        """Of query, key, value and a cotangent."""
+        return jax.ShapeDtypeStruct((1, self.length, self.heads, self.head_dim), self.dtype)
+
     def inputs(self) -> tuple[jax.Array, ...]:
-        """query, key, value and a cotangent, [1, T, H, D]."""
+        """query, key, value and a cotangent."""
         keys = jax.random.split(jax.random.key(0), 4)
-        return tuple(jax.random.normal(k, (1, self.length, self.heads, self.head_dim), self.dtype) for k in keys)
+        return tuple(jax.random.normal(k, self.shape.shape, self.dtype) for k in keys)
 
 
-def _ours(layer: Layer, implementation: str) -> Callable:
+LAYERS = tuple(
+    Layer(length, causal, dilation)
+    for length in LENGTHS
+    for dilation in (1, 4)
+    for causal in (False, True)
+    if dilation == 1 or length in (4096, HEADLINE)
+)
+
+
+def _ours(layer: Layer, *, implementation: str) -> Callable:
     options: dict[str, Any] = {"window": layer.window, "causal": layer.causal, "dilation": layer.dilation}
     return partial(banded_attention, **options, implementation=implementation)
 
@@ -75,7 +87,7 @@ def _cudnn_window(layer: Layer) -> Callable:
 def _xla(layer: Layer) -> Callable:
     if layer.length > 131072:
         raise NotImplementedError("left out at this length, for time")
-    return _ours(layer, "xla")
+    return _ours(layer, implementation="xla")
 
 
 def _tokamax(layer: Layer) -> Callable:
@@ -87,90 +99,44 @@ def _tokamax(layer: Layer) -> Callable:
     return partial(tokamax.dot_product_attention, is_causal=layer.causal, local_window_size=window)
 
 
+def _jla(layer: Layer) -> Callable:
+    if layer.dilation > 1 or not layer.causal:
+        raise NotImplementedError("jax-linear-attention has a causal window without dilation only")
+    from jla.ops.mosaic_gpu.attention import flash_attention
+
+    return partial(flash_attention, sliding_window=layer.window + 1)  # it counts the query's own position, too
+
+
+# Of a library's name: what it can do of a layer, as a function of query, key and value; raises NotImplementedError.
 JAX_SIDES: dict[str, Callable[[Layer], Callable]] = {
     "xla": _xla,
     "full_cudnn": _full,
     "cudnn_window": _cudnn_window,
     "tokamax": _tokamax,
+    "jla": _jla,
 }
 
 
-def measure_jax_side(attention: Callable, layer: Layer, work: str) -> dict[str, float]:
-    *inputs, cotangent = layer.inputs()
-    if work == "forward":
-        return measure_jax(lambda *qkv: (attention(*qkv),), *inputs)
-
-    def gradients(query, key, value, cotangent):
-        return jax.vjp(attention, query, key, value)[1](cotangent)
-
-    return measure_jax(gradients, *inputs, cotangent)
+def tasks_of(side: str, layers: Sequence[Layer], works: Sequence[str] = WORKS) -> list[dict[str, Any]]:
+    return [
+        {"part": "speed", "side": side, "work": work} | dataclasses.asdict(layer) for layer in layers for work in works
+    ]
 
 
-def measure(results: Results, implementations: tuple[str, ...], layers: list[Layer], deadline: float) -> None:
-    """Adds a record for each side, layer and kind of work that is not there yet; stops at the deadline."""
-    if not results["matmul"]:
-        results.add("matmul", matmul_rate(layers[0].dtype))
-    peak = results["matmul"][0]["flops_per_second"]
-    ours = {name: partial(_ours, implementation=name) for name in implementations}
-    on_gpu = jax.devices()[0].platform == "gpu"
-    sides = ours | (JAX_SIDES | torch_sides.SIDES if on_gpu else {"xla": _xla})
-
-    for layer in layers:
-        for name, make in sides.items():
-            for work in WORKS:
-                key = {"side": name, "work": work} | dataclasses.asdict(layer)
-                if results.has("speed", **key):
-                    continue
-                if time.monotonic() > deadline:
-                    print("speed: out of time; the same command goes on from here")
-                    return
-                record = _measure_side(make, name in torch_sides.SIDES, layer, work)
-                if "milliseconds" in record:
-                    record["of_matmul"] = layer.flops(work) / (record["milliseconds"] / 1e3) / peak
-                results.add("speed", record, **key)
-                print(f"  {_line(key | record)}", file=sys.stderr)
+def prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Compiles a side of JAX's; returns what measures it, or a side of PyTorch's."""
+    layer = Layer(**{field.name: task[field.name] for field in dataclasses.fields(Layer)})
+    side, work = task["side"], task["work"]
+    if make := torch_sides.SIDES.get(side):
+        return lambda: _record(layer, work, make(layer)(work))
+    attention = JAX_SIDES.get(side, partial(_ours, implementation=side))(layer)
+    measure = prepare_jax(attention if work == "forward" else _gradients(attention), *[layer.shape] * ARRAYS[work])
+    return lambda: _record(layer, work, measure(*layer.inputs()[: ARRAYS[work]]))
 
 
-def _measure_side(make: Callable, is_torch: bool, layer: Layer, work: str) -> dict[str, Any]:
-    """Figures, or why there are none: peers that are not installed or cannot do a case are named, not passed over."""
-    try:
-        side = make(layer)
-        return side(work) if is_torch else measure_jax_side(side, layer, work)
-    except ImportError as error:
-        return {"skipped": f"not installed: {error.name}"}
-    except NotImplementedError as error:
-        return {"skipped": str(error)}
-    except Exception as error:  # a peer's failure is a result, too
-        return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+def _gradients(attention: Callable) -> Callable:
+    return lambda query, key, value, cotangent: jax.vjp(attention, query, key, value)[1](cotangent)
 
 
-def matmul_rate(dtype: str, size: int = 8192) -> dict[str, float]:
-    """The rate of a large matrix product, the measure for all others."""
-    size = size if jax.devices()[0].platform == "gpu" else 512
-    x, y = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
-    found = measure_jax(jnp.matmul, x, y)
-    return {"size": size, "flops_per_second": 2.0 * size**3 / (found["milliseconds"] / 1e3)}
-
-
-def _line(record: dict[str, Any]) -> str:
-    what = f"{record['side']:>18} {record['work']:>7} T={record['length']:<7}"
-    what += f" {'causal' if record['causal'] else 'both sides':>10} dilation {record['dilation']}"
-    if "milliseconds" not in record:
-        return f"{what}  {record.get('skipped') or record.get('failed')}"
-    figures = f"{record['milliseconds']:9.3f} ms  {record['bytes'] / 1e6:9.1f} MB  {record['of_matmul']:6.1%} of matmul"
-    return f"{what}  {figures}"
-
-
-def table(results: Results) -> str:
-    """Times beside ours in markdown, one row a layer and kind of work."""
-    found = [record for record in results["speed"] if "milliseconds" in record]
-    sides = list(dict.fromkeys(record["side"] for record in found))
-    lines = ["| | T | dilation | work | " + " | ".join(sides) + " |", "|" + "---|" * (4 + len(sides))]
-    rows: dict[tuple, dict[str, float]] = {}
-    for record in found:
-        row = record["causal"], record["length"], record["dilation"], record["work"]
-        rows.setdefault(row, {})[record["side"]] = record["milliseconds"]
-    for (causal, length, dilation, work), times in sorted(rows.items()):
-        cells = " | ".join(f"{times[side]:.3f}" if side in times else "" for side in sides)
-        lines.append(f"| {'causal' if causal else 'both sides'} | {length} | {dilation} | {work} | {cells} |")
-    return "\n".join(lines)
+def _record(layer: Layer, work: str, found: dict[str, float]) -> dict[str, float]:
+    return found | {"flops_per_second": layer.flops(work) / (found["milliseconds"] / 1e3)}

@@ -16,30 +16,37 @@ LONG = 5.0  # milliseconds, beside which a launch is nothing
 
 
 def measure_jax(f: Callable, *arguments: Any) -> dict[str, float]:
-    """{"milliseconds": median of a call, "bytes": what it needs beside its arguments: results and scratch memory}.
+    """{"milliseconds": median of a call, "bytes": what it needs beside its arguments: results and scratch memory}."""
+    return prepare_jax(f, *arguments)(*arguments)
+
+
+def prepare_jax(f: Callable, *shapes: Any) -> Callable[..., dict[str, float]]:
+    """Compiles f for arguments of these shapes; returns the measuring function of the arguments.
 
     Short calls are repeated by a loop on the device, each waiting for the one before.
     """
-    compiled = jax.jit(f).lower(*arguments).compile()
-    memory: Any = compiled.memory_analysis()
-    estimate = min(_seconds(compiled, *arguments) for _ in range(3)) * 1e3
+    compiled = jax.jit(f).lower(*shapes).compile()
+    loop = jax.jit(partial(repeated, f)).lower(shapes, jax.ShapeDtypeStruct((), jnp.int32)).compile()
 
-    calls = 1
-    run = partial(compiled, *arguments)
-    if estimate < LONG:
-        calls = max(2, min(500, int(SECONDS / REPEATS / (estimate / 1e3))))
+    def measure(*arguments: Any) -> dict[str, float]:
+        memory: Any = compiled.memory_analysis()
+        estimate = min(_seconds(compiled, *arguments) for _ in range(3)) * 1e3
+        calls, run = 1, partial(compiled, *arguments)
+        if estimate < LONG:
+            calls = max(2, min(500, int(SECONDS / REPEATS / (estimate / 1e3))))
+            run = partial(loop, arguments, jnp.int32(calls))
+        _seconds(run)
+        median = statistics.median(_seconds(run) for _ in range(REPEATS)) / calls
+        return {
+            "milliseconds": median * 1e3,
+            "bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes,
+        }
 
-        run = partial(jax.jit(repeated(f, calls)).lower(arguments).compile(), arguments)
-    _seconds(run)
-    median = statistics.median(_seconds(run) for _ in range(REPEATS)) / calls
-    return {
-        "milliseconds": median * 1e3,
-        "bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes,
-    }
+    return measure
 
 
-def repeated(f: Callable, calls: int) -> Callable:
-    """A function of the tuple of f's arguments that calls f so often on the device, each time after the last."""
+def repeated(f: Callable, arguments: tuple, calls: Any) -> jax.Array:
+    """Calls f so often on the device, each time after the last; a sum of something of every result."""
 
     def once(_, carry):
         arguments, probe = carry
@@ -49,7 +56,7 @@ def repeated(f: Callable, calls: int) -> Callable:
         probe += sum(x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(results))
         return lax.optimization_barrier((arguments, probe))
 
-    return lambda arguments: lax.fori_loop(0, calls, once, (arguments, jnp.float32(0)))[1]
+    return lax.fori_loop(0, calls, once, (arguments, jnp.float32(0)))[1]
 
 
 def _seconds(f: Callable, *arguments: Any) -> float:

@@ -1,10 +1,11 @@
-"""Parts 3 and 4: the training step of the paper's small character model, and a real run of some minutes."""
+"""The training step of the paper's small character model, and a real run of some minutes."""
 
 import dataclasses
 import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from longformer_jax.training.flops import peak_flops, training_flops_per_charact
 from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch
 from longformer_jax.training.step import compile_train_step, init_state, make_eval_step
 
-PHASES = (0, 2, 4)  # the paper's 1, 3 and 5
-VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
 STEPS = 7
 
 
@@ -34,32 +33,9 @@ def experiment(variant: str, implementation: str | None) -> CharLMExperiment:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, implementation=implementation))
 
 
-def measure(
-    results: Results,
-    implementations: tuple[str, ...],
-    variants: tuple[str, ...],
-    deadline: float,
-    phases: tuple[int, ...] = PHASES,
-) -> None:
-    """Adds a record for each phase, variant and implementation that is not there yet; stops at the deadline."""
-    for variant in variants:
-        for phase in phases:
-            for implementation in (*implementations, "xla"):
-                key = {"config": "enwik8_small", "variant": variant, "phase": phase + 1}
-                key |= {"implementation": implementation}
-                if results.has("training", **key):
-                    continue
-                if time.monotonic() > deadline:
-                    print("training: out of time; the same command goes on from here")
-                    return
-                try:
-                    record = measure_phase(experiment(variant, implementation), phase)
-                except NotImplementedError as error:
-                    record = {"skipped": str(error)}
-                except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
-                    record = {"failed": str(error)[:300]}
-                results.add("training", record, **key)
-                print(f"  {key} {record}", file=sys.stderr)
+def prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """The state takes the memory of a whole run: nothing is done ahead of another task."""
+    return lambda: measure_phase(experiment(task["variant"], task["implementation"]), task["phase"] - 1)
 
 
 def measure_phase(config: CharLMExperiment, phase: int) -> dict[str, Any]:

@@ -90,8 +90,10 @@ def triton_attention(query, key, value, *, interpret: bool = False, **options) -
     return triton.attention(spec, default_device().kind, query, key, value, limits)
 
 
-def hopper_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
-    """Shapes as in `banded_attention`; returns (out, lse).
+def hopper_attention(
+    query, key, value, *, interpret: bool = False, overlap: bool = True, **options
+) -> tuple[jax.Array, jax.Array]:
+    """Shapes as in `banded_attention`; returns (out, lse). `overlap` is that of `mosaic.Gpu`.
 
     Raises:
       NotImplementedError: the device, the dtype or the head_dims are none that the kernels support.
@@ -99,7 +101,8 @@ def hopper_attention(query, key, value, *, interpret: bool = False, **options) -
     arrays = str(query.dtype), query.shape[-1], value.shape[-1]
     _check("pallas_mosaic_gpu", mosaic.unsupported(*arrays) if interpret else hopper_missing(*arrays))
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
-    return mosaic.attention(spec, hopper_gpu(interpret), query, key, value, limits)
+    gpu = hopper_gpu(interpret)._replace(overlap=overlap)
+    return mosaic.attention(spec, gpu, query, key, value, limits)
 
 
 def mma_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:

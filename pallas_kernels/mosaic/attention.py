@@ -1,5 +1,6 @@
 """Banded attention with its gradients, from three kernels."""
 
+import dataclasses
 import functools
 
 import jax
@@ -28,6 +29,8 @@ def _walk(
     kernel: str, spec: Spec, gpu: Gpu, query: jax.Array, key: jax.Array, value: jax.Array
 ) -> tuple[Walk, Tiling | MmaTiling]:
     tiles = (hopper_tiling if gpu.has_wgmma else mma_tiling)(kernel, query.shape[-1], value.shape[-1])
+    if isinstance(tiles, Tiling) and not gpu.overlap:
+        tiles = dataclasses.replace(tiles, overlap=False)
     return spec.walk(kernel, query, key, rows=tiles.rows, columns=tiles.columns), tiles
 
 

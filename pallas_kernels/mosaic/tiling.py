@@ -13,11 +13,13 @@ class Gpu(NamedTuple):
       num_cores: streaming multiprocessors.
       has_tma: copies are TMA's; else cp.async's.
       has_wgmma: products are those of a warpgroup; else mma.sync's.
+      overlap: tilings may overlap products with softmaxes; without, the kernels give the same bits, more slowly.
     """
 
     num_cores: int
     has_tma: bool = True
     has_wgmma: bool = True
+    overlap: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""What there is to do, in stages: what tells most comes first."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.gpu import correctness, speed
+from benchmarks.gpu.results import OK, SKIPPED, Results
+from benchmarks.gpu.supervisor import Job
+
+OURS = ("pallas_triton", "pallas_mosaic_gpu", "pallas_mosaic_mma")
+# Peers, and the package that each needs.
+PEERS = {
+    "xla": "jax",
+    "cudnn_window": "jax",
+    "jla": "jla",
+    "flex": "torch",
+    "full_cudnn": "jax",
+    "tokamax": "tokamax",
+    "flash_attention": "flash_attn",
+    "huggingface": "transformers",
+}
+STAGES = ("core", "headline", "correctness", "lengths", "training")
+FLEX = {"seconds": 150.0, "task_seconds": 75.0}  # PyTorch compiles half a minute for each layer
+TRAINING_PHASES = (1, 3, 5)
+TRAINING_VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
+DEVICE = Job("device", [{"part": "rates"}])  # tells what the device is, too
+TINY_CASES = ("first", "ids")
+TINY_LAYERS = tuple(speed.Layer(64, causal, 1, window=8, heads=2, head_dim=64) for causal in (False, True))
+
+
+class Stage(NamedTuple):
+    jobs: list[Job]
+    side_by_side: int
+
+
+def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: bool = False) -> Stage:
+    """One of STAGES for some implementations, and their peers.
+
+    An implementation of which no core case has passed is left out of all that follows.
+    """
+    if name == "core":
+        tasks = {one: _core_tasks(one, tiny) for one in implementations}
+        jobs = [Job(f"core_{one}", tasks[one], seconds=75) for one in implementations]
+        return _patient(Stage(jobs, len(jobs)), tiny)
+    implementations = [one for one in implementations if works(results, one)]
+    if name == "correctness":
+        jobs = [] if tiny else [Job(f"correctness_{o}", correctness.tasks_of(o), seconds=300) for o in implementations]
+        return Stage(jobs, len(jobs))
+    if name == "training":
+        tasks = {one: _training_tasks(one, tiny) for one in ("xla",) if tiny} or {
+            one: _training_tasks(one, tiny) for one in (*implementations, "xla")
+        }
+        jobs = [Job(f"training_{one}", todo, seconds=180, task_seconds=120, timed=True) for one, todo in tasks.items()]
+        return _patient(Stage(jobs, 2), tiny)
+    headline = [layer for layer in speed.LAYERS if layer.length == speed.HEADLINE and layer.dilation == 1]
+    layers = list(TINY_LAYERS) if tiny else headline if name == "headline" else list(speed.LAYERS)
+    seconds = 45.0 if name == "headline" else 150.0
+    jobs = []
+    for side in (*implementations, *PEERS):
+        tasks = speed.tasks_of(side, layers)
+        if importlib.util.find_spec(PEERS.get(side, "jax")) is None:
+            for task in tasks:
+                results.add(record={"outcome": SKIPPED, "reason": f"not installed: {PEERS[side]}"}, **task)
+        elif not (tiny and "cudnn" in side):
+            limits: dict[str, Any] = {"seconds": seconds} | (FLEX if side == "flex" else {})
+            jobs.append(Job(f"{name}_{side}", tasks, timed=True, **limits))
+    return _patient(Stage([] if tiny and name == "lengths" else jobs, 2), tiny)
+
+
+def works(results: Results, implementation: str) -> bool:
+    """Whether one of the core cases has passed, or none was tried."""
+    found = [r["outcome"] for r in results["correctness"] if r["implementation"] == implementation]
+    return OK in found or not found
+
+
+def _core_tasks(implementation: str, tiny: bool) -> list[dict[str, Any]]:
+    return correctness.core_tasks(implementation, *[TINY_CASES] * tiny)
+
+
+def _training_tasks(implementation: str, tiny: bool) -> list[dict[str, Any]]:
+    key = {"part": "training", "config": "enwik8_small", "implementation": implementation}
+    variants, phases = (("smoke",), (1,)) if tiny else (TRAINING_VARIANTS, TRAINING_PHASES)
+    return [key | {"variant": variant, "phase": phase} for variant in variants for phase in phases]
+
+
+def _patient(stage: Stage, tiny: bool) -> Stage:
+    """A rehearsal on a slow device, interpreted, one job at a time."""
+    if not tiny:
+        return stage
+    limits = {"seconds": 900.0, "task_seconds": 300.0, "compile_seconds": 300.0}
+    return Stage([dataclasses.replace(job, **limits) for job in stage.jobs], 1)

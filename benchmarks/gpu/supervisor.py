@@ -1,0 +1,266 @@
+"""Runs jobs in processes of their own, each within its time, and goes on whatever becomes of one.
+
+Nothing here touches the device, which a failed kernel can leave unusable for a process.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.results import Record, Results
+from benchmarks.gpu.worker import UNUSABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+POLL = 0.05
+LEAST = 8.0  # seconds below which no process is started
+_ENVIRONMENT = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others need room on the device, too
+    "PYTHONUNBUFFERED": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Tasks of one implementation or peer.
+
+    Attributes:
+      name: of the job, for the log and its file.
+      tasks: in their order; each a part and the key of its record.
+      seconds: for the whole job, new processes after failures included, starting up not.
+      task_seconds: that a task may take once it is compiled.
+      compile_seconds: that it may be waited for.
+      timed: no other timed job goes on at the same time, but for starting up.
+      wrapper: a command that the process is started by.
+    """
+
+    name: str
+    tasks: Sequence[dict[str, Any]]
+    seconds: float = 60.0
+    task_seconds: float = 20.0
+    compile_seconds: float = 60.0
+    timed: bool = False
+    wrapper: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Of a supervisor: seconds until a process has started up, threads that compile in each, modules it imports."""
+
+    start_seconds: float = 90.0
+    threads: int = 8
+    modules: Sequence[str] = ()
+
+
+class Process:
+    """One process that goes through the rest of a job."""
+
+    def __init__(self, job: Job, tasks: list[dict[str, Any]], folder: Path, number: int, threads: int, modules) -> None:
+        self.tasks, self.threads = tasks, threads
+        self.state, self.current, self.since = "starting", None, time.monotonic()
+        self.ready_at: float | None = None
+        self.recorded, self.usable = 0, True
+        folder.mkdir(parents=True, exist_ok=True)
+        file, journal, self._log = (folder / f"{job.name}.{number}.{kind}" for kind in ("tasks", "journal", "log"))
+        file.write_text(json.dumps(tasks))
+        journal.write_text("")
+        options = [f"--threads={threads}", *(f"--import={name}" for name in modules)]
+        options += [f"--lock={folder / 'lock'}"] * job.timed
+        with self._log.open("w") as log:
+            self._popen = subprocess.Popen(
+                [*job.wrapper, sys.executable, "-m", "benchmarks.gpu.worker", str(file), str(journal), *options],
+                cwd=ROOT, env=_ENVIRONMENT | dict(os.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        self._journal = journal.open()
+        self._unread = ""
+
+    def read(self) -> list[dict[str, Any]]:
+        """The lines that the journal has got since; notes what the process is at."""
+        *lines, self._unread = (self._unread + self._journal.read()).split("\n")
+        found = [json.loads(line) for line in lines]
+        for line in found:
+            self.since = time.monotonic()
+            if line.get("ready"):
+                self.ready_at, self.state = self.since, "compiling"
+            elif "facts" in line:
+                self.state = "waiting"
+            elif "record" in line:
+                self.current, self.recorded, self.usable = None, line["task"] + 1, line["usable"]
+            elif "state" in line:
+                self.current, self.state = line["task"], line["state"]
+        return found
+
+    @property
+    def ended(self) -> int | None:
+        """The exit status, None while it runs."""
+        return self._popen.poll()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it: then it is left behind
+            self._popen.wait(timeout=5)
+
+    def last_words(self) -> str:
+        text = self._log.read_text(errors="replace").strip()
+        telling = [line for line in text.splitlines() if "CUDA" in line or "rror" in line or "Check failed" in line]
+        return (telling or text.splitlines() or [""])[-1].strip()[:250]
+
+
+class _Running:
+    """A job under way: its processes, one after the other."""
+
+    def __init__(self, job: Job, tasks: list[dict[str, Any]]) -> None:
+        self.job, self.rest, self.spent, self.number = job, tasks, 0.0, 0
+        self.serial = False
+        self.process: Process | None = None
+
+
+class Supervisor:
+    def __init__(self, results: Results, deadline: float, limits: Limits | None = None, say=print) -> None:
+        """`deadline` is one of time.monotonic(): at that time nothing that was started runs any more."""
+        self.results, self.deadline, self.limits, self._say = results, deadline, limits or Limits(), say
+        self.folder = results.path.parent / f"{results.path.stem}_logs"
+        self.facts: dict[str, Any] = {}
+        self.complete = True
+
+    def run(self, jobs: Sequence[Job], side_by_side: int = 1) -> None:
+        """Goes through the jobs' tasks that have no record yet, so many jobs at a time."""
+        waiting = []
+        for job in jobs:
+            tasks = [task for task in job.tasks if not self.results.has(**task)]
+            if tasks or not job.tasks:
+                waiting.append(_Running(job, tasks))
+        running: list[_Running] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < side_by_side and self._start(waiting[0]):
+                    running.append(waiting.pop(0))
+                if not running:
+                    self.complete = False
+                    self._say("  no time is left")
+                    break
+                time.sleep(POLL)
+                running = [one for one in running if self._goes_on(one)]
+        finally:  # also when this process is told to end
+            for one in running:
+                if one.process:
+                    one.process.kill()
+                    self._take(one)
+
+    def _start(self, one: _Running) -> bool:
+        if self.deadline - time.monotonic() < LEAST:
+            return False
+        one.number += 1
+        threads = 0 if one.serial else self.limits.threads
+        one.process = Process(one.job, one.rest, self.folder, one.number, threads, self.limits.modules)
+        return True
+
+    def _goes_on(self, one: _Running) -> bool:
+        """Looks after a job; whether it still runs."""
+        process, job, now = one.process, one.job, time.monotonic()
+        assert process
+        ended = process.ended  # asked before reading, so that nothing is missed
+        self._take(one)
+        if ended is None:
+            overdue = self._overdue(one, now)
+            out_of_time = process.ready_at and one.spent + now - process.ready_at > job.seconds
+            if not overdue and not out_of_time and now < self.deadline - 1:
+                return True
+            process.kill()
+            self._take(one)
+            if overdue and process.current is not None:
+                self._record(one, process.current, {"outcome": "hung", "reason": f"{overdue}; killed"})
+            elif overdue:
+                return self._give_up(one, overdue)
+            else:
+                why = "its time" if out_of_time else "the time"
+                return self._give_up(one, f"{why} is over")
+        elif ended == 0:
+            return False
+        elif process.current is not None:
+            self._died(one, ended, process.current)
+        elif not process.recorded and ended != UNUSABLE:
+            return self._give_up(one, f"ended with status {ended} before its first task: {process.last_words()}")
+        one.rest = one.rest[process.recorded :]
+        one.spent += now - (process.ready_at or now)
+        if not one.rest:
+            return False
+        if job.seconds - one.spent < 2:
+            return self._give_up(one, "its time is over")
+        return self._start(one) or self._give_up(one, "the time is over")
+
+    def _overdue(self, one: _Running, now: float) -> str | None:
+        process, job = one.process, one.job
+        assert process
+        limit = {
+            "starting": self.limits.start_seconds, "compiling": job.compile_seconds, "running": job.task_seconds
+        }.get(process.state)  # fmt: skip
+        if limit is None or now - process.since <= limit:
+            return None
+        return f"no end {limit:.0f} s after {process.state} had begun"
+
+    def _died(self, one: _Running, status: int, current: int) -> None:
+        """Blames the task that was at work, or finds out which it was, as others may have been compiled beside it."""
+        process = one.process
+        assert process
+        words = process.last_words()
+        alone = not process.threads or current == len(process.tasks) - 1
+        if not alone and "CUDA" not in words:
+            one.serial = True
+            self._say(f"  {one.job.name}: {_status(status)}; going on with one task at a time")
+            return
+        one.serial = False
+        reason = f"{_status(status)} while {process.state}"
+        self._record(one, current, {"outcome": "died", "reason": f"{reason}: {words}" if words else reason})
+
+    def _take(self, one: _Running) -> None:
+        process = one.process
+        assert process
+        for line in process.read():
+            self.facts = line.get("facts", self.facts)
+            if "record" in line:
+                self._add(process.tasks[line["task"]], line["record"])
+
+    def _record(self, one: _Running, number: int, record: Record) -> None:
+        assert one.process
+        self._add(one.process.tasks[number], record)
+        one.process.recorded = number + 1
+
+    def _add(self, task: dict[str, Any], record: Record) -> None:
+        self.results.add(record=record, **task)
+        said = record.get("reason") or (f"{record['milliseconds']:.3f} ms" if "milliseconds" in record else "")
+        self._say(f"  {' '.join(str(x) for x in task.values())}: {record['outcome']} {said}".rstrip())
+
+    def _give_up(self, one: _Running, why: str) -> bool:
+        self.complete = False
+        self._say(f"  {one.job.name}: {why}")
+        return False
+
+
+def _status(status: int) -> str:
+    if status < 0:
+        return f"died with {signal.Signals(-status).name}"
+    return f"ended with status {status}"
+
+
+def ends_with_children(run: Callable[[], int]) -> int:
+    """Runs it so that SIGTERM ends it like an exception, which takes the processes that it has started along."""
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return run()
+    finally:
+        signal.signal(signal.SIGTERM, before)

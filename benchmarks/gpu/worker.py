@@ -1,0 +1,130 @@
+"""A process that goes through tasks one by one: `python -m benchmarks.gpu.worker TASKS JOURNAL`.
+
+It compiles ahead in threads, runs in the main one, and writes a line of JSON to its journal when something begins and
+when it has ended, so that whoever looks at the journal knows what has been found and what killed or holds the process.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.results import OK, SKIPPED
+
+# part -> a function of the task that prepares it, in a thread, and returns what the main thread calls for the record.
+Prepare = Callable[[dict[str, Any]], Callable[[], dict[str, Any]]]
+# Imported when a task asks for it, as they take different things.
+PARTS: dict[str, tuple[str, str]] = {
+    "correctness": ("benchmarks.gpu.correctness", "prepare"),
+    "same_bits": ("benchmarks.gpu.correctness", "prepare_same_bits"),
+    "rates": ("benchmarks.gpu.device", "prepare_rates"),
+    "speed": ("benchmarks.gpu.speed", "prepare"),
+    "training": ("benchmarks.gpu.training", "prepare"),
+}
+UNUSABLE = 75  # exit status: the device refuses all that follows
+
+
+class Journal:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def write(self, **line: Any) -> None:
+        """On disk before anything else happens."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def work(tasks: list[dict[str, Any]], journal: Journal, threads: int) -> int:
+    """Goes through the tasks; returns the process's exit status. 0 threads: compiles each when its turn has come."""
+    pool = ThreadPoolExecutor(threads) if threads else None
+    ahead: list[Future | None] = [pool.submit(_prepare, task) if pool else None for task in tasks]
+    for number, (task, waiting) in enumerate(zip(tasks, ahead, strict=True)):
+        journal.write(task=number, state="compiling")
+        try:
+            run = waiting.result() if waiting else _prepare(task)
+            journal.write(task=number, state="running")
+            record = {"outcome": OK} | run()
+        except ImportError as error:
+            record = {"outcome": SKIPPED, "reason": f"not installed: {error.name or error}"}
+        except NotImplementedError as error:
+            record = {"outcome": SKIPPED, "reason": str(error)}
+        except Exception as error:  # is what was to be found out
+            record = {"outcome": "error", "reason": f"{type(error).__name__}: {error}"[:400]}
+        usable = record["outcome"] != "error" or _device_works()
+        journal.write(task=number, record=record, usable=usable)
+        if not usable:
+            return UNUSABLE
+    return 0
+
+
+def _prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    module, function = PARTS[task["part"]]
+    return getattr(importlib.import_module(module), function)(task)
+
+
+def _device_works() -> bool:
+    """Whether this process can use it still: after a kernel's access to memory that is not its own it never can."""
+    import jax.numpy as jnp
+
+    try:
+        return int(jnp.arange(8).sum()) == 28
+    except Exception:
+        return False
+
+
+@contextlib.contextmanager
+def _alone(lock: Path | None) -> Iterator[None]:
+    """While no other process with this lock goes on; the system unlocks it, however the process ends."""
+    if lock is None:
+        yield
+        return
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _end_with(parent: int) -> None:
+    """A device that is still held when its supervisor is gone would be of no use to anyone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tasks", type=Path)
+    parser.add_argument("journal", type=Path)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--lock", type=Path, help="held while the tasks go on")
+    parser.add_argument(
+        "--import", dest="modules", action="append", default=[], help="a module that adds to what there is"
+    )
+    options = parser.parse_args()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    tasks, journal = json.loads(options.tasks.read_text()), Journal(options.journal)
+
+    from benchmarks.gpu.device import facts
+
+    for name in options.modules:
+        importlib.import_module(name)
+    journal.write(facts=facts())  # starts JAX and the device
+    with _alone(options.lock):
+        journal.write(ready=True)
+        status = work(tasks, journal, options.threads)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # a device that hangs, or a compilation that no one waits for, would hold the interpreter
+
+
+if __name__ == "__main__":
+    main()
