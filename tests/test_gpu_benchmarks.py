@@ -4,6 +4,9 @@ import json
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,11 +15,13 @@ import numpy as np
 import pytest
 
 from benchmarks import hopper_model, plot, tune
-from benchmarks.gpu import correctness, speed, timing
+from benchmarks.gpu import correctness, plan, report, speed, timing, worker
+from benchmarks.gpu import supervisor as supervisor_module
 from benchmarks.gpu.results import Results
+from benchmarks.gpu.supervisor import Job, Limits, Supervisor
 from pallas_kernels.block_sizes import PASSES, BlockSizes
 from pallas_kernels.mosaic import HEAD_DIMS
-from tests.attention.cases import CASE, CASES
+from tests.attention.cases import CASE
 from tests.attention.oracle import visible_keys
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,18 +34,24 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_the_whole_command(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    ran = run("benchmarks.gpu", "--tiny", f"--output={file}", "--minutes=10")
+    command = "benchmarks.gpu", "--tiny", f"--output={file}", "--minutes=9"
+    ran = run(*command)
     assert not ran.returncode, ran.stderr[-3000:]
     results = json.loads(file.read_text())
-    assert {"date", "device", "versions"} <= results.keys()
-    assert len(results["correctness"]) == 9 and all(record["passed"] for record in results["correctness"])
-    assert {record["side"] for record in results["speed"]} == {"pallas_triton_interpret", "xla"}
-    assert all(record["milliseconds"] > 0 and record["of_matmul"] > 0 for record in results["speed"])
-    assert [record["phase"] for record in results["training"]] == [1]
-    assert all(record["characters_per_second"] > 0 for record in results["training"])
+    assert {"date", "device", "versions", "rates"} <= results.keys()
+    ours = [f"{name}_interpret" for name in plan.OURS]
+    tried = {record["implementation"] for record in results["correctness"]}
+    assert tried == {*ours, "pallas_mosaic_gpu_serial_interpret"}
+    assert all(record["outcome"] == "ok" for record in results["correctness"] + results["same_bits"])
+    measured = [record for record in results["speed"] if record["outcome"] == "ok"]
+    assert {record["side"] for record in measured} == {*ours, "xla"}
+    assert all(record["milliseconds"] > 0 and record["flops_per_second"] > 0 for record in measured)
+    (record,) = results["training"]
+    assert record["phase"] == 1 and record["characters_per_second"] > 0
+    assert "the same command goes on" not in ran.stdout
 
-    # What is there is not measured again; a part of it can be forgotten by hand.
-    again = run("benchmarks.gpu", "--tiny", f"--output={file}", "--only=speed")
+    # What is there is not measured again.
+    again = run(*command)
     assert not again.returncode, again.stderr[-3000:]
     assert json.loads(file.read_text())["speed"] == results["speed"]
 
@@ -71,11 +82,12 @@ def test_the_model_of_the_hopper_kernels(kernel: str, dims: tuple[int, int]) -> 
 
 
 def test_hopper_kernels_are_checked_where_they_can_be() -> None:
-    cases, dtypes = correctness.supported("pallas_mosaic_gpu", (*correctness.SHAPES, *CASES))
-    assert dtypes == ("bfloat16", "float16")
-    assert {(case.Dk, case.Dv) for case in cases} == {(64, 64), (128, 128), (128, 64)}
-    assert [case.name for case in cases] == [case.name for case in (*correctness.SHAPES, *CASES)]
-    assert correctness.supported("pallas_triton", CASES) == (CASES, correctness.DTYPES)
+    tasks, cases = correctness.tasks_of("pallas_mosaic_gpu"), correctness.cases_of("pallas_mosaic_gpu")
+    assert {task["dtype"] for task in tasks} == {"bfloat16", "float16"}
+    assert {(case.Dk, case.Dv) for case in cases.values()} == {(64, 64), (128, 128), (128, 64)}
+    assert list(cases) == [case.name for case in correctness.ALL]
+    assert cases["head_dim_128_64"] == correctness.cases_of("pallas_triton")["head_dim_128_64"]
+    assert tuple(correctness.cases_of("pallas_triton").values()) == correctness.ALL
 
 
 @pytest.mark.slow
@@ -98,6 +110,127 @@ def test_tuning_writes_a_table(tmp_path: Path) -> None:
     assert all(BlockSizes(**sizes) in tune.CANDIDATES for sizes in table.values())
 
 
+def jobs_of(implementations: Sequence[str], cases: Sequence[str]) -> list[Job]:
+    key = {"part": "correctness", "dtype": "float32", "work": "forward"}
+    tasks = {name: [key | {"implementation": name, "case": case} for case in cases] for name in implementations}
+    return [Job(name, tasks[name], seconds=120, task_seconds=5) for name in implementations]
+
+
+@pytest.mark.slow
+def test_whatever_fails_the_others_go_on(tmp_path: Path) -> None:
+    cases = "bidirectional", "causal", "dilation"
+    names = "hangs", "dies", "does_not_compile", "gives_nan", "xla"
+    limits, said = Limits(threads=2, modules=["tests.gpu_faults"]), []
+    results = Results(tmp_path / "results.json")
+    supervisor = Supervisor(results, time.monotonic() + 400, limits, said.append)
+    supervisor.run(jobs_of(names, cases), side_by_side=2)
+    assert supervisor.complete, said
+
+    read = Results(tmp_path / "results.json")
+    for name in names:
+        others = [read.find("correctness", implementation=name, case=case) for case in cases if case != "causal"]
+        assert [record["outcome"] for record in others if record] == ["ok", "ok"], name
+    outcomes = {name: read.find("correctness", implementation=name, case="causal") for name in names}
+    assert {name: record["outcome"] for name, record in outcomes.items() if record} == {
+        "hangs": "hung", "dies": "died", "does_not_compile": "died", "gives_nan": "wrong", "xla": "ok",
+    }  # fmt: skip
+    assert outcomes["hangs"]["reason"] == "no end 5 s after running had begun; killed"
+    assert outcomes["dies"]["reason"].startswith("died with SIGSEGV while running")
+    assert outcomes["does_not_compile"]["reason"].startswith("died with SIGABRT while compiling")
+    assert outcomes["gives_nan"]["reason"] == f"out has {40 * 2 * 8} NaN"
+    assert outcomes["gives_nan"]["failed"] == ["out"]
+
+    # What hung and what died is not tried again by the same command, and is when asked for.
+    again = Supervisor(read, time.monotonic() + 100, limits, said.append)
+    again.run(jobs_of(names, cases))
+    assert again.complete and read.values == results.values
+    read.forget_failures()
+    assert not read.has("correctness", case="causal", implementation="hangs")
+    assert read.has("correctness", case="causal", implementation="xla")
+
+
+def test_the_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process that does not even start, and of all together."""
+    monkeypatch.setattr(supervisor_module, "LEAST", 1.2)
+    limits, said = Limits(start_seconds=0.2), []
+    supervisor = Supervisor(Results(tmp_path / "results.json"), time.monotonic() + 100, limits, said.append)
+    start = time.monotonic()
+    supervisor.run([Job("late", [{"part": "rates"}])])
+    assert said == ["  late: no end 0 s after starting had begun"] and not supervisor.complete
+
+    supervisor = Supervisor(Results(tmp_path / "results.json"), time.monotonic() + 2, say=said.append)
+    hangs = [{"part": "correctness", "implementation": "xla", "case": "long", "dtype": "float32", "work": "both"}]
+    supervisor.run([Job("long", hangs), Job("next", hangs)])
+    assert said[1:] == ["  long: the time is over", "  no time is left"]
+    assert time.monotonic() - start < 60 and not supervisor.results["correctness"]
+
+
+def test_a_device_that_refuses_all_that_follows_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(task):
+        return {"works": lambda: {"figure": 1.0}, "fails": lambda: 1 / 0}[task["name"]]
+
+    monkeypatch.setitem(worker.PARTS, "fake", (__name__, "fake"))
+    monkeypatch.setattr(sys.modules[__name__], "fake", prepare, raising=False)
+    tasks = [{"part": "fake", "name": name} for name in ("works", "fails", "works")]
+    path = tmp_path / "journal"
+    assert worker.work(tasks, worker.Journal(path), threads=2) == 0
+    monkeypatch.setattr(worker, "_device_works", lambda: False)
+    assert worker.work(tasks, worker.Journal(path), threads=0) == worker.UNUSABLE
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    records = [(line["task"], line["record"]["outcome"], line["usable"]) for line in lines if "record" in line]
+    assert records == [(0, "ok", True), (1, "error", True), (2, "ok", True), (0, "ok", True), (1, "error", False)]
+    assert "division by zero" in lines[5]["record"]["reason"]
+
+
+def test_the_plan_begins_with_what_tells_most(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.json")
+    core = plan.stage("core", plan.OURS, results)
+    tasks = {
+        job.name: [(t["part"], t["implementation"], t["case"], t.get("work")) for t in job.tasks] for job in core.jobs
+    }
+    hopper, serial = "pallas_mosaic_gpu", "pallas_mosaic_gpu_serial"
+    assert tasks[f"core_{hopper}"][:6] == [
+        ("correctness", serial, "first", "forward"), ("correctness", serial, "first", "both"),
+        ("correctness", hopper, "first", "forward"), ("correctness", hopper, "first", "both"),
+        ("same_bits", hopper, "first", None), ("correctness", hopper, "ids", "both"),
+    ]  # fmt: skip
+    assert tasks["core_pallas_triton"][0] == ("correctness", "pallas_triton", "first", "forward")
+    headline = plan.stage("headline", plan.OURS, results)
+    assert [job.name.removeprefix("headline_") for job in headline.jobs][:3] == list(plan.OURS)
+    assert {(t["length"], t["dilation"]) for job in headline.jobs for t in job.tasks} == {(32768, 1)}
+    # What is not installed needs no process to say so; what has failed in all core cases is not measured.
+    assert results.find("speed", side="flash_attention")["reason"] == "not installed: flash_attn"
+    key = {"implementation": "pallas_triton", "dtype": "bfloat16"}
+    results.add("correctness", {"outcome": "hung"}, case="first", **key)
+    jobs = plan.stage("headline", plan.OURS, results).jobs
+    assert "headline_pallas_triton" not in [job.name for job in jobs]
+    results.add("correctness", {"outcome": "ok"}, case="ids", **key)
+    assert plan.works(results, "pallas_triton")
+
+
+def test_the_report_fits_a_screen(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.json")
+    results.values |= {"device": "a GPU", "versions": {"jax": "1"}}
+    results.add("rates", {"outcome": "ok", "flops_per_second": 1e15, "bytes_per_second": 3e12})
+    for side in (*plan.OURS, *plan.PEERS):
+        for task in speed.tasks_of(side, speed.LAYERS):
+            found = {"outcome": "ok", "milliseconds": 0.5, "bytes": 1, "flops_per_second": 4e14}
+            if side == "huggingface":
+                found = {"outcome": "skipped", "reason": "not installed: transformers"}
+            results[task["part"]].append({k: v for k, v in task.items() if k != "part"} | found)
+    for name in plan.OURS:
+        for task in correctness.tasks_of(name):
+            results[task["part"]].append(task | {"outcome": "died", "reason": "died with SIGSEGV"})
+    lines = report.summary(results).splitlines()
+    assert len(lines) <= 50 and max(map(len, lines)) <= report.WIDTH
+    assert lines[0] == "a GPU, jax 1; matmul 1e+03 TFLOP/s, copy 3 TB/s"
+    assert any(line.startswith("pallas_triton") and line.split()[1:] == ["0.500", "0.500", "40%"] * 2 for line in lines)
+    assert any("not installed: transformers" in line for line in lines)
+    assert sum(line.startswith("FAILED") for line in lines) == report.FAILURES
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,40 +246,51 @@ def test_bad_arguments(arguments: list[str], message: str) -> None:
     assert message in ran.stderr
 
 
-def test_a_wrong_kernel_fails() -> None:
+@pytest.fixture(scope="module")
+def right() -> tuple[list, list]:
+    """What a right implementation finds in a case, and what is expected of it."""
     case = CASE["bidirectional"]
-    compiled = correctness._compile(case, "float32", "xla")
-    assert correctness._check_case(case, "float32", compiled)["passed"]
-    for array in range(5):
-
-        def wrong(*arguments, array=array):
-            found = list(compiled[0](*arguments))
-            found[array] = found[array] * 1.001
-            return found
-
-        record = correctness._check_case(case, "float32", (wrong, *compiled[1:]))
-        assert record["failed"] == [correctness.ARRAYS[array]]
+    compiled = correctness._compiled("xla", case, "float32", False)
+    expected = correctness.comparison(case, "float32")()
+    return list(compiled(case.inputs(), case.cotangents())), expected
 
 
-def test_a_kernel_that_does_not_repeat_fails() -> None:
-    case, noise = CASE["bidirectional"], iter(range(100))
-    ours, *others = correctness._compile(case, "float32", "xla")
+@pytest.mark.parametrize(
+    ("factor", "reason"), [(1.001, "is off by"), (np.nan, "NaN"), (-np.inf, "is off by inf")], ids=str
+)
+def test_a_wrong_kernel_fails(factor: float, reason: str, right: tuple[list, list]) -> None:
+    found, expected = right
+    assert correctness.verdict(found, True, expected)["outcome"] == "ok"
+    for number, name in enumerate(correctness.ARRAYS):
+        wrong = [x * (factor if i == number else 1) for i, x in enumerate(found)]
+        record = correctness.verdict(wrong, True, expected)
+        assert (record["outcome"], record["failed"]) == ("wrong", [name])
+        assert reason in record["reason"] or (factor < 0 and "NaN" in record["reason"])
 
-    def unsteady(*arguments):
-        return [x + np.float32(1e-7) * (next(noise) % 2) for x in ours(*arguments)]
 
-    record = correctness._check_case(case, "float32", (unsteady, *others))
-    assert not record["repeatable"] and not record["passed"]
+def test_a_kernel_that_does_not_repeat_fails(right: tuple[list, list]) -> None:
+    found, expected = right
+    record = correctness.verdict(found, False, expected)
+    assert record["outcome"] == "wrong" and record["reason"] == "runs differ" and not record["failed"]
+
+
+def test_bits_are_compared(right: tuple[list, list]) -> None:
+    found, _ = right
+    nan = [found[0] * np.nan, *found[1:]]
+    assert correctness._same(found, found) and correctness._same(nan, nan)
+    assert not correctness._same(found, [*found[:-1], found[-1] * np.float32(1.0000002)])
+    assert not correctness._same(found, nan)
 
 
 def test_repeated_calls_are_all_made() -> None:
     """XLA must not leave out a call whose result no one looks at."""
     x = jax.random.normal(jax.random.key(0), (64, 64))
-    compiled = jax.jit(timing.repeated(lambda x, y: (x @ y, jnp.sin(x)), 10)).lower((x, x)).compile()
+    repeated = jax.jit(partial(timing.repeated, lambda x, y: (x @ y, jnp.sin(x))))
+    compiled = repeated.lower((x, x), jnp.int32(10)).compile()
     text = compiled.as_text()
     assert "while" in text
     assert re.search(r"\bdot\(", text) and "sine(" in text
-    np.testing.assert_allclose(compiled((x, x)), 10 * ((x @ x)[0, 0] + jnp.sin(x[0, 0])), rtol=1e-4)
+    np.testing.assert_allclose(compiled((x, x), jnp.int32(10)), 10 * ((x @ x)[0, 0] + jnp.sin(x[0, 0])), rtol=1e-4)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -157,13 +301,14 @@ def test_flops_count_the_visible_pairs(causal: bool, dilation: int) -> None:
     assert layer.pairs == sum(len(visible_keys(i, 0, 50, **band)) for i in range(50))
 
 
-def test_peers_that_are_missing_are_named() -> None:
-    def missing(layer):
-        import no_such_package  # type: ignore  # noqa: F401
-
-    assert speed._measure_side(missing, False, speed.Layer(8), "forward") == {
-        "skipped": "not installed: no_such_package"
-    }
+def test_peers_that_are_missing_are_named(tmp_path: Path) -> None:
+    layer = speed.Layer(64, causal=True, dtype="float32")
+    tasks = [task for side in ("flash_attention", "full_cudnn") for task in speed.tasks_of(side, [layer])]
+    path = tmp_path / "journal"
+    assert worker.work(tasks, worker.Journal(path), threads=0) == 0
+    records = [json.loads(line).get("record") for line in path.read_text().splitlines()]
+    found = [(record["outcome"], record["reason"]) for record in records if record]
+    assert found[0] == ("skipped", "not installed: flash_attn") and found[2][0] == "error"
 
 
 def test_results_replace_records_of_the_same_key(tmp_path: Path) -> None:

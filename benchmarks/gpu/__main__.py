@@ -2,16 +2,19 @@
 
     python -m benchmarks.gpu                                 all that 9 minutes allow, what tells most first
     python -m benchmarks.gpu --minutes=4.5                   the first contact: core cases, then speed beside the peers
-    python -m benchmarks.gpu --only=core --only=headline     some of the stages core, headline, correctness, lengths, training
+    python -m benchmarks.gpu --only=core --only=headline     some stages, see below
     python -m benchmarks.gpu --retry                         what has failed, once more, then the rest
     python -m benchmarks.gpu --train=10 --data=FILE          a real run of ten minutes on a file's bytes
     python -m benchmarks.gpu --sweep                         Mosaic's kernels with all tilings, as a table
     python -m benchmarks.gpu --implementation=NAME           one of the kernels; default: all that the device can run
     python -m benchmarks.gpu --tiny --output=FILE            a rehearsal on any device: interpreted, small shapes
 
+The stages are, in this order: core, the cases that a kernel meets first; headline, the speed at 32,768 tokens beside
+all peers; correctness, all cases; training, steps of the character model; lengths, the speed from 1k to 1M tokens.
+
 Each implementation and each peer is a process of its own, which is killed when it hangs and started anew behind what
-failed. The file is written after every case, and the same command goes on from what it holds; what failed, hung or crashed
-is tried again by --retry only. The processes' own output is in a folder beside the file, gpu_DEVICE_logs.
+failed. The file is written after every case, and the same command goes on from what it holds; what failed, hung or
+crashed is tried again by --retry only. What the processes say is in a folder beside the file, gpu_DEVICE_logs.
 
 Needs jax, flax, optax and numpy. Peers that are not installed (torch, transformers, jax-linear-attention, tokamax,
 flash-attn) are named and left out. Exit status 1: something failed.

@@ -1,4 +1,4 @@
-"""Whether an implementation is right: every case of the op's test suite on the device, and the head_dims they differ in.
+"""Whether an implementation is right: every case of the op's test suite on the device, and more head_dims.
 
 The measure is the error of a plain attention in the same dtype, both against a float32 reference: at most twice that is
 allowed, as rounding inputs and results costs so much already. Then 20 runs must agree bit for bit.

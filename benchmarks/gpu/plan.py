@@ -21,7 +21,7 @@ PEERS = {
     "flash_attention": "flash_attn",
     "huggingface": "transformers",
 }
-STAGES = ("core", "headline", "correctness", "lengths", "training")
+STAGES = ("core", "headline", "correctness", "training", "lengths")
 FLEX = {"seconds": 150.0, "task_seconds": 75.0}  # PyTorch compiles half a minute for each layer
 TRAINING_PHASES = (1, 3, 5)
 TRAINING_VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
@@ -46,17 +46,17 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
         return _patient(Stage(jobs, len(jobs)), tiny)
     implementations = [one for one in implementations if works(results, one)]
     if name == "correctness":
-        jobs = [] if tiny else [Job(f"correctness_{o}", correctness.tasks_of(o), seconds=300) for o in implementations]
+        jobs = [] if tiny else [Job(f"correctness_{o}", correctness.tasks_of(o), seconds=150) for o in implementations]
         return Stage(jobs, len(jobs))
     if name == "training":
         tasks = {one: _training_tasks(one, tiny) for one in ("xla",) if tiny} or {
             one: _training_tasks(one, tiny) for one in (*implementations, "xla")
         }
-        jobs = [Job(f"training_{one}", todo, seconds=180, task_seconds=120, timed=True) for one, todo in tasks.items()]
+        jobs = [Job(f"training_{one}", todo, seconds=60, task_seconds=50, timed=True) for one, todo in tasks.items()]
         return _patient(Stage(jobs, 2), tiny)
     headline = [layer for layer in speed.LAYERS if layer.length == speed.HEADLINE and layer.dilation == 1]
     layers = list(TINY_LAYERS) if tiny else headline if name == "headline" else list(speed.LAYERS)
-    seconds = 45.0 if name == "headline" else 150.0
+    seconds = 45.0 if name == "headline" else 40.0
     jobs = []
     for side in (*implementations, *PEERS):
         tasks = speed.tasks_of(side, layers)

@@ -80,12 +80,14 @@ class Process:
                 cwd=ROOT, env=_ENVIRONMENT | dict(os.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        self._journal = journal.open()
-        self._unread = ""
+        self._journal, self._offset = journal, 0
 
     def read(self) -> list[dict[str, Any]]:
         """The lines that the journal has got since; notes what the process is at."""
-        *lines, self._unread = (self._unread + self._journal.read()).split("\n")
+        with self._journal.open() as file:
+            file.seek(self._offset)
+            lines = [line for line in file.readlines() if line.endswith("\n")]
+        self._offset += sum(len(line.encode()) for line in lines)
         found = [json.loads(line) for line in lines]
         for line in found:
             self.since = time.monotonic()

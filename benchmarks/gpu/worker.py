@@ -34,14 +34,16 @@ UNUSABLE = 75  # exit status: the device refuses all that follows
 
 
 class Journal:
+    """Lines of JSON in a file, on disk before anything else happens."""
+
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
+        self._path = path
 
     def write(self, **line: Any) -> None:
-        """On disk before anything else happens."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def work(tasks: list[dict[str, Any]], journal: Journal, threads: int) -> int:
