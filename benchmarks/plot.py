@@ -20,6 +20,7 @@ LABELS = {
     "local": "chunks (local-attention)",
     "cudnn_window": "sliding window (cuDNN)",
     "flash_attention": "sliding window (FlashAttention)",
+    "jla": "sliding window (jax-linear-attention)",
     "tokamax": "sliding window (tokamax)",
     "flex": "sliding window (FlexAttention)",
     "xla": "ours, XLA",
