@@ -17,6 +17,7 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.timing import measure_jax
 from configs.char_lm import paper
 from longformer_jax import CharLMConfig, banded_attention
+from longformer_jax.models.positions import band_basis
 from longformer_jax.training.char_lm import CharLMExperiment, CharLMPhase
 from longformer_jax.training.config import OptimizerConfig
 from longformer_jax.training.flops import peak_flops, training_flops_per_character
@@ -71,10 +72,12 @@ def measure_phase(config: CharLMExperiment, phase: int) -> dict[str, Any]:
 def attention_milliseconds(model: CharLMConfig, batch: int, length: int) -> float:
     """Forward and backward of every layer's attention, each measured on its own."""
     total, dtype = 0.0, jnp.dtype(model.dtype)
-    key_dim = model.head_dim + (model.sinusoid_dim if model.positions == "transformer_xl" else 0)
-    shapes = [(batch, length, model.num_heads, d) for d in (key_dim, key_dim, model.head_dim, model.head_dim)]
-    arrays = [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
     for group in model.layer_groups:
+        key_dim = model.head_dim
+        if model.positions == "transformer_xl":
+            key_dim += 2 * len(band_basis(model.sinusoid_dim, min(group.reach, length - 1)).frequencies)
+        shapes = [(batch, length, model.num_heads, d) for d in (key_dim, key_dim, model.head_dim, model.head_dim)]
+        arrays = [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
         dilation = (group.dilation,) * model.dilated_heads + (1,) * (model.num_heads - model.dilated_heads)
 
         def both(query, key, value, cotangent, group=group, dilation=dilation):

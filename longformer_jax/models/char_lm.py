@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from longformer_jax.attention import banded_attention
@@ -20,7 +21,7 @@ from longformer_jax.models.checks import (
     check_size,
     per_layer,
 )
-from longformer_jax.models.positions import relative_key, relative_query, rotate
+from longformer_jax.models.positions import band_basis, relative_key, relative_query, rotate
 
 _POSITIONS = ("transformer_xl", "rotary")
 _DTYPES = ("float32", "bfloat16")
@@ -39,8 +40,8 @@ class CharLMConfig:
         have 1. An int means every layer.
       dilated_heads: number of heads with the layer's dilation (the paper: 2).
       positions: "transformer_xl" (relative, sinusoidal, with the biases u and v) or "rotary".
-      position_dim: width of Transformer-XL's sinusoid; None means embed_dim, as in the paper. Every head's scores are
-        products over head_dim + position_dim numbers, so a narrow one is much cheaper.
+      position_dim: width of Transformer-XL's sinusoid; None means embed_dim, as in the paper. A narrower one has fewer
+        parameters and other numbers. A layer computes with as many dimensions of it as its windows can tell apart.
       tie_embeddings: whether the output projection is the transposed embedding.
       dropout_rate: after the embedding, the attention's projection and the feed-forward layer.
       attention_dropout_rate: on attention probabilities.
@@ -176,15 +177,18 @@ class Block(nn.Module):
         past = key.shape[1] - T
         key_positions = query_positions[0] - past + jnp.arange(past + T)
         if cfg.positions == "transformer_xl":
-            R = cfg.sinusoid_dim
-            relative = self.param("relative", nn.initializers.lecun_normal(), (R, H * D)).reshape(R, H, D)
+            width = cfg.sinusoid_dim
+            relative = self.param("relative", nn.initializers.lecun_normal(), (width, H * D)).reshape(width, H, D)
             content_bias, position_bias = (
                 self.param(name, nn.initializers.zeros, (H, D)).astype(query.dtype) for name in ("u", "v")
             )
-            by_sinusoid = jnp.einsum("bthd,rhd->bthr", query + position_bias, relative.astype(query.dtype))
-            query = jnp.concatenate([query + content_bias, relative_query(by_sinusoid, query_positions)], axis=-1)
-            sinusoid = relative_key(key_positions, R).astype(key.dtype)[None, :, None]
-            key = jnp.concatenate([key, jnp.broadcast_to(sinusoid, (B, past + T, H, R))], axis=-1)
+            basis = band_basis(width, min(self.window * self.dilation, past + T - 1))
+            by_sinusoid = _seen_from(basis.coefficients, relative, query + position_bias)
+            rotated = relative_query(by_sinusoid, query_positions, basis.frequencies)
+            query = jnp.concatenate([query + content_bias, rotated], axis=-1)
+            sinusoid = relative_key(key_positions, basis.frequencies).astype(key.dtype)
+            shape = (B, past + T, H, sinusoid.shape[-1])
+            key = jnp.concatenate([key, jnp.broadcast_to(sinusoid[None, :, None], shape)], axis=-1)
         dropout_rate = 0.0 if self.deterministic else cfg.attention_dropout_rate
         return banded_attention(
             query,
@@ -200,6 +204,23 @@ class Block(nn.Module):
             dropout_seed=jax.random.bits(self.make_rng("dropout")) if dropout_rate else None,
             implementation=cfg.implementation,
         )
+
+
+def _seen_from(coefficients: np.ndarray, relative: jax.Array, query: jax.Array) -> jax.Array:
+    """The query from the side of a few sinusoids: coefficients [R, W], relative [W, H, D], query [B, T, H, D] ->
+    [B, T, H, R] of query's dtype.
+
+    What the parameters make of the coefficients is computed once for all queries, in float32, and rounded as the
+    parameters would be; where there are few queries, as in generating, it is they that go through the parameters.
+    """
+    R, W = coefficients.shape
+    B, T, H, D = query.shape
+    exact = functools.partial(jnp.einsum, precision="highest")
+    if B * T * (D + R) * W < R * W * D + B * T * D * R:  # multiplications of a head
+        full = exact("bthd,whd->bthw", query.astype(jnp.float32), relative)
+        return exact("bthw,rw->bthr", full, coefficients).astype(query.dtype)
+    few = exact("rw,whd->rhd", coefficients, relative)
+    return jnp.einsum("bthd,rhd->bthr", query, few.astype(query.dtype))
 
 
 class CharLM(nn.Module):

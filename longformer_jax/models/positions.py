@@ -4,58 +4,118 @@ Angles are counted in 2**-32 turns with wrapping integers, so that the angle bet
 distance alone, exactly, however long the stream; only the frequencies are rounded (by less than 1e-9 radians a step).
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 _BASE = 10_000.0
 
+# How far a sinusoid that is put together from others may be from itself, all being between -1 and 1. bfloat16 rounds a
+# cosine by up to 4e-3, over a hundred times as much; a float32 sum over hundreds of them is as far off.
+BASIS_TOLERANCE = 3e-5
+# How large the coefficients may be, in the mean of their squares; without a basis it is 1. What they multiply has been
+# rounded, and its error grows by the square root of this at most.
+BASIS_ENERGY = 1.5
+# Of the least squares: the rest counts in the mean of its squares, and coefficients count so much in theirs.
+_RIDGE = 1e-12
+# From here on, all frequencies are taken: choosing some takes seconds and more, and leaves few of them out.
+_REACH_OF_ALL = 2**16
 
-def angles(positions: jax.Array, width: int) -> jax.Array:
-    """Angles position * 10000 ** (-2k / width), k < width / 2, reduced to [-pi, pi).
 
-    Args:
-      positions: integers [...].
-      width: of the sinusoid, even.
-
-    Returns:
-      float32 [..., width // 2], radians.
-    """
+def frequencies(width: int) -> np.ndarray:
+    """10000 ** (-2k / width) radians a step, k < width / 2, in 2**-32 turns: uint32 [width // 2]."""
     radians_per_step = _BASE ** (-np.arange(0, width, 2) / width)
-    turns_per_step = np.round(radians_per_step / (2 * np.pi) * 2**32).astype(np.uint32)
+    return np.round(radians_per_step / (2 * np.pi) * 2**32).astype(np.uint32)
+
+
+def angles(positions: jax.Array, turns_per_step: np.ndarray) -> jax.Array:
+    """Angles at integer positions [...] of frequencies uint32 [F]: float32 [..., F], radians in [-pi, pi)."""
     turns = positions.astype(jnp.uint32)[..., None] * turns_per_step
     return turns.astype(jnp.int32).astype(jnp.float32) * (2 * np.pi / 2**32)
 
 
-def relative_query(query: jax.Array, positions: jax.Array) -> jax.Array:
+class Basis(NamedTuple):
+    """A few of a sinusoid's frequencies, of which all others are combinations within a band.
+
+    With R(m) = [sin(m w), cos(m w)] over all frequencies w of the sinusoid, and R_few over the kept ones only,
+    R(m) = R_few(m) @ coefficients for every distance m of the band.
+    """
+
+    frequencies: np.ndarray  # uint32 [K], in 2**-32 turns a step
+    coefficients: np.ndarray  # float32 [2 K, width]
+
+
+@functools.lru_cache(maxsize=256)
+def band_basis(width: int, reach: int) -> Basis:
+    """The basis of Transformer-XL's sinusoid for distances from 0 to `reach`.
+
+    Within a band the low frequencies hardly differ: over 512 steps, 64 of the 256 pairs of sines and cosines span all
+    others. Greedy, in float64: the pair with most energy left comes next, and what it explains is taken away from the
+    others, until the rest is below `BASIS_TOLERANCE` and the coefficients below `BASIS_ENERGY`.
+
+    Args:
+      width: of the sinusoid, even.
+      reach: the largest distance, in positions.
+    """
+    all_frequencies, pairs = frequencies(width), width // 2
+    everything = Basis(all_frequencies, np.eye(width, dtype=np.float32))
+    if reach >= _REACH_OF_ALL:
+        return everything
+    angle = np.arange(reach + 1)[:, None] * (all_frequencies * (2 * np.pi / 2**32))
+    sinusoid = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    gram = sinusoid.T @ sinusoid / (reach + 1)
+    left, kept = gram.copy(), np.zeros(pairs, bool)
+    while True:
+        energy = np.diag(left)[:pairs] + np.diag(left)[pairs:]
+        new = np.where(kept, -1, energy).argmax()
+        kept[new] = True
+        for column in (new, pairs + new):
+            left -= np.outer(left[:, column], left[column]) / (left[column, column] + _RIDGE)
+        if kept.all():
+            return everything
+        if np.diag(left).max() > (BASIS_TOLERANCE / 3) ** 2:
+            continue
+        few = np.flatnonzero(np.tile(kept, 2))
+        ridge = _RIDGE * np.eye(len(few))
+        coefficients = np.linalg.solve(gram[np.ix_(few, few)] + ridge, gram[few])
+        error = np.abs(sinusoid - sinusoid[:, few] @ coefficients).max()
+        if error <= BASIS_TOLERANCE and (coefficients**2).sum() <= BASIS_ENERGY * width:
+            return Basis(all_frequencies[kept], coefficients.astype(np.float32))
+
+
+def relative_query(query: jax.Array, positions: jax.Array, turns_per_step: np.ndarray) -> jax.Array:
     """The query's half of Transformer-XL's position term (Dai et al. 2019, section 3.3, terms b and d).
 
     With R(m) = [sin(m w), cos(m w)] over the frequencies w, and sin and cos of a difference split into products,
     query . R(i - j) = relative_query(query, i) . relative_key(j).
 
     Args:
-      query: [..., T, H, R], W_r^T (q + v): the query seen from the sinusoid's side.
+      query: [..., T, H, 2 F], W_r^T (q + v): the query seen from the sinusoid's side.
       positions: integers [T].
+      turns_per_step: the frequencies, uint32 [F], as in `frequencies`.
 
     Returns:
-      [..., T, H, R] of query's dtype.
+      [..., T, H, 2 F] of query's dtype.
     """
     sine_part, cosine_part = jnp.split(query.astype(jnp.float32), 2, axis=-1)
-    angle = angles(positions, query.shape[-1])[:, None, :]
+    angle = angles(positions, turns_per_step)[:, None, :]
     sine, cosine = jnp.sin(angle), jnp.cos(angle)
     rotated = [sine_part * sine + cosine_part * cosine, cosine_part * sine - sine_part * cosine]
     return jnp.concatenate(rotated, axis=-1).astype(query.dtype)
 
 
-def relative_key(positions: jax.Array, width: int) -> jax.Array:
-    """The key's half of the position term: integers [S] -> float32 [S, width]."""
-    angle = angles(positions, width)
+def relative_key(positions: jax.Array, turns_per_step: np.ndarray) -> jax.Array:
+    """The key's half of the position term: integers [S], frequencies uint32 [F] -> float32 [S, 2 F]."""
+    angle = angles(positions, turns_per_step)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
     """Rotary position embedding (Su et al. 2021), pairs (k, k + D / 2): [..., T, H, D] at integers [T]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    angle = angles(positions, x.shape[-1])[:, None, :]
+    angle = angles(positions, frequencies(x.shape[-1]))[:, None, :]
     sine, cosine = jnp.sin(angle), jnp.cos(angle)
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)

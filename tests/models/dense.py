@@ -46,11 +46,12 @@ def forward(config: CharLMConfig, params: Any, tokens: np.ndarray, xp: Any = np)
         H, D = config.num_heads, config.head_dim
         q, k, v = (y.reshape(B, T, H, D) for y in xp.split(x @ p["qkv"]["kernel"], 3, axis=-1))
         if config.positions == "transformer_xl":
-            distance = np.arange(T)[:, None] - np.arange(T)
-            table = xp.asarray(sinusoid(distance, config.sinusoid_dim), x.dtype)
-            relative = (table @ p["relative"]).reshape(T, T, H, D)
+            table = xp.asarray(sinusoid(np.arange(T), config.sinusoid_dim), x.dtype)
+            relative = (table @ p["relative"]).reshape(T, H, D)
+            by_distance = xp.einsum("bihd,mhd->bhim", q + p["v"], relative)
+            distance = np.maximum(np.arange(T)[:, None] - np.arange(T), 0)  # keys to the right are not visible
             scores = xp.einsum("bihd,bjhd->bhij", q + p["u"], k)
-            scores = scores + xp.einsum("bihd,ijhd->bhij", q + p["v"], relative)
+            scores = scores + xp.take_along_axis(by_distance, distance[None, None], axis=-1)
         else:
             turn = np.exp(1j * np.arange(T)[:, None, None] * frequencies(D))
             q, k = ((y[..., : D // 2] + 1j * y[..., D // 2 :]) * turn for y in (q, k))

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from longformer_jax.models import CharLM, CharLMConfig
+from longformer_jax.models.positions import band_basis
 from tests.models import dense
 from tests.models.small import (
     SMALL,
@@ -314,7 +315,8 @@ def test_remat_keeps_the_attention_and_little_else() -> None:
         for remat in (True, False)
     )
     assert {(L, 1, T, H, D), (L, 1, T, H)} <= kept & everything
-    hidden, queries = (L, T, F), (L, 1, T, H, D + config.sinusoid_dim)
+    sinusoids = 2 * len(band_basis(config.sinusoid_dim, config.layer_groups[0].reach).frequencies)
+    hidden, queries = (L, T, F), (L, 1, T, H, D + sinusoids)
     assert {hidden, queries} <= everything and not {hidden, queries} & kept
 
 
