@@ -14,10 +14,10 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,18 +36,13 @@ STEPS = ((1, 2048), (3, 2048), (3, 8192))  # phase, length
 ROUNDS = 5
 
 
-@contextlib.contextmanager
-def uncompressed() -> Iterator[None]:
+def uncompressed() -> contextlib.AbstractContextManager:
     """What is traced within computes with all frequencies of the sinusoid."""
 
     def everything(width: int, reach: int) -> positions.Basis:
         return positions.Basis(positions.frequencies(width), np.eye(width, dtype=np.float32))
 
-    chosen, char_lm.band_basis = char_lm.band_basis, everything
-    try:
-        yield
-    finally:
-        char_lm.band_basis = chosen
+    return mock.patch.object(char_lm, "band_basis", everything)
 
 
 def model_in_phase(phase: int, **changes: Any) -> CharLMConfig:
@@ -56,7 +51,7 @@ def model_in_phase(phase: int, **changes: Any) -> CharLMConfig:
     return dataclasses.replace(config, **changes)
 
 
-def value_and_gradients(config: CharLMConfig, cotangent: np.ndarray) -> Callable:
+def value_and_gradients(config: CharLMConfig, cotangent: np.ndarray) -> Any:
     def both(params: Any, tokens: Any) -> Any:
         logits, pullback = jax.vjp(lambda p: CharLM(config).apply({"params": p}, tokens), params)
         return logits, pullback(jnp.asarray(cotangent))[0]
