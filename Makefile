@@ -1,6 +1,7 @@
 # Everything runs in a virtual environment of its own; all it needs is a Python of at least 3.12.
 #   make quickstart    train, evaluate and sample the small character model into runs/quickstart
-#   make test          all the tests, the fast ones first
+#   make test          the fast tests, some ten minutes on two cores: every feature once
+#   make test-all      the other tests, some half an hour
 #   make lint types    ruff and pyrefly
 #   make aot           compiles the GPU kernels for A100, H100 and B200, no GPU needed; an environment of its own, .venv-aot
 #   make bench         attention on a CPU; TORCH_PYTHON=python of an environment with torch and transformers adds its peers
@@ -11,7 +12,7 @@ READY := .venv/ready
 CANDIDATES := $(or $(PYTHON),python3.12 python3.13 python3.14 python3 python)
 WORKDIR := runs/quickstart
 
-.PHONY: setup quickstart test lint types bench aot
+.PHONY: setup quickstart test test-all lint types bench aot
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -32,6 +33,8 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
 
 # XLA's CUDA plugin would make every other command look for a GPU.
