@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from longformer_jax.command_line import check_devices, one_line_for_errors, parse_flags, print_anything
+from longformer_jax.command_line import check_devices, one_line_for_errors, parse_flags, print_anything, print_log
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
@@ -77,6 +77,7 @@ def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
     reuse_freed_memory()
     print_anything()
+    print_log()
     with one_line_for_errors():
         if len(arguments) > 1:
             raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")

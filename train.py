@@ -13,7 +13,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from longformer_jax.command_line import check_devices, fail, one_line_for_errors, parse_flags, print_anything
+from longformer_jax.command_line import (
+    check_devices,
+    fail,
+    one_line_for_errors,
+    parse_flags,
+    print_anything,
+    print_log,
+)
 from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.training import DivergenceError, ExperimentConfig, train
@@ -49,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     reuse_freed_memory()
     print_anything()
+    print_log()
     try:
         with one_line_for_errors():
             if len(arguments) > 1:

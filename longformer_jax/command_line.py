@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import logging
 import os
 import re
 import sys
@@ -33,6 +34,15 @@ def print_anything() -> None:
     """Lets what the terminal has no character for be printed as an escape sequence, as a file's name or a sample."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def print_log() -> None:
+    """Lets the library's log be seen, such as which implementation of the attention it chooses."""
+    logger = logging.getLogger("longformer_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # absl would say it, too
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stdout))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The commands for a GPU, rehearsed on whatever there is: small shapes, interpreted kernels."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 
 from benchmarks import hopper_model, plot, tune
-from benchmarks.gpu import correctness, plan, report, speed, timing, worker
+from benchmarks.gpu import choose, correctness, plan, report, speed, timing, worker
 from benchmarks.gpu import supervisor as supervisor_module
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.supervisor import Job, Limits, Supervisor
+from longformer_jax.attention import choice
 from pallas_kernels.block_sizes import PASSES, BlockSizes
 from pallas_kernels.mosaic import HEAD_DIMS
 from tests.attention.cases import CASE
@@ -231,6 +233,32 @@ def test_the_report_fits_a_screen(tmp_path: Path) -> None:
     assert sum(line.startswith("FAILED") for line in lines) == report.FAILURES
 
 
+def test_the_fastest_that_is_right_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_FOLDER", tmp_path)
+    results = Results(tmp_path / "results.json")
+    results.values["device"] = "NVIDIA H100 80GB HBM3"
+    milliseconds = {"pallas_mosaic_gpu": 1.0, "pallas_triton": 2.0, "xla": 3.0, "flex": 0.1}
+    for side, time_of_side in milliseconds.items():
+        for task in speed.tasks_of(side, speed.LAYERS[:2]):
+            results[task["part"]].append(task | {"outcome": "ok", "milliseconds": time_of_side})
+    for name in plan.OURS:
+        for task in correctness.tasks_of(name) + correctness.core_tasks(name):
+            results[task["part"]].append(task | {"outcome": "ok"})
+    path, arrays = choice.table_path(results.values["device"]), "bfloat16 64 64"
+    wrong = results.find("same_bits", implementation="pallas_mosaic_gpu")
+
+    assert f"{arrays}: pallas_mosaic_gpu" in choose.write(results)
+    assert json.loads(path.read_text()) == {arrays: "pallas_mosaic_gpu"}
+    # One case that failed, and one that was not tried, and the next best is chosen.
+    wrong["outcome"] = "wrong"
+    told = choose.write(results)
+    assert json.loads(path.read_text()) == {arrays: "pallas_triton"}
+    assert re.search(r"pallas_mosaic_gpu in bfloat16: of \d+ cases 1 have failed, 0 have not been tried", told)
+    results.values["correctness"] = [r for r in results["correctness"] if r["case"] != "everything"]
+    choose.write(results)
+    assert json.loads(path.read_text()) == {arrays: "xla"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -298,6 +326,9 @@ def test_repeated_calls_are_all_made() -> None:
 def test_flops_count_the_visible_pairs(causal: bool, dilation: int) -> None:
     layer = speed.Layer(50, causal, dilation, window=8)
     band = {"window": 8, "causal": causal, "dilation": dilation}
+    assert layer.flops("both") == 7 * layer.flops("forward") / 2
+    wide = dataclasses.replace(layer, head_dim=128, value_dim=64)
+    assert wide.flops("forward") == 1.5 * layer.flops("forward") and wide.flops("both") == 11 / 7 * layer.flops("both")
     assert layer.pairs == sum(len(visible_keys(i, 0, 50, **band)) for i in range(50))
 
 

@@ -4,13 +4,15 @@
     python -m benchmarks.gpu --minutes=4.5                   the first contact: core cases, then speed beside the peers
     python -m benchmarks.gpu --only=core --only=headline     some stages, see below
     python -m benchmarks.gpu --retry                         what has failed, once more, then the rest
+    python -m benchmarks.gpu --choose=FILE                   what None is to mean on that GPU, from what FILE holds
     python -m benchmarks.gpu --train=10 --data=FILE          a real run of ten minutes on a file's bytes
     python -m benchmarks.gpu --sweep                         Mosaic's kernels with all tilings, as a table
     python -m benchmarks.gpu --implementation=NAME           one of the kernels; default: all that the device can run
     python -m benchmarks.gpu --tiny --output=FILE            a rehearsal on any device: interpreted, small shapes
 
 The stages are, in this order: core, the cases that a kernel meets first; headline, the speed at 32,768 tokens beside
-all peers; correctness, all cases; training, steps of the character model; lengths, the speed from 1k to 1M tokens.
+all peers; correctness, all cases; training, steps of the character model; shapes, the speed of other dtypes and
+head_dims; lengths, the speed from 1k to 1M tokens.
 
 Each implementation and each peer is a process of its own, which is killed when it hangs and started anew behind what
 failed. The file is written after every case, and the same command goes on from what it holds; what failed, hung or
@@ -35,7 +37,7 @@ STARTED = time.monotonic()
 if "--tiny" in sys.argv:  # each warpgroup that is interpreted holds a thread of XLA while it waits for another
     os.environ.setdefault("PJRT_NPROC", "8")
 
-from benchmarks.gpu import plan, report  # noqa: E402
+from benchmarks.gpu import choose, plan, report  # noqa: E402
 from benchmarks.gpu.results import OK, SKIPPED, Results, default_path  # noqa: E402
 from benchmarks.gpu.supervisor import Supervisor, ends_with_children  # noqa: E402
 
@@ -50,6 +52,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything together; default: 9")
     parser.add_argument("--retry", action="store_true", help="forget what failed")
     parser.add_argument("--afresh", action="store_true", help="forget all that the file holds")
+    parser.add_argument(
+        "--choose", type=Path, metavar="FILE", help="writes longformer_jax/attention/choices/DEVICE.json"
+    )
     parser.add_argument("--train", type=float, metavar="MINUTES", help="a real run in place of the stages")
     parser.add_argument("--data", type=Path, help="of the real run")
     parser.add_argument("--sweep", action="store_true", help="all tilings of Mosaic's kernels in place of the stages")
@@ -60,6 +65,11 @@ def main() -> int:
         parser.error("--train=MINUTES and --data=FILE go together")
     if options.data and not options.data.is_file():
         parser.error(f"--data is {options.data}, which is not a file")
+    if options.choose:
+        if not options.choose.is_file():
+            parser.error(f"--choose is {options.choose}, which is not a file")
+        print(choose.write(Results(options.choose)))
+        return 0
     implementations = tuple(options.implementation or plan.OURS)
     if options.sweep or options.train is not None:
         return _in_this_process(options, implementations)

@@ -21,7 +21,7 @@ from tests.attention.cases import ARRAYS, CASES, Case, plain_attention, value_an
 
 Task = dict[str, Any]
 DTYPES = ("bfloat16", "float32", "float16")
-RUNS = 20
+RUNS = 20  # on a GPU; an interpreter is asked for two
 SHAPES = tuple(
     Case(f"head_dim_{Dk}_{Dv}{'_causal' if causal else ''}", T=700, H=3, Dk=Dk, Dv=Dv, window=100, causal=causal)
     for Dk, Dv in ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (128, 64), (256, 256))
@@ -105,7 +105,8 @@ def prepare(task: Task) -> Callable[[], dict[str, Any]]:
     def check() -> dict[str, Any]:
         arguments = case.inputs(dtype), case.cotangents(dtype)
         found = run(*arguments)
-        repeatable = all(_same(run(*arguments), found) for _ in range(RUNS - 1))
+        runs = RUNS if jax.default_backend() == "gpu" else 2
+        repeatable = all(_same(run(*arguments), found) for _ in range(runs - 1))
         return verdict(found, repeatable, compare())
 
     return check

@@ -21,7 +21,7 @@ PEERS = {
     "flash_attention": "flash_attn",
     "huggingface": "transformers",
 }
-STAGES = ("core", "headline", "correctness", "training", "lengths")
+STAGES = ("core", "headline", "correctness", "training", "shapes", "lengths")
 FLEX = {"seconds": 150.0, "task_seconds": 75.0}  # PyTorch compiles half a minute for each layer
 TRAINING_PHASES = (1, 3, 5)
 TRAINING_VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
@@ -54,6 +54,10 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
         }
         jobs = [Job(f"training_{one}", todo, seconds=60, task_seconds=50, timed=True) for one, todo in tasks.items()]
         return _patient(Stage(jobs, 2), tiny)
+    if name == "shapes":
+        sides = [] if tiny else [*implementations, "xla"]
+        tasks = {side: speed.tasks_of(side, speed.OTHER_LAYERS, ["both"]) for side in sides}
+        return Stage([Job(f"shapes_{side}", todo, seconds=40, timed=True) for side, todo in tasks.items()], 2)
     headline = [layer for layer in speed.LAYERS if layer.length == speed.HEADLINE and layer.dilation == 1]
     layers = list(TINY_LAYERS) if tiny else headline if name == "headline" else list(speed.LAYERS)
     seconds = 45.0 if name == "headline" else 40.0

@@ -43,7 +43,7 @@ def _correctness(results: Results) -> list[str]:
 
 def _speed(results: Results) -> list[str]:
     """Milliseconds, and of the forward and backward the share of a large product's rate."""
-    found = results["speed"]
+    found = _of_head_dim_64(results)
     length = speed.HEADLINE if any(r["length"] == speed.HEADLINE for r in found) else 0
     found = [r for r in found if r["dilation"] == 1 and length in (0, r["length"])]
     columns = [(causal, work) for causal in (False, True) for work in speed.WORKS]
@@ -62,9 +62,13 @@ def _speed(results: Results) -> list[str]:
     return _table(rows) if len(rows) > 1 else []
 
 
+def _of_head_dim_64(results: Results) -> list[Record]:
+    return [r for r in results["speed"] if (r["dtype"], r["head_dim"], r["value_dim"]) == ("bfloat16", 64, None)]
+
+
 def _lengths(results: Results) -> list[str]:
     """Forward and backward, both sides."""
-    found = [r for r in results["speed"] if not r["causal"] and r["dilation"] == 1 and r["work"] == "both"]
+    found = [r for r in _of_head_dim_64(results) if not r["causal"] and r["dilation"] == 1 and r["work"] == "both"]
     lengths = sorted({r["length"] for r in found})
     if len(lengths) < 2:
         return []

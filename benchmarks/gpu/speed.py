@@ -33,6 +33,7 @@ class Layer:
     heads: int = 12
     head_dim: int = 64
     dtype: str = "bfloat16"
+    value_dim: int | None = None  # head_dim where None
 
     @property
     def pairs(self) -> int:
@@ -43,18 +44,23 @@ class Layer:
 
     def flops(self, work: str) -> float:
         """Two products forward, five more backward, with one of the forward's anew."""
-        products = 2 if work == "forward" else 7
-        return products * 2.0 * self.pairs * self.heads * self.head_dim
+        key_dim, value_dim = self.head_dim, self.value_dim or self.head_dim
+        summed = key_dim + value_dim if work == "forward" else 4 * key_dim + 3 * value_dim
+        return 2.0 * self.pairs * self.heads * summed
 
     @property
-    def shape(self) -> jax.ShapeDtypeStruct:
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Of query, key, value and a cotangent."""
-        return jax.ShapeDtypeStruct((1, self.length, self.heads, self.head_dim), self.dtype)
+        query, value = (
+            jax.ShapeDtypeStruct((1, self.length, self.heads, dim), self.dtype)
+            for dim in (self.head_dim, self.value_dim or self.head_dim)
+        )
+        return query, query, value, value
 
     def inputs(self) -> tuple[jax.Array, ...]:
         """query, key, value and a cotangent."""
         keys = jax.random.split(jax.random.key(0), 4)
-        return tuple(jax.random.normal(k, self.shape.shape, self.dtype) for k in keys)
+        return tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, self.shapes, strict=True))
 
 
 LAYERS = tuple(
@@ -63,6 +69,16 @@ LAYERS = tuple(
     for dilation in (1, 4)
     for causal in (False, True)
     if dilation == 1 or length in (4096, HEADLINE)
+)
+# What models ask for besides bfloat16 with head_dims 64: their keys hold positions, too.
+_OTHER_ARRAYS = (
+    ("bfloat16", 128, 64), ("bfloat16", 128, 128), ("float32", 64, 64), ("float32", 128, 64), ("float16", 64, 64),
+    ("bfloat16", 32, 32),
+)  # fmt: skip
+OTHER_LAYERS = tuple(
+    Layer(8192, causal, head_dim=key_dim, value_dim=value_dim, dtype=dtype)
+    for dtype, key_dim, value_dim in _OTHER_ARRAYS
+    for causal in (False, True)
 )
 
 
@@ -130,7 +146,7 @@ def prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     if make := torch_sides.SIDES.get(side):
         return lambda: _record(layer, work, make(layer)(work))
     attention = JAX_SIDES.get(side, partial(_ours, implementation=side))(layer)
-    measure = prepare_jax(attention if work == "forward" else _gradients(attention), *[layer.shape] * ARRAYS[work])
+    measure = prepare_jax(attention if work == "forward" else _gradients(attention), *layer.shapes[: ARRAYS[work]])
     return lambda: _record(layer, work, measure(*layer.inputs()[: ARRAYS[work]]))
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Sequence
 
 import jax
@@ -11,13 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.attention.band import make_band
-from longformer_jax.attention.pallas import (
-    hopper_attention,
-    hopper_missing,
-    mma_attention,
-    triton_attention,
-    triton_missing,
-)
+from longformer_jax.attention.choice import choose
+from longformer_jax.attention.pallas import hopper_attention, mma_attention, triton_attention
 from longformer_jax.attention.reference import reference_attention
 from longformer_jax.attention.xla import xla_attention
 from longformer_jax.errors import InputError
@@ -33,8 +27,6 @@ IMPLEMENTATIONS = {
     "pallas_mosaic_mma": mma_attention,
     "pallas_mosaic_mma_interpret": functools.partial(mma_attention, interpret=True),
 }
-# Set to 1, the environment variable lets None choose the Hopper kernels, which no GPU has run yet.
-HOPPER_VARIABLE = "LONGFORMER_JAX_HOPPER_KERNELS"
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -82,13 +74,17 @@ def banded_attention(
         for NVIDIA GPUs from Ampere on, head_dim up to 256), "pallas_mosaic_gpu" (experimental: kernels for Hopper,
         bfloat16 and float16, head_dim 64 or 128), "pallas_mosaic_mma" (experimental: the same for any NVIDIA GPU from
         Ampere on, by JAX's living backend), one of the last three with "_interpret" (the same kernels on any
-        device, very slowly, to look into them) or None, the best that runs here. A name never falls back to another.
+        device, very slowly, to look into them) or None: the fastest that a GPU of this kind has shown to be right,
+        "xla" where none has, unless LONGFORMER_JAX_KERNELS in the environment is xla, triton, hopper or mma (auto: as
+        if it were not set). A name never falls back to another; the environment's falls back to "xla" for dtypes and
+        head_dims that its kernels do not take.
 
     Returns:
       out [B, T, H, Dv] of value's dtype, or (out, lse) with lse float32 [B, T, H].
 
     Raises:
-      InputError: an argument does not fit; the sentence names it.
+      InputError: an argument does not fit, or the environment names kernels that the device cannot run; the sentence
+        says which.
       NotImplementedError: the named implementation is not available here.
     """
     _check_arrays(query, key, value)
@@ -186,12 +182,7 @@ def _all_integers(values: np.ndarray) -> bool:
 
 def _select(name: str | None, dtype: str, key_dim: int, value_dim: int):
     if name is None:
-        name = "xla" if triton_missing(key_dim, value_dim) else "pallas_triton"
-        wanted = os.environ.get(HOPPER_VARIABLE, "0")
-        if wanted not in ("", "0", "1"):
-            raise InputError(f"{HOPPER_VARIABLE} is {wanted!r} in the environment; expected 0 or 1")
-        if wanted == "1" and hopper_missing(dtype, key_dim, value_dim) is None:
-            name = "pallas_mosaic_gpu"
+        name = choose(dtype, key_dim, value_dim)
     if not isinstance(name, str):
         raise InputError(f"implementation is {name!r}; expected None or one of {', '.join(map(repr, IMPLEMENTATIONS))}")
     if name not in IMPLEMENTATIONS:

@@ -51,22 +51,21 @@ def default_device() -> Device:
     return Device(device.platform, device.device_kind, *known)
 
 
-def triton_missing(key_dim: int, value_dim: int) -> str | None:
-    """Why the Triton kernels cannot do a call with these head_dims here; None where they can."""
-    return _too_old(default_device()) or triton.unsupported(key_dim, value_dim)
-
-
-def hopper_missing(dtype: str, key_dim: int, value_dim: int) -> str | None:
-    """Why the Hopper kernels cannot do a call with such arrays here; None where they can."""
+def device_lacks(name: str) -> str | None:
+    """Why this device cannot run the kernels of an implementation at all; None where it can."""
     device = default_device()
-    if not device.is_hopper:
-        return f"its kernels need an NVIDIA GPU of the Hopper generation; this device is {device}"
+    if name == "pallas_mosaic_gpu":
+        if not device.is_hopper:
+            return f"its kernels need an NVIDIA GPU of the Hopper generation; this device is {device}"
+        return None
+    return _too_old(device)
+
+
+def unfit(name: str, dtype: str, key_dim: int, value_dim: int) -> str | None:
+    """Why the kernels of an implementation cannot take such arrays on any device; None where they can."""
+    if name == "pallas_triton":
+        return triton.unsupported(key_dim, value_dim)
     return mosaic.unsupported(dtype, key_dim, value_dim)
-
-
-def mma_missing(dtype: str, key_dim: int, value_dim: int) -> str | None:
-    """Why Mosaic's kernels for any GPU cannot do a call with such arrays here; None where they can."""
-    return _too_old(default_device()) or mosaic.unsupported(dtype, key_dim, value_dim)
 
 
 def _too_old(device: Device) -> str | None:
@@ -84,8 +83,7 @@ def triton_attention(query, key, value, *, interpret: bool = False, **options) -
     Raises:
       NotImplementedError: the device or the head_dims are none that the kernels support.
     """
-    dims = query.shape[-1], value.shape[-1]
-    _check("pallas_triton", triton.unsupported(*dims) if interpret else triton_missing(*dims))
+    _check("pallas_triton", query, value, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
     return triton.attention(spec, default_device().kind, query, key, value, limits)
 
@@ -98,8 +96,7 @@ def hopper_attention(
     Raises:
       NotImplementedError: the device, the dtype or the head_dims are none that the kernels support.
     """
-    arrays = str(query.dtype), query.shape[-1], value.shape[-1]
-    _check("pallas_mosaic_gpu", mosaic.unsupported(*arrays) if interpret else hopper_missing(*arrays))
+    _check("pallas_mosaic_gpu", query, value, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
     gpu = hopper_gpu(interpret)._replace(overlap=overlap)
     return mosaic.attention(spec, gpu, query, key, value, limits)
@@ -107,8 +104,7 @@ def hopper_attention(
 
 def mma_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
     """As `hopper_attention`, with the kernels for any GPU."""
-    arrays = str(query.dtype), query.shape[-1], value.shape[-1]
-    _check("pallas_mosaic_mma", mosaic.unsupported(*arrays) if interpret else mma_missing(*arrays))
+    _check("pallas_mosaic_mma", query, value, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
     return mosaic.attention(spec, mma_gpu(interpret), query, key, value, limits)
 
@@ -126,7 +122,9 @@ def mma_gpu(interpret: bool = False) -> mosaic.Gpu:
     return hopper_gpu(interpret)._replace(has_tma=has_tma, has_wgmma=False)
 
 
-def _check(name: str, reason: str | None) -> None:
+def _check(name: str, query: jax.Array, value: jax.Array, interpret: bool) -> None:
+    reason = None if interpret else device_lacks(name)
+    reason = reason or unfit(name, str(query.dtype), query.shape[-1], value.shape[-1])
     if reason is not None:
         raise NotImplementedError(f"implementation {name!r} is not available here: {reason}")
 

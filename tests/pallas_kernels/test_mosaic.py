@@ -12,8 +12,6 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from longformer_jax import banded_attention
-from longformer_jax.attention.api import HOPPER_VARIABLE
-from longformer_jax.errors import InputError
 from pallas_kernels.block_sizes import PASSES
 from pallas_kernels.mosaic import HEAD_DIMS, tiles
 from pallas_kernels.mosaic import tiling as tilings
@@ -197,21 +195,6 @@ SHAPE = jax.ShapeDtypeStruct((2, 100, 4, 64), jnp.bfloat16)
 
 def attend(query, key, value, **options):
     return banded_attention(query, key, value, window=20, **options)
-
-
-def test_none_chooses_them_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(shape: jax.ShapeDtypeStruct, kind: str = H100) -> bool:
-        text = lowered(lambda *x: attend(*x), shape, shape, shape, kind=kind)
-        return "mosaic" in text
-
-    assert not chosen(SHAPE)
-    monkeypatch.setenv(HOPPER_VARIABLE, "1")
-    assert chosen(SHAPE)
-    assert not chosen(jax.ShapeDtypeStruct((2, 100, 4, 32), jnp.bfloat16))
-    assert not chosen(SHAPE, "NVIDIA A100-SXM4-80GB")
-    monkeypatch.setenv(HOPPER_VARIABLE, "true")
-    with pytest.raises(InputError, match=rf"^{HOPPER_VARIABLE} is 'true' in the environment; expected 0 or 1"):
-        chosen(SHAPE)
 
 
 B200, MI300X = "NVIDIA B200", "AMD Instinct MI300X"

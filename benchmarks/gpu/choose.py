@@ -1,0 +1,64 @@
+"""What `implementation=None` is to mean on the GPU of a results file: the fastest that it has shown to be right."""
+
+import json
+import math
+
+from benchmarks.gpu import correctness, plan
+from benchmarks.gpu.results import OK, Record, Results
+from longformer_jax.attention.choice import table_key, table_path
+from longformer_jax.files import write_text
+
+Arrays = tuple[str, int, int]  # dtype, head_dim of query and key, of value
+
+
+def choose(results: Results) -> dict[Arrays, str]:
+    """The fastest of forward and backward for each kind of arrays measured, by the geometric mean over the shapes.
+
+    Those that lack a case, or have failed in one, of a dtype are not chosen for it.
+    """
+    times: dict[Arrays, dict[str, dict[tuple, float]]] = {}
+    for record in results["speed"]:
+        if record["work"] == "both" and record["outcome"] == OK and record["side"] in (*plan.OURS, "xla"):
+            shape = record["length"], record["causal"], record["dilation"]
+            of_arrays = times.setdefault(_arrays(record), {})
+            of_arrays.setdefault(record["side"], {})[shape] = record["milliseconds"]
+    chosen = {}
+    for arrays, sides in times.items():
+        right = {side: shapes for side, shapes in sides.items() if side == "xla" or not lacks(results, side, *arrays)}
+        if "xla" not in right:  # nothing to compare with
+            continue
+        common = set.intersection(*(set(shapes) for shapes in right.values()))
+        if common:
+            means = {side: sum(math.log(shapes[one]) for one in common) for side, shapes in right.items()}
+            chosen[arrays] = min(means, key=lambda side: means[side])
+    return chosen
+
+
+def lacks(results: Results, implementation: str, dtype: str, key_dim: int, value_dim: int) -> str | None:
+    """Why an implementation has not been shown to be right with such arrays; None where it has."""
+    if (key_dim, value_dim) not in {(case.Dk, case.Dv) for case in correctness.cases_of(implementation).values()}:
+        return f"{implementation} has no case with head_dim {key_dim} and {value_dim}"
+    tasks = correctness.tasks_of(implementation) + correctness.core_tasks(implementation)
+    tasks = [task for task in tasks if task["dtype"] == dtype]
+    found = [results.find(**task) for task in tasks]
+    missing, failed = found.count(None), sum(r is not None and r["outcome"] != OK for r in found)
+    if not tasks:
+        return f"{implementation} has no kernels for {dtype}"
+    if missing or failed:
+        return f"{implementation} in {dtype}: of {len(tasks)} cases {failed} have failed, {missing} have not been tried"
+    return None
+
+
+def write(results: Results) -> str:
+    """Writes the table of the file's device; returns what to tell."""
+    chosen = choose(results)
+    table = {table_key(*arrays): name for arrays, name in sorted(chosen.items())}
+    path = table_path(results.values["device"])
+    write_text(path, json.dumps(table, indent=1) + "\n")
+    reasons = [reason for name in plan.OURS for arrays in sorted(chosen) if (reason := lacks(results, name, *arrays))]
+    told = [f"{key}: {name}" for key, name in table.items()] + list(dict.fromkeys(reasons)) + [f"written to {path}"]
+    return "\n".join(told)
+
+
+def _arrays(record: Record) -> Arrays:
+    return record["dtype"], record["head_dim"], record["value_dim"] or record["head_dim"]

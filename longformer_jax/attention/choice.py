@@ -1,0 +1,73 @@
+"""Which implementation None means: what has been measured on this kind of GPU, or what the environment says.
+
+choices/DEVICE.json, where DEVICE is the kind of GPU in lower case with "_" for anything else, holds the fastest of the
+implementations that such a GPU has shown to be right: "DTYPE KEY_DIM VALUE_DIM" -> name. `python -m benchmarks.gpu
+--choose` writes it. What is in no table is "xla".
+"""
+
+import functools
+import json
+import logging
+import os
+import re
+from pathlib import Path
+
+from longformer_jax.attention.pallas import default_device, device_lacks, unfit
+from longformer_jax.errors import InputError
+
+# Read when a call is traced, for the implementation of all calls that name none.
+VARIABLE = "LONGFORMER_JAX_KERNELS"
+KERNELS = {"triton": "pallas_triton", "hopper": "pallas_mosaic_gpu", "mma": "pallas_mosaic_mma"}
+_FOLDER = Path(__file__).parent / "choices"
+_logger = logging.getLogger(__name__)
+
+
+def choose(dtype: str, key_dim: int, value_dim: int) -> str:
+    """The name of the implementation for such arrays on the device that the code being traced is for.
+
+    Logs each choice once where there is one: on NVIDIA GPUs, and where the environment names kernels.
+
+    Raises:
+      InputError: the environment names what does not exist, or kernels that this device cannot run.
+    """
+    wanted, device = os.environ.get(VARIABLE) or "auto", default_device()
+    arrays = f"{dtype}, head_dim {key_dim}" + (f" and {value_dim}" if value_dim != key_dim else "")
+    if wanted not in ("auto", "xla", *KERNELS):
+        raise InputError(f"{VARIABLE} is {wanted!r} in the environment; expected auto, xla, {', '.join(KERNELS)}")
+    if wanted == "xla":
+        return "xla"
+    if wanted == "auto":
+        name = _table(table_path(device.kind)).get(table_key(dtype, key_dim, value_dim), "xla")
+        if device.is_nvidia:
+            why = "measured there" if name != "xla" or table_path(device.kind).is_file() else (
+                f"kernels have not been measured on this kind of GPU; {VARIABLE}=triton tries some"
+            )  # fmt: skip
+            _log(f"attention: {name} on {device.kind} for {arrays} ({why})")
+        return name
+    name = KERNELS[wanted]
+    if reason := device_lacks(name):
+        raise InputError(f"{VARIABLE} is {wanted!r} in the environment, but {reason}")
+    if reason := unfit(name, dtype, key_dim, value_dim):
+        _log(f"attention: xla, not {wanted}, for {arrays} ({reason})")
+        return "xla"
+    _log(f"attention: {name} on {device.kind} for {arrays} ({VARIABLE}={wanted})")
+    return name
+
+
+def table_path(device_kind: str) -> Path:
+    """Of the table for a kind of GPU, whether there is one or not."""
+    return _FOLDER / f"{re.sub(r'\W+', '_', device_kind.lower())}.json"
+
+
+def table_key(dtype: str, key_dim: int, value_dim: int) -> str:
+    return f"{dtype} {key_dim} {value_dim}"
+
+
+@functools.cache
+def _table(path: Path) -> dict[str, str]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+@functools.cache
+def _log(line: str) -> None:
+    _logger.info(line)
