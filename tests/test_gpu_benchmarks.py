@@ -308,6 +308,10 @@ def test_bits_are_compared(right: tuple[list, list]) -> None:
     assert correctness._same(found, found) and correctness._same(nan, nan)
     assert not correctness._same(found, [*found[:-1], found[-1] * np.float32(1.0000002)])
     assert not correctness._same(found, nan)
+    assert correctness.same_bits(found, found, "it") == {"outcome": "ok", "units": {}}
+    record = correctness.same_bits([found[0] * 1.001, *found[1:]], found, "it")
+    assert (record["outcome"], record["failed"]) == ("wrong", ["out"])
+    assert re.match(r"not the bits of it: out by 8\d\d\d\.\d units", record["reason"])
 
 
 def test_repeated_calls_are_all_made() -> None:
