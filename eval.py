@@ -74,7 +74,7 @@ def _run() -> str:
 
 def main(arguments: list[str]) -> None:
     """Prints the figure or the sample; exits with 2 on bad input, and with 1 when a file or the memory fails."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a restore
+    logging.set_verbosity(logging.FATAL)  # Orbax tells every step of a restore
     reuse_freed_memory()
     print_anything()
     print_log()

@@ -53,7 +53,7 @@ def _join_cluster() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the experiment; exits with 2 on bad input, and with 1 when the loss, a file or the memory fails."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+    logging.set_verbosity(logging.FATAL)  # Orbax tells every step of a save, and what fails in each of its threads
     reuse_freed_memory()
     print_anything()
     print_log()

@@ -1,13 +1,18 @@
 """Checkpoints with Orbax: asynchronous, atomic, with checksums. The one file that knows Orbax.
 
 `checkpoints/STEP/` of a run holds `params` and `train` (the optimizer's state and the step) apart, so that evaluation
-reads the parameters alone, and `checksums.json`, the SHA-256 of every file of the two, since Orbax does not notice
-changed bytes. `params/` of a model's directory is a checkpoint of the same form that holds `params` alone.
+reads the parameters alone, and `checksums.json`, the step and the SHA-256 of every file of the two, as Orbax does not
+notice changed bytes or another name. `params/` of a model's directory is a checkpoint of the same form that holds
+`params` alone.
 """
 
 import hashlib
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +26,10 @@ from longformer_jax.files import read_json, user_path
 DIRECTORY = "checkpoints"
 _PARAMS = "params"
 _CHECKSUMS = "checksums.json"
+_STEP = "step"  # the entry of the checksums that is none
+
+# How TensorStore, which writes for Orbax, tells what the system refused it.
+_OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
 
 # {"params", "opt_state", "step"}
 State = dict[str, Any]
@@ -53,31 +62,52 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         """The step of the latest complete checkpoint, None where there is none."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return max(_steps(self._root), default=None)
 
     def save(self, step: int, state: State) -> None:
-        """Starts to save and returns when `state` has been copied; raises what went wrong with the save before."""
+        """Starts to save and returns when `state` has been copied.
+
+        Raises:
+          OSError: the system refused a file of this checkpoint, or of the one before; what is complete stays.
+        """
         self.wait()
         self._saving = step
-        self._pending = self._checkpointer.save_checkpointables_async(
-            step,
-            {"params": state["params"], "train": {"opt_state": state["opt_state"], "step": state["step"]}},
-            force=True,
-        )
+        with self._os_errors():
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step,
+                {"params": state["params"], "train": {"opt_state": state["opt_state"], "step": state["step"]}},
+                force=True,
+            )
 
     def wait(self) -> None:
-        """Waits for a save under way; raises what went wrong with it."""
+        """Waits for a save under way; raises what `save` does."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            with self._os_errors():
+                pending.result()
 
     def close(self) -> None:
         """Waits for a save under way and for the removal of old checkpoints."""
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            with self._os_errors():
+                self._checkpointer.close()
+
+    @contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        """Raises what the system refused as OSError that names the checkpoint and the one that is left."""
+        try:
+            yield
+        except Exception as error:
+            found = _OS_ERROR_CODE.search(str(error))
+            if not found and not isinstance(error, OSError):
+                raise
+            number = int(found[1]) if found else error.errno
+            reason = os.strerror(number) if number else str(error)
+            steps = _steps(self._root)
+            kept = f"checkpoint {steps[-1]} is the latest" if steps else "there is no checkpoint yet"
+            raise OSError(number, f"{reason}; {kept}", str(self._root / str(self._saving))) from error
 
     def restore(self, abstract_state: State) -> State:
         """The latest checkpoint, on whatever devices the shardings of `abstract_state` name.
@@ -98,25 +128,25 @@ class Checkpoints:
         if jax.process_index() == 0:
             final = self._root / str(self._saving)
             # Storage without a rename has no other name.
-            _write_checksums(next(self._root.glob(f"{final.name}.*"), final))
+            _write_checksums(next(self._root.glob(f"{final.name}.*"), final), self._saving)
 
 
 def has_checkpoint(workdir: str | Path) -> bool:
     """Whether a run can go on from where a workdir stands."""
-    return bool(_steps(workdir))
+    return bool(_steps(_root(workdir)))
 
 
 def find_checkpoint(workdir: str | Path, step: int | None = None) -> int:
     """The step of the latest checkpoint of a workdir, or `step` where there is one of it; else raises InputError."""
-    steps = _steps(workdir)
+    steps = _steps(_root(workdir))
     if not steps or step not in (None, *steps):
         wanted = "a checkpoint" if step is None else f"checkpoint {step}"
         raise InputError(f"workdir is {str(workdir)!r}, with checkpoints {steps}; expected {wanted} in it")
     return steps[-1] if step is None else step
 
 
-def _steps(workdir: str | Path) -> list[int]:
-    return sorted(int(path.name) for path in _root(workdir).glob("*") if path.name.isdecimal())
+def _steps(root: Path) -> list[int]:
+    return sorted(int(path.name) for path in root.glob("*") if path.name.isdecimal())
 
 
 def _root(workdir: str | Path) -> Path:
@@ -190,11 +220,14 @@ def _load(checkpoint: Path, abstract_params: Any) -> Any:
     _check_tensors(checkpoint, abstract_params)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params)
-    return ocp.load_checkpointables(str(checkpoint), {"params": placed})["params"]
+    return ocp.load(
+        str(checkpoint), placed, checkpointable_name=_PARAMS
+    )  # load_checkpointables looks at the others, too
 
 
-def _write_checksums(directory: Path) -> None:
-    (directory / _CHECKSUMS).write_text(json.dumps(_checksums(directory), indent=1) + "\n")
+def _write_checksums(directory: Path, step: int | None = None) -> None:
+    entries = {} if step is None else {_STEP: step}
+    (directory / _CHECKSUMS).write_text(json.dumps(entries | _checksums(directory), indent=1) + "\n")
 
 
 def _checksums(directory: Path, part: str = "") -> dict[str, str]:
@@ -209,12 +242,20 @@ def _checksums(directory: Path, part: str = "") -> dict[str, str]:
 
 
 def _verify(directory: Path, part: str) -> None:
-    """Raises InputError unless the files of a checkpoint whose names begin with `part` are as they were written."""
+    """Raises InputError unless the files of a checkpoint whose names begin with `part` are as they were written.
+
+    And unless the directory of a run's checkpoint is named after its step.
+    """
     try:
         recorded = read_json(directory / _CHECKSUMS)
-        expected = {name: digest for name, digest in recorded.items() if name.startswith(part)}
     except (OSError, InputError):
-        expected = {_CHECKSUMS: ""}
+        recorded = {}
+    step = recorded.pop(_STEP, None)  # not of an earlier version, nor of parameters alone
+    if step is not None and str(step) != directory.name:
+        raise InputError(
+            f"checkpoint {str(directory)!r} is of step {step}, and has been renamed; expected {step} as its name"
+        )
+    expected = {name: digest for name, digest in recorded.items() if name.startswith(part)} or {_CHECKSUMS: ""}
     found = _checksums(directory, part)
     damaged = sorted(name for name, digest in expected.items() if found.get(name) != digest)
     if damaged:
@@ -227,7 +268,7 @@ def _verify(directory: Path, part: str) -> None:
 
 def _check_tensors(directory: Path, params: Any) -> None:
     """Raises InputError naming the tensors whose shapes in a checkpoint are not those of `params`."""
-    saved = _shapes(ocp.checkpointables_metadata(str(directory)).metadata["params"])
+    saved = _shapes(ocp.metadata(str(directory), _PARAMS).metadata)
     expected = _shapes(params)
     wrong = [
         f"{name} {saved.get(name, 'missing')} instead of {expected.get(name, 'none')}"

@@ -5,8 +5,10 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,9 +49,15 @@ def print_log() -> None:
 
 @contextmanager
 def one_line_for_errors() -> Iterator[None]:
-    """Says in one line what is wrong with the input, and exits with 2, or what the system refuses, and exits with 1."""
+    """Says in one line what is wrong with the input, and exits with 2, or what the system refuses, and exits with 1.
+
+    Ctrl-C exits with 130, and so does a second one, at once.
+    """
     try:
-        yield
+        with _second_interrupt_ends():
+            yield
+    except KeyboardInterrupt:
+        fail(130, "interrupted")
     except (InputError, NotImplementedError) as error:
         fail(2, error)
     except OSError as error:
@@ -60,6 +68,32 @@ def one_line_for_errors() -> Iterator[None]:
             raise
         reason = next(iter(str(error).splitlines()), "")[:300]
         fail(1, f"the memory is too small ({reason}); a smaller batch, shorter sequences or narrower windows may help")
+
+
+@contextmanager
+def _second_interrupt_ends() -> Iterator[None]:
+    """Ends the process at the second Ctrl-C, also while it compiles, when Python's own handlers would have to wait."""
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+
+    def listen() -> None:
+        interrupts = 0
+        while received := os.read(receiver, 1):
+            interrupts += received[0] == signal.SIGINT
+            if interrupts == 2:
+                os.write(2, b"error: interrupted\n")
+                os._exit(130)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    previous = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(sender)
+        listener.join()
+        os.close(receiver)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

@@ -1,14 +1,19 @@
 """Names of files, JSON from outside, and files and directories that are written as a whole or not at all."""
 
+import fcntl
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from longformer_jax.errors import InputError
+
+_LOCK = ".lock"
 
 
 def user_path(field: str, path: str | os.PathLike[str]) -> Path:
@@ -18,6 +23,8 @@ def user_path(field: str, path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{field} is {path!r}; expected a path")
     if "\0" in text:
         raise InputError(f"{field} is {text!r}; expected a path without a null character")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):  # pathlib makes one slash of two
+        raise InputError(f"{field} is {text!r}; expected a path of this machine's file system")
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -26,6 +33,7 @@ def user_path(field: str, path: str | os.PathLike[str]) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises InputError where there is none in it, and OSError where it cannot be read."""
+    check_kinds(path)
     return parse_json(path.read_bytes(), str(path))
 
 
@@ -48,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
-        if path.is_dir():  # only a file is replaced in one go
+        if path.is_dir() and partial.is_dir():  # only a file is replaced in one go
             shutil.rmtree(path)
         partial.replace(path)
     finally:
@@ -59,6 +67,61 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def check_kinds(*files: Path, directories: Sequence[Path] = ()) -> None:
+    """Raises InputError where something is there that is no file, such as a pipe, or no directory."""
+    for kind, paths, right in (("file", files, Path.is_file), ("directory", directories, Path.is_dir)):
+        for path in paths:
+            if path.exists() and not right(path):
+                raise InputError(f"{str(path)!r} is there, but is no {kind}; expected a {kind}")
+
+
+@contextmanager
+def locked(field: str, directory: Path) -> Iterator[None]:
+    """Keeps other processes that ask for it out of a directory, which is made if need be.
+
+    The lock goes with the process that holds it, however that ends. Where the file system has no locks, nobody is kept
+    out. A directory that was new, and is empty at the end, is removed.
+
+    Raises:
+      InputError: another process has the lock; it names `field`, and the process.
+    """
+    new = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / _LOCK
+    check_kinds(path)
+    file = _open_locked(path)
+    if file is None:
+        holder = path.read_text(encoding="utf-8") or "another process"
+        raise InputError(f"{field} is {str(directory)!r}, which is in use by {holder}; expected another directory")
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+        if new and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def _open_locked(path: Path) -> TextIO | None:
+    """A file with a lock on it, None where another process has that."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # not on this file system
+            return file
+        # Its last holder may have removed it just before.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
 
 
 def check_unused(field: str, directory: Path) -> None:

@@ -1,6 +1,8 @@
 """Checkpoints: what is kept, what is refused and in which words, other devices, parameters alone."""
 
+import contextlib
 import dataclasses
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,8 +80,14 @@ def test_parameters_alone(saved: Path) -> None:
     assert_same(restore_params(str(saved), step=3), state_of(3)["params"])
 
 
-def test_parameters_alone_do_not_need_the_rest(workdir: Path) -> None:
-    shutil.rmtree(workdir / "checkpoints" / "4" / "train")
+@pytest.mark.parametrize("damage", ["remove", "truncate"])
+def test_parameters_alone_do_not_need_the_rest(workdir: Path, damage: str) -> None:
+    checkpoint = workdir / "checkpoints" / "4"
+    if damage == "remove":
+        shutil.rmtree(checkpoint / "train")
+    else:
+        for file in [*data_files(checkpoint / "train"), checkpoint / "_CHECKPOINT_METADATA"]:
+            truncate(file)
     assert_same(restore_params(workdir), state_of(4)["params"])
 
 
@@ -134,10 +142,23 @@ def nest(file: Path) -> None:
     file.write_text("[" * 200_000)
 
 
-@pytest.mark.parametrize("damage", [truncate, nest, Path.unlink])
+def empty(file: Path) -> None:
+    file.write_text("{}")
+
+
+@pytest.mark.parametrize("damage", [truncate, nest, empty, Path.unlink])
 def test_damaged_checksums(workdir: Path, damage: Callable[[Path], None]) -> None:
     damage(workdir / "checkpoints" / "4" / "checksums.json")
     with pytest.raises(InputError, match=r"is damaged: checksums\.json is missing or changed"):
+        restore_params(workdir)
+
+
+def test_a_renamed_checkpoint_is_not_taken_for_another_step(workdir: Path) -> None:
+    (workdir / "checkpoints" / "4").rename(workdir / "checkpoints" / "40")
+    message = r"^checkpoint '.*/40' is of step 4, and has been renamed; expected 4 as its name$"
+    with Checkpoints(workdir, keep=2) as checkpoints, pytest.raises(InputError, match=message):
+        checkpoints.restore(ABSTRACT)
+    with pytest.raises(InputError, match=message):
         restore_params(workdir)
 
 
@@ -168,6 +189,26 @@ def test_a_failed_save_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         checkpoints.wait()
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         assert checkpoints.latest_step is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks, one after the other
+def test_what_is_saved_stays_when_the_system_refuses_a_file(tmp_path: Path) -> None:
+    """A limit on the size of files, as a full disk needs one of its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    message = r"File too large; checkpoint 1 is the latest: '.*/checkpoints/2'$"
+    with contextlib.suppress(OSError), Checkpoints(tmp_path, keep=2) as checkpoints:  # closing says it once more
+        checkpoints.save(1, state_of(1))
+        checkpoints.wait()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+            with pytest.raises(OSError, match=message):
+                checkpoints.save(2, state_of(2))
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step == 1
+        assert_same(checkpoints.restore(ABSTRACT), state_of(1))
 
 
 # ---- Parameters in a directory of their own -----------------------------------------------------------------------

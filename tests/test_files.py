@@ -1,5 +1,10 @@
 """What a user calls a path, and what is no JSON object."""
 
+import errno
+import fcntl
+import os
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,7 +13,7 @@ from longformer_jax import InputError, load_pretrained
 from longformer_jax.checkpoints import has_checkpoint
 from longformer_jax.data import load_corpus
 from longformer_jax.evaluation import evaluate
-from longformer_jax.files import read_json, user_path
+from longformer_jax.files import locked, read_json, user_path, write_text
 from longformer_jax.training import ExperimentConfig, train
 from longformer_jax.weights import load_tokenizer
 from tests.training.tiny import CONFIG
@@ -28,6 +33,8 @@ def test_a_tilde_is_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         ("~nobody-of-that-name/x", "is '~nobody-of-that-name/x', whose user has no home here; expected another path"),
         ("a\0b", r"is 'a\\x00b'; expected a path without a null character"),
         (3, "is 3; expected a path"),
+        ("gs://bucket/run", "is 'gs://bucket/run'; expected a path of this machine's file system"),
+        (Path("s3://bucket/run"), "is 's3:/bucket/run'; expected a path of this machine's file system"),
     ],
 )
 @pytest.mark.parametrize(
@@ -60,3 +67,48 @@ def test_what_is_no_json_object(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"^/.*/file\.json is damaged.*; expected a JSON object$"):
         read_json(file)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file(tmp_path: Path, make) -> None:
+    make(tmp_path / "file.json")
+    with pytest.raises(InputError, match=r"^'/.*/file\.json' is there, but is no file; expected a file$"):
+        read_json(tmp_path / "file.json")
+
+
+def test_a_directory_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file" / "precious").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "file", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file" / "precious").exists()
+
+
+def test_a_lock_keeps_others_out_while_it_is_held(tmp_path: Path) -> None:
+    holder = re.escape(f"process {os.getpid()} on {socket.gethostname()}")
+    for directory in (tmp_path / "new", tmp_path):
+        with locked("workdir", directory):
+            message = f"^workdir is '{directory}', which is in use by {holder}; expected another directory$"
+            with pytest.raises(InputError, match=message), locked("workdir", directory):
+                pass
+    (tmp_path / ".lock").write_text("process 1 on host")  # what a killed process leaves
+    with locked("workdir", tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_the_file_system_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked("workdir", tmp_path):
+        pass
+
+
+def test_a_new_directory_goes_with_what_failed_in_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^wrong$"), locked("workdir", tmp_path / "empty"):
+        raise InputError("wrong")
+    with pytest.raises(InputError, match="^wrong$"), locked("workdir", tmp_path / "used"):
+        (tmp_path / "used" / "file").touch()
+        raise InputError("wrong")
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]

@@ -1,8 +1,10 @@
 """The training loop: phases, validation, checkpoints, and how a run ends."""
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable
@@ -13,25 +15,39 @@ import jax
 
 from longformer_jax.checkpoints import DIRECTORY, Checkpoints, has_checkpoint
 from longformer_jax.errors import InputError
-from longformer_jax.files import user_path
-from longformer_jax.training.config import CONFIG_FILE, ExperimentConfig
+from longformer_jax.files import check_kinds, locked, user_path
+from longformer_jax.training.config import CONFIG_FILE, DATA_FILE, ExperimentConfig
 from longformer_jax.training.flops import peak_flops
-from longformer_jax.training.metrics import METRICS_FILE, MetricsLog, plot_curve, read_metrics
+from longformer_jax.training.metrics import (
+    BOARD_DIRECTORY,
+    CURVE_FILE,
+    METRICS_FILE,
+    MetricsLog,
+    plot_curve,
+    read_metrics,
+)
 from longformer_jax.training.monitor import DivergenceError, StepMonitor
 from longformer_jax.training.preemption import StopRequest
+from longformer_jax.training.processes import check_same, together
 from longformer_jax.training.sharding import accumulation_steps, check_memory, make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
 
 # `profile` traces this many steps, after as many others in which caches get warm.
 _PROFILED_STEPS = 3
 
+_MODEL, _PROFILE = "model", "profile"
+# What a workdir may hold.
+_FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, CURVE_FILE, "tokenizer.json")
+_DIRECTORIES = (DIRECTORY, BOARD_DIRECTORY, _MODEL, _PROFILE)
+
 
 def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = False) -> State:
     """Trains through all phases, or on from where `workdir` stands, and returns the last state.
 
     The workdir gets config.json, data.json, checkpoints/, metrics.jsonl, curve.png, tensorboard/ where tensorboardX is
-    installed, and what the kind of experiment leaves. On SIGTERM the state is saved and returned early. With several
-    processes, call this in each of them after `jax.distributed.initialize`, with a workdir that they share.
+    installed, and what the kind of experiment leaves. On SIGTERM or Ctrl-C the state is saved and returned early; a
+    second Ctrl-C is a KeyboardInterrupt. With several processes, call this in each of them after
+    `jax.distributed.initialize`, with a workdir that they share.
 
     Args:
       config: what to train.
@@ -39,42 +55,69 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
       profile: writes a trace of a few steps to WORKDIR/profile, for TensorBoard or Perfetto.
 
     Raises:
-      InputError: the data, the devices, the workdir or its checkpoint do not fit `config`; before anything compiles.
+      InputError: the data, the devices, the workdir or its checkpoint do not fit `config`, another run is in the
+        workdir, or the processes differ in what they are to do; before anything compiles.
+      OSError: the system refused a file, such as for a full disk. What had been saved stays.
       DivergenceError: the loss or the gradient norm is not finite. The latest checkpoint is from before that.
     """
     workdir = user_path("workdir", workdir)
+    # Where the data lies may differ, as long as they are the same.
+    check_same(workdir=str(workdir.absolute()), config=json.dumps(config.to_dict() | {"data": None}))
     mesh = make_mesh(config.mesh)
     accumulate = [accumulation_steps(config, index, mesh) for index in range(len(config.phases))]
     abstract = abstract_state(config, mesh)
     check_memory(abstract)
+    with contextlib.ExitStack() as held:
+        with together():
+            data = _claim(config, workdir, held)
+        if jax.process_count() > 1:
+            check_same(data=data.fingerprint)
+        return _run(config, workdir, data, mesh, accumulate, abstract, profile)
+
+
+def _claim(config: ExperimentConfig, workdir: Path, held: contextlib.ExitStack) -> Any:
+    """Takes the workdir, until `held` is closed, and returns the data; raises InputError where these do not fit."""
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"workdir is {str(workdir)!r}, which is a file; expected a directory")
+    if jax.process_index() == 0:
+        try:
+            held.enter_context(locked("workdir", workdir))
+        except OSError as error:
+            raise InputError(f"workdir is {str(workdir)!r}, which cannot be written to ({error.strerror})") from None
+    files, directories = ([workdir / name for name in names] for names in (_FILES, _DIRECTORIES))
+    check_kinds(*files, directories=directories)
     if has_checkpoint(workdir):
         config.check_resumes(ExperimentConfig.load(workdir))
-        data = config.open_data(workdir)
-    else:
-        _check_new(config, workdir)
-        data = config.load_data()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"workdir is {str(workdir)!r}, which cannot be made ({error.strerror})") from None
+        return config.open_data(workdir)
+    _check_new(config, workdir)
+    return config.load_data()
 
-    with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopRequest() as stop:
+
+def _run(
+    config: ExperimentConfig,
+    workdir: Path,
+    data: Any,
+    mesh: jax.sharding.Mesh,
+    accumulate: list[int],
+    abstract: State,
+    profile: bool,
+) -> State:
+    """`train`, once all is seen to fit."""
+    with StopRequest() as stop, Checkpoints(workdir, config.keep_checkpoints) as checkpoints:
         start = checkpoints.latest_step or 0
         state = checkpoints.restore(abstract) if start else init_state(config, mesh)
+        if jax.process_index() == 0:
+            config.save(workdir)
+            config.save_data(workdir, data)
         numbers = (config.unit, config.score)
         with MetricsLog(workdir, step=start, total_steps=config.total_steps, numbers=numbers) as log:
-            if jax.process_index() == 0:
-                config.save(workdir)
-                config.save_data(workdir, data)
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
                 f"{parameters / 1e6:.1f}M parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
                 f"(data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}), "
                 + (f"continuing after step {start:,}" if start else "from the beginning")
             )
-            run = _Run(config, workdir, data, mesh, accumulate, checkpoints, log, stop, profile, start)
+            run = _Loop(config, workdir, data, mesh, accumulate, checkpoints, log, stop, profile, start)
             try:
                 state = run.train(state)
             except DivergenceError as error:
@@ -97,14 +140,29 @@ def _check_new(config: ExperimentConfig, workdir: Path) -> None:
                 f"workdir is {str(workdir)!r}, whose {CONFIG_FILE} is not of a run ({error}); expected a new directory"
             ) from None
         config.check_resumes(previous)
-    elif any((workdir / name).exists() for name in ("model", "curve.png")):  # written at the end of a run
+        _check_not_lost(previous, workdir)
+        return
+    for name in (METRICS_FILE, CURVE_FILE, _MODEL):
+        if (workdir / name).exists():
+            raise InputError(
+                f"workdir is {str(workdir)!r}, which holds {name}, but no {CONFIG_FILE}; expected a new directory"
+            )
+
+
+def _check_not_lost(config: ExperimentConfig, workdir: Path) -> None:
+    """Raises InputError where a run had a checkpoint, by its log, but has none any more."""
+    last = max((record["step"] for record in read_metrics(workdir / METRICS_FILE)), default=0)
+    # The second save waits for the first: a run that was killed before that had none yet, and may begin again.
+    saved = last > 2 * config.checkpoint_interval or last >= config.total_steps
+    if last and (saved or not (workdir / DIRECTORY).exists()):
         raise InputError(
-            f"workdir is {str(workdir)!r}, which holds a model or curve, but no {CONFIG_FILE}; expected a new directory"
+            f"workdir is {str(workdir)!r}, whose {METRICS_FILE} goes to step {last:,}, but without a checkpoint to go "
+            f"on from; expected its {DIRECTORY}, or another directory (to begin anew in it, remove {METRICS_FILE})"
         )
 
 
 @dataclasses.dataclass
-class _Run:
+class _Loop:
     """What the phases of a run share."""
 
     config: ExperimentConfig
@@ -233,8 +291,8 @@ class _Run:
             with monitor.paused():
                 jax.profiler.stop_trace()
             self.tracing = False
-            self.log.say(f"wrote a trace of steps {first + 1:,} to {step:,} to {self.workdir / 'profile'}")
+            self.log.say(f"wrote a trace of steps {first + 1:,} to {step:,} to {self.workdir / _PROFILE}")
         elif step == first and not self.tracing:
             with monitor.paused():
-                jax.profiler.start_trace(self.workdir / "profile")
+                jax.profiler.start_trace(self.workdir / _PROFILE)
             self.tracing = True

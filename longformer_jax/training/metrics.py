@@ -1,8 +1,11 @@
 """Where the numbers go: a line on the terminal, metrics.jsonl, TensorBoard, and the curve at the end."""
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,15 +13,18 @@ import jax
 from tqdm import tqdm
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import parse_json
+from longformer_jax.files import parse_json, write_text
 
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
+BOARD_DIRECTORY = "tensorboard"
 
 try:
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
 except ImportError:  # an optional extra
-    SummaryWriter = None
+    EventsWriter = None
 
 
 class MetricsLog:
@@ -41,9 +47,11 @@ class MetricsLog:
         if self._writes:
             path = workdir / METRICS_FILE
             kept = [record for record in read_metrics(path, numbers) if step and record["step"] <= step]
-            path.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            self._file = path.open("a", buffering=1)
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1) if SummaryWriter else None
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                write_text(path, text)
+            self._file = path.open("a", buffering=1, encoding="utf-8")
+            self._board = _TensorBoard(workdir / BOARD_DIRECTORY, step + 1) if EventsWriter else None
 
     def __enter__(self) -> Self:
         return self
@@ -70,8 +78,29 @@ class MetricsLog:
         if self._writes:
             self._file.write(json.dumps({"split": split, "step": step, **values}) + "\n")
             if self._board:
-                for name, value in values.items():
-                    self._board.add_scalar(f"{split}/{name}", value, step)
+                self._board.write(step, {f"{split}/{name}": value for name, value in values.items()})
+
+
+class _TensorBoard:
+    """An event file, written where and when it is asked for: tensorboardX's own writer does so in a thread, which the
+    first full disk ends, and from then on it waits for the thread.
+    """
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        """Hides what earlier files have of `first_step` and later steps."""
+        directory.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(directory / "events"))
+        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._write(step, summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()]))
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -102,8 +131,7 @@ def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:
       score: the key of the score, such as "bpc".
       score_name: what the score is called.
     """
-    from matplotlib.figure import Figure  # takes half a second, which evaluation and a failing start are spared
-
+    Figure = _figure_class()
     records = read_metrics(workdir / METRICS_FILE, (unit, score))
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel=f"{unit} trained on", ylabel=score_name)
@@ -114,3 +142,19 @@ def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(workdir / CURVE_FILE, dpi=120)
+
+
+def _figure_class() -> type:
+    """matplotlib's Figure, which draws without a screen; importing it takes half a second, so it is done late."""
+    first = "matplotlib" not in sys.modules
+    screen = os.environ.pop("MPLBACKEND", "") if first else ""  # may name one that is not installed, as Jupyter does
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    finally:
+        if screen:
+            os.environ["MPLBACKEND"] = screen
+    if screen:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = screen
+    return Figure

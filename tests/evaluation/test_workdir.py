@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,11 @@ def test_eval_says_when_the_memory_is_too_small(workdir, run_eval, monkeypatch):
     status, output, errors = run_eval(f"--workdir={workdir}")
     assert (status, output) == (1, "")
     assert errors.startswith("error: the memory is too small (") and len(errors.splitlines()) == 1
+
+
+def test_an_interrupt_takes_one_line(workdir, run_eval, monkeypatch):
+    monkeypatch.setattr("eval.evaluate", lambda workdir: signal.raise_signal(signal.SIGINT))
+    assert run_eval(f"--workdir={workdir}") == (130, "", "error: interrupted\n")
 
 
 def test_eval_says_what_is_wrong(workdir, run_eval):

@@ -1,6 +1,9 @@
 """The log of a run that was killed and goes on, and the curve."""
 
+import errno
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,25 @@ def test_a_beginning_is_forgotten_by_the_next_one(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
+def test_the_log_is_not_lost_where_it_cannot_be_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MetricsLog(tmp_path, step=0, total_steps=30) as log:
+        for step in (10, 20):
+            log.write("train", step, {"bpc": 2.0})
+    path = tmp_path / "metrics.jsonl"
+    before, node = path.read_bytes(), path.stat().st_ino
+    with MetricsLog(tmp_path, step=20, total_steps=30):
+        pass
+    assert (path.read_bytes(), path.stat().st_ino) == (before, node)  # nothing to drop, nothing written
+
+    def full(self: Path, *arguments: str, **options: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        MetricsLog(tmp_path, step=10, total_steps=30)
+    assert path.read_bytes() == before
+
+
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboardX.proto.event_pb2")
     with MetricsLog(tmp_path, step=0, total_steps=1) as log:
@@ -61,6 +83,20 @@ def test_curve_needs_no_display(tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         plot_curve(tmp_path, "characters", "bpc", "bits per character")
         assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("screen", ["module://matplotlib_inline.backend_inline", "none"])
+def test_curve_where_matplotlib_is_told_a_screen_that_is_not_there(
+    tmp_path: Path, run_python: Callable, screen: str
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"split": "train", "step": 1, "characters": 10, "bpc": 3.0}\n')
+    program = (
+        "import os, sys; from pathlib import Path; from longformer_jax.training.metrics import plot_curve\n"
+        "plot_curve(Path(sys.argv[1]), 'characters', 'bpc', 'bits'); print(os.environ['MPLBACKEND'])"
+    )
+    result = run_python("-W", "error", "-c", program, tmp_path, MPLBACKEND=screen)
+    assert (result.returncode, result.stdout) == (0, f"{screen}\n"), result.stderr
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

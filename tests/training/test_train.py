@@ -4,6 +4,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ import pytest
 
 from longformer_jax.data import train_batches
 from longformer_jax.errors import InputError
+from longformer_jax.files import locked
 from longformer_jax.training import DataConfig, DivergenceError, ExperimentConfig, MeshConfig, restore_params, train
 from longformer_jax.training.metrics import read_metrics
+from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.step import compile_train_step
 from tests.training.tiny import CONFIG
 
@@ -119,6 +124,61 @@ def test_bad_input_before_anything_is_written(tmp_path: Path) -> None:
     workdir.write_text("")
     with pytest.raises(InputError, match=r"^workdir is '.*/run', which is a file; expected a directory$"):
         train(CONFIG, workdir)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("config.json", "directory"),
+        ("metrics.jsonl", "pipe"),
+        ("curve.png", "directory"),
+        ("checkpoints", "file"),
+        ("checkpoints", "pipe"),
+        ("model", "file"),
+    ],
+)
+def test_things_of_another_kind_in_the_workdir(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    {"directory": Path.mkdir, "file": Path.touch, "pipe": os.mkfifo}[kind](path)
+    expected = "directory" if name in ("checkpoints", "model") else "file"
+    with pytest.raises(InputError, match=rf"^'.*/{name}' is there, but is no {expected}; expected a {expected}$"):
+        train(CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["directory", "content"])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(
+    finished: tuple[Path, str], tmp_path: Path, lost: str
+) -> None:
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints")
+    if lost == "content":
+        (workdir / "checkpoints").mkdir()
+    before = (workdir / "metrics.jsonl").read_bytes()
+    message = (
+        r"^workdir is '.*/run', whose metrics\.jsonl goes to step 20, but without a checkpoint to go on from; expected "
+        r"its checkpoints, or another directory \(to begin anew in it, remove metrics\.jsonl\)$"
+    )
+    with pytest.raises(InputError, match=message):
+        train(CONFIG, workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_run_in_the_same_workdir(finished: tuple[Path, str]) -> None:
+    with locked("workdir", finished[0]), pytest.raises(InputError, match=r"^workdir is '.*', which is in use by proc"):
+        train(CONFIG, finished[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_ask_to_stop(number: int) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.at(1)
+        signal.raise_signal(number)
+        assert stop.at(2)
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+    assert signal.getsignal(number) is before
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

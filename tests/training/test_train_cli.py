@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
@@ -139,7 +140,7 @@ def test_a_bug_that_a_configuration_meets_keeps_its_traceback(run_python: Callab
 def test_what_another_program_left_is_not_overwritten(run_python: Callable, tmp_path: Path) -> None:
     for name, content, message in (
         ("config.json", '{"model_type": "roberta"}', "whose config.json is not of a run ("),
-        ("model", "precious", "which holds a model or curve, but no config.json; expected a new directory"),
+        ("curve.png", "precious", "which holds curve.png, but no config.json; expected a new directory"),
     ):
         workdir = tmp_path / f"of_{name}"
         workdir.mkdir()
@@ -177,20 +178,61 @@ def test_divergence_exits_with_one(run_python: Callable, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_with_zero(start_python: Callable, tmp_path: Path) -> None:
+def test_sigterm_and_interrupt_save_and_exit_with_zero(start_python: Callable, tmp_path: Path) -> None:
     never = ["--config.checkpoint_interval=1000000", "--config.eval_interval=0"]
     command = ["train.py", CONFIG_FLAG, f"--workdir={tmp_path}", ENDLESS, *never]
-    for _ in range(2):
+    for number in (signal.SIGTERM, signal.SIGINT):
         with start_python(*command) as process:
             step = int(read_until(process, "step ").split()[1].split("/")[0].replace(",", ""))
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+        assert (process.returncode, errors) == (0, "")
         (saved,) = checkpoints(tmp_path)[-1:]
         assert saved >= step
         assert f"stopped and saved after step {saved:,}; the same command continues" in output
         assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == saved
         assert (tmp_path / "curve.png").exists()
+
+
+ENDLESS_COMPUTATION = """
+import jax
+from longformer_jax.command_line import one_line_for_errors
+from longformer_jax.training.preemption import StopRequest
+endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 4, lambda x: jax.numpy.sin(x) + 2, x))
+with one_line_for_errors(), StopRequest():
+    print("begins", flush=True)
+    jax.block_until_ready(endless(1.0))
+"""
+
+
+def test_a_second_interrupt_ends_at_once(start_python: Callable) -> None:
+    """In the middle of XLA's code, which no handler of Python's interrupts."""
+    with start_python("-c", ENDLESS_COMPUTATION) as process:
+        read_until(process, "begins")
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "error: interrupted\n")
+
+
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_what_the_system_refuses_a_run_takes_one_line(run_python: Callable, tmp_path: Path) -> None:
+    command = ["train.py", CONFIG_FLAG, f"--workdir={tmp_path}"]
+    result = run_python("-c", LIMITED, 30_000, *command, JAX_ENABLE_COMPILATION_CACHE="false")
+    assert (result.returncode, checkpoints(tmp_path)) == (1, [])
+    assert result.stderr == (
+        f"error: '{tmp_path}/checkpoints/5' cannot be read or written (File too large; there is no checkpoint yet)\n"
+    )
 
 
 @pytest.mark.slow
