@@ -100,10 +100,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            found = _OS_ERROR_CODE.search(str(error))
-            if not found and not isinstance(error, OSError):
+            number = error.errno if isinstance(error, OSError) else None
+            if found := _OS_ERROR_CODE.search(str(error)):
+                number = int(found[1])
+            elif not isinstance(error, OSError):
                 raise
-            number = int(found[1]) if found else error.errno
             reason = os.strerror(number) if number else str(error)
             steps = _steps(self._root)
             kept = f"checkpoint {steps[-1]} is the latest" if steps else "there is no checkpoint yet"

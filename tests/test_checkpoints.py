@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -191,7 +192,7 @@ def test_a_failed_save_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert checkpoints.latest_step is None
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's tasks, one after the other
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_is_saved_stays_when_the_system_refuses_a_file(tmp_path: Path) -> None:
     """A limit on the size of files, as a full disk needs one of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -209,6 +210,7 @@ def test_what_is_saved_stays_when_the_system_refuses_a_file(tmp_path: Path) -> N
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest_step == 1
         assert_same(checkpoints.restore(ABSTRACT), state_of(1))
+    gc.collect()  # now, and not in another test, as Orbax leaves coroutines that nobody has awaited
 
 
 # ---- Parameters in a directory of their own -----------------------------------------------------------------------

@@ -21,10 +21,12 @@ BOARD_DIRECTORY = "tensorboard"
 
 try:
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyrefly: ignore[missing-module-attribute]
+    from tensorboardX.proto.summary_pb2 import Summary  # pyrefly: ignore[missing-module-attribute]
+
+    _HAS_TENSORBOARD = True
 except ImportError:  # an optional extra
-    EventsWriter = None
+    _HAS_TENSORBOARD = False
 
 
 class MetricsLog:
@@ -51,7 +53,7 @@ class MetricsLog:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_text(path, text)
             self._file = path.open("a", buffering=1, encoding="utf-8")
-            self._board = _TensorBoard(workdir / BOARD_DIRECTORY, step + 1) if EventsWriter else None
+            self._board = _TensorBoard(workdir / BOARD_DIRECTORY, step + 1) if _HAS_TENSORBOARD else None
 
     def __enter__(self) -> Self:
         return self
