@@ -13,14 +13,18 @@ from jax import lax
 
 from longformer_jax.attention import banded_attention
 from longformer_jax.errors import InputError
+from longformer_jax.integers import as_integer
 from longformer_jax.models.checks import (
     check_bool,
     check_choice,
     check_implementation,
     check_rate,
     check_size,
+    check_tokens,
+    describe,
     per_layer,
 )
+from longformer_jax.models.embedding import look_up
 from longformer_jax.models.positions import band_basis, relative_key, relative_query, rotate
 
 _POSITIONS = ("transformer_xl", "rotary")
@@ -69,21 +73,24 @@ class CharLMConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
-            check_size(name, getattr(self, name))
+            object.__setattr__(self, name, check_size(name, getattr(self, name)))
         for name in ("windows", "dilations"):
             object.__setattr__(self, name, per_layer(name, getattr(self, name), self.num_layers))
         if self.embed_dim % self.num_heads:
             raise InputError(f"embed_dim is {self.embed_dim}; expected a multiple of num_heads, {self.num_heads}")
-        if type(self.dilated_heads) is not int or not 0 <= self.dilated_heads <= self.num_heads:
+        dilated_heads = as_integer(self.dilated_heads)
+        if dilated_heads is None or not 0 <= dilated_heads <= self.num_heads:
             raise InputError(f"dilated_heads is {self.dilated_heads!r}; expected 0 to num_heads, {self.num_heads}")
+        object.__setattr__(self, "dilated_heads", dilated_heads)
         check_choice("positions", self.positions, _POSITIONS)
-        check_size("position_dim", self.sinusoid_dim)
+        sinusoid_dim = check_size("position_dim", self.sinusoid_dim)
+        object.__setattr__(self, "position_dim", None if self.position_dim is None else sinusoid_dim)
         if self.positions == "transformer_xl" and self.sinusoid_dim % 2:
             raise InputError(f"position_dim is {self.sinusoid_dim}; expected an even integer >= 2")
         if self.positions == "rotary" and self.head_dim % 2:
             raise InputError(f"embed_dim / num_heads is {self.head_dim}; expected an even number for rotary positions")
         for name in ("dropout_rate", "attention_dropout_rate"):
-            check_rate(name, getattr(self, name))
+            object.__setattr__(self, name, check_rate(name, getattr(self, name)))
         for name in ("tie_embeddings", "remat"):
             check_bool(name, getattr(self, name))
         check_choice("dtype", self.dtype, _DTYPES)
@@ -107,6 +114,16 @@ class CharLMConfig:
             groups.append(LayerGroup(start, stop, window, dilation if self.dilated_heads else 1))
             start = stop
         return tuple(groups)
+
+    def cache_spec(self, batch_size: int) -> dict[str, Any]:
+        """Shapes and dtypes of a cache: the keys and values [layers, B, window * dilation, H, D] of each group."""
+
+        def spec(group: LayerGroup) -> jax.ShapeDtypeStruct:
+            shape = (group.stop - group.start, batch_size, group.reach, self.num_heads, self.head_dim)
+            return jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype))
+
+        layers = tuple((spec(group), spec(group)) for group in self.layer_groups)
+        return {"position": jax.ShapeDtypeStruct((), jnp.dtype("int32")), "layers": layers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,10 +260,16 @@ class CharLM(nn.Module):
 
         Returns:
           logits float32 [B, T, vocab_size]; with a cache, (logits, cache).
+
+        Raises:
+          InputError: tokens are no such integers, or the cache is of another model or number of rows. Under jit the
+            values of tokens are not known: one outside of the vocabulary gives NaN wherever it is seen, in later calls
+            with the cache, too, and perhaps elsewhere in its row.
         """
         cfg = self.config
-        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise InputError(f"tokens is {tokens.dtype} {list(tokens.shape)}; expected integers [batch, length]")
+        check_tokens("tokens", tokens, cfg.vocab_size)
+        if cache is not None:
+            check_cache(cfg, cache, tokens.shape[0])
         T = tokens.shape[1]
         embed = nn.Embed(
             cfg.vocab_size, cfg.embed_dim, dtype=cfg.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
@@ -254,7 +277,7 @@ class CharLM(nn.Module):
         layers = self.param("layers", _init_layers, cfg)
         position = jnp.int32(0) if cache is None else cache["position"]
 
-        x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(embed(tokens.astype(jnp.int32)))
+        x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(look_up(embed, tokens))
         new_layers = []
         for index, group in enumerate(cfg.layer_groups):
             block = Block(cfg, group.window, group.dilation, deterministic, parent=None)
@@ -294,3 +317,17 @@ def _init_layers(rng: jax.Array, config: CharLMConfig):
         return Block(config, window=1, dilation=1, parent=None).init(key, x, jnp.int32(0))["params"]
 
     return jax.vmap(init)(jax.random.split(rng, config.num_layers))
+
+
+def check_cache(config: CharLMConfig, cache: Any, batch_size: int) -> None:
+    """Raises InputError unless a cache is one for this model and number of rows, by its shapes and dtypes."""
+    found, expected = (
+        {jax.tree_util.keystr(path): describe(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (cache, config.cache_spec(batch_size))
+    )
+    for name in expected | found:
+        if found.get(name) != expected.get(name):
+            raise InputError(
+                f"cache{name} is {found.get(name, 'missing')}; expected {expected.get(name, 'none')}, as of "
+                f"init_cache(config, {batch_size})"
+            )

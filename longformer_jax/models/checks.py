@@ -1,33 +1,50 @@
-"""What both models ask of their settings; every check raises InputError naming the field."""
+"""What both models ask of their settings and arrays; every check raises InputError naming the field.
 
+Arrays are checked by shape and dtype always, and by value where values are known: those that jit traces are not.
+"""
+
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.errors import InputError
+from longformer_jax.integers import as_integer, check_integer
 
 # The most that a size may be: beyond any table in use, well within int32, and few enough layers to list their windows.
 MAX_SIZE = 2**24
 
 
-def check_size(field: str, value: Any, minimum: int = 1) -> None:
-    """An integer from `minimum` to `MAX_SIZE`."""
-    if not _is_integer(value, minimum):
-        raise InputError(f"{field} is {value!r}; expected an integer >= {minimum}")
-    _check_largest(field, value)
+def check_size(field: str, value: Any, minimum: int = 1) -> int:
+    """An integer from `minimum` to `MAX_SIZE`, as Python's."""
+    return check_integer(field, value, minimum, MAX_SIZE)
 
 
-def check_seed(seed: Any) -> None:
+def check_seed(seed: Any) -> int:
     """What `jax.random.key` takes without cutting it."""
-    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+    integer = as_integer(seed)
+    if integer is None or not 0 <= integer < 2**32:
         raise InputError(f"seed is {seed!r}; expected an integer from 0 to 2**32 - 1")
+    return integer
 
 
-def check_rate(field: str, value: Any) -> None:
+def check_number(field: str, value: Any, expected: str) -> float:
+    """A finite number of Python or NumPy, as Python's; `expected` ends the sentence where it is none."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_) or not math.isfinite(value):
+        raise InputError(f"{field} is {value!r}; expected {expected}")
+    return float(value)
+
+
+def check_rate(field: str, value: Any) -> float:
     """A probability of dropping something."""
-    if type(value) not in (int, float) or not 0 <= value < 1:
+    rate = check_number(field, value, "a number in [0, 1)")
+    if not 0 <= rate < 1:
         raise InputError(f"{field} is {value!r}; expected a number in [0, 1)")
+    return rate
 
 
 def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
@@ -50,19 +67,56 @@ def check_implementation(value: object) -> None:
 
 def per_layer(field: str, value: Any, num_layers: int) -> tuple[int, ...]:
     """Integers from 1 to `MAX_SIZE`, one for each layer; a single one means every layer."""
-    entries = tuple(value) if isinstance(value, tuple | list) else (value,) * num_layers
-    if not all(_is_integer(entry, 1) for entry in entries):
+    several = isinstance(value, tuple | list) or getattr(value, "ndim", 0) == 1
+    entries = [as_integer(entry) for entry in (value if several else (value,) * num_layers)]
+    integers = tuple(entry for entry in entries if entry is not None and entry >= 1)
+    if len(integers) != len(entries):
         raise InputError(f"{field} is {value!r}; expected integers >= 1")
     if len(entries) != num_layers:
         raise InputError(f"{field} has {len(entries)} entries; expected one for each of the {num_layers} layers")
-    _check_largest(field, max(entries))
-    return entries
+    check_size(field, max(integers))
+    return integers
 
 
-def _is_integer(value: Any, minimum: int) -> bool:
-    return type(value) is int and value >= minimum
+def is_known(x: Any) -> bool:
+    """Whether an array's values can be looked at, as they cannot while jit traces it."""
+    return not isinstance(x, jax.core.Tracer)
 
 
-def _check_largest(field: str, value: int) -> None:
-    if value > MAX_SIZE:
-        raise InputError(f"{field} is {value}; expected at most {MAX_SIZE}")
+def describe(x: Any) -> str:
+    """An array by dtype and shape, all else by type, for a sentence."""
+    return f"{x.dtype} {list(x.shape)}" if hasattr(x, "dtype") and hasattr(x, "shape") else type(x).__name__
+
+
+def dtype_kind(x: Any) -> str:
+    """ "bool", "integer", "floating" or "other", as of what is no array of NumPy's or JAX's."""
+    try:
+        dtype = np.dtype(x.dtype)
+    except (AttributeError, TypeError):
+        return "other"
+    if dtype == bool:
+        return "bool"
+    return next((kind for kind in ("integer", "floating") if jnp.issubdtype(dtype, getattr(jnp, kind))), "other")
+
+
+def check_integers(field: str, x: Any, axes: str) -> None:
+    """An array of integers with the axes that are named, as "batch, length"."""
+    if getattr(x, "ndim", None) != axes.count(",") + 1 or dtype_kind(x) != "integer":
+        raise InputError(f"{field} is {describe(x)}; expected an array of integers [{axes}]")
+
+
+def check_within(field: str, ids: Any, size: int) -> None:
+    """Integers from 0 to `size` - 1, where they are known."""
+    if is_known(ids) and ids.size:
+        ids = np.asarray(ids)  # NumPy's, as jit would trace JAX's own
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= size:
+            raise InputError(f"{field} holds {low if low < 0 else high}; expected integers from 0 to {size - 1}")
+
+
+def check_tokens(field: str, ids: Any, vocab_size: int) -> None:
+    """Ids [batch, length], at least one of them."""
+    check_integers(field, ids, "batch, length")
+    if min(ids.shape) < 1:
+        raise InputError(f"{field} has the shape {list(ids.shape)}; expected at least one row and one token")
+    check_within(field, ids, vocab_size)

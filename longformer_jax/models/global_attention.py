@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.errors import InputError
+from longformer_jax.models.checks import check_size, dtype_kind, is_known
 
 
 @flax.struct.dataclass
@@ -39,22 +40,65 @@ class GlobalTokens:
         return jax.vmap(lambda x, index, rows: x.at[index].set(rows, mode="drop"))(x, self.index, rows)
 
 
+def check_masks(attention_mask: Any, global_attention_mask: Any) -> None:
+    """Raises InputError unless the masks of a `Longformer` that are given are masks; by value where that is known."""
+    for field, mask, meanings in (
+        ("attention_mask", attention_mask, ("padding", "a token", "a global token")),
+        ("global_attention_mask", global_attention_mask, ("an ordinary token", "a global token")),
+    ):
+        if mask is None:
+            continue
+        kind, other = dtype_kind(mask), []
+        if is_known(mask) and kind in ("integer", "floating"):
+            values = np.asarray(mask)
+            other = values[~np.isin(values, range(len(meanings)))][:1].tolist()
+        if kind in ("bool", "integer") and not other:
+            continue
+        found = [f"is of {mask.dtype}"] * (kind != "integer") + [f"holds {value}" for value in other]
+        raise InputError(
+            f"{field} {' and '.join(found)}; expected booleans, or the integers "
+            + ", ".join(f"{value} ({meaning})" for value, meaning in enumerate(meanings))
+            + ("; an additive mask becomes one by mask == 0" if (field, kind) == ("attention_mask", "floating") else "")
+        )
+
+
+def invalid_rows(attention_mask: Any, global_attention_mask: Any) -> jax.Array | None:
+    """Booleans [B], True where masks that `check_masks` could not see hold anything else; None where it has seen all."""
+    rows = None
+    for mask, largest in ((attention_mask, 2), (global_attention_mask, 1)):
+        if mask is not None and not is_known(mask) and mask.dtype != bool:
+            invalid = ((mask < 0) | (mask > largest)).any(-1)
+            rows = invalid if rows is None else rows | invalid
+    return rows
+
+
 def global_capacity(global_attention_mask: Any, attention_mask: Any = None) -> int:
     """The largest number of global tokens in a row, on the host: what `max_global_tokens` has to be at least.
 
     Args:
-      global_attention_mask: [B, T] (or with more leading axes), not zero for global tokens.
-      attention_mask: as the first; where it is 0, a token does not count.
+      global_attention_mask: as of a `Longformer`, [B, T] or with more leading axes; may be None.
+      attention_mask: the same; where it is 0, a token does not count, and where it is 2, it does in any case.
+
+    Raises:
+      InputError: a mask is none.
     """
-    mask = np.asarray(global_attention_mask) != 0
-    if attention_mask is not None:
-        mask &= np.asarray(attention_mask) != 0
-    return int(mask.sum(-1).max(initial=0))
+    masks = [None if mask is None else np.asarray(mask) for mask in (global_attention_mask, attention_mask)]
+    check_masks(*reversed(masks))
+    is_global = _is_global(*masks)
+    return 0 if is_global is None else int(is_global.sum(-1).max(initial=0))
 
 
-def is_known(x: Any) -> bool:
-    """Whether an array's values can be looked at, as they cannot while jit traces it."""
-    return not isinstance(x, jax.core.Tracer)
+def _is_global(global_attention_mask: Any, attention_mask: Any) -> Any:
+    """Booleans like the masks; None where none of them can make a token global."""
+    is_global = None if global_attention_mask is None else global_attention_mask != 0
+    if attention_mask is None:
+        return is_global
+    if is_global is not None:
+        is_global &= attention_mask != 0
+    if attention_mask.dtype != bool:
+        marked = attention_mask == 2
+        is_global = marked if is_global is None else is_global | marked
+    return is_global
 
 
 def find_global_tokens(
@@ -63,8 +107,9 @@ def find_global_tokens(
     """Where the global tokens are.
 
     Args:
-      global_attention_mask, attention_mask: [B, T], as of a `Longformer`; the second may be None.
-      max_global_tokens: G; None takes the largest number in a row, which has to be known when the call is traced.
+      global_attention_mask, attention_mask: [B, T], as of a `Longformer`, checked; each may be None.
+      max_global_tokens: G; None takes the largest number in a row, which has to be known when the call is traced. Of
+        an `attention_mask` that is traced, None means that it has no 2.
 
     Returns:
       The tokens, None where G is 0, and booleans [B], True where a row has more than G tokens; None where it is known
@@ -81,13 +126,15 @@ def find_global_tokens(
                 "that no row exceeds, such as global_capacity(global_attention_mask) outside of jit"
             )
         max_global_tokens = global_capacity(global_attention_mask, attention_mask if all_known else None)
-    elif type(max_global_tokens) is not int or max_global_tokens < 0:
-        raise InputError(f"max_global_tokens is {max_global_tokens!r}; expected an integer >= 0")
-    elif all_known and (most := global_capacity(global_attention_mask, attention_mask)) > max_global_tokens:
-        raise InputError(f"max_global_tokens is {max_global_tokens}; expected at least {most}, as many as a row has")
-    mask = jnp.asarray(global_attention_mask) != 0
-    if attention_mask is not None:
-        mask &= jnp.asarray(attention_mask) != 0
+    else:
+        max_global_tokens = check_size("max_global_tokens", max_global_tokens, minimum=0)
+        if all_known and (most := global_capacity(global_attention_mask, attention_mask)) > max_global_tokens:
+            raise InputError(
+                f"max_global_tokens is {max_global_tokens}; expected at least {most}, as many as a row has"
+            )
+    mask = _is_global(*(None if x is None else jnp.asarray(x) for x in (global_attention_mask, attention_mask)))
+    if mask is None:
+        return None, None
     length = mask.shape[1]
     capacity = min(max_global_tokens, length)
     overflow = None if all_known else mask.sum(-1) > capacity

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.errors import InputError
-from longformer_jax.models.global_attention import is_known
+from longformer_jax.models.checks import check_integers, check_within, is_known
 from longformer_jax.models.longformer import EncoderOutput, Longformer, check_shapes, dense, layer_norm
 from longformer_jax.models.longformer_config import LongformerConfig
 
@@ -57,7 +57,7 @@ class ForMaskedLM(nn.Module):
         output = encoder(input_ids, *args, **kwargs)
         x = output.last_hidden_state
         if positions is not None:
-            x = jax.vmap(lambda x, index: x.at[index].get(mode="fill", fill_value=jnp.nan))(x, positions)
+            x = jax.vmap(_rows)(x, positions)
         table = encoder.variables["params"]["word_embeddings"]["embedding"]
         return HeadOutput(_LMHead(cfg, name="lm_head")(x, table), output)
 
@@ -145,11 +145,18 @@ class ForQuestionAnswering(nn.Module):
     ) -> HeadOutput:
         """Arguments as `Longformer`'s, but that a `global_attention_mask` of None is the tokens before the first </s>.
 
+        Under jit this needs `max_global_tokens`, a number of tokens that no question exceeds.
+
         Returns:
-          logits [B, T, 2]: of a token as the first and as the last one of the answer.
+          logits [B, T, 2]: of a token as the first and as the last one of the answer; `best_spans` reads them.
         """
         cfg = self.config
         if global_attention_mask is None:
+            check_integers("input_ids", input_ids, "batch, length")
+            _check_room(
+                self, input_ids, kwargs, "that no question exceeds, such as global_capacity(question_mask(input_ids, "
+                f"{cfg.sep_token_id})) outside of jit",
+            )  # fmt: skip
             global_attention_mask = question_mask(input_ids, cfg.sep_token_id)
         encoder = Longformer(cfg, add_pooling_layer=False, name="longformer")
         output = encoder(input_ids, attention_mask, global_attention_mask, *args, **kwargs)
@@ -172,7 +179,8 @@ class ForMultipleChoice(nn.Module):
         **kwargs: Any,
     ) -> HeadOutput:
         """Arguments as `Longformer`'s, but all arrays are [B, choices, T], and a `global_attention_mask` of None is the
-        tokens after the first </s> and its successor, as in the original.
+        tokens after the first </s> and its successor, as in the original. Under jit this needs `max_global_tokens`, a
+        number of tokens that no text has after its question.
 
         Returns:
           logits [B, choices]. The encoder's output has B * choices rows.
@@ -181,8 +189,7 @@ class ForMultipleChoice(nn.Module):
           InputError: as `Longformer`, or an array is not [B, choices, T].
         """
         cfg = self.config
-        if getattr(input_ids, "ndim", None) != 3:
-            raise InputError(f"input_ids has the shape {list(np.shape(input_ids))}; expected [batch, choices, length]")
+        check_integers("input_ids", input_ids, "batch, choices, length")
         check_shapes(
             input_ids.shape,
             attention_mask=attention_mask,
@@ -191,6 +198,8 @@ class ForMultipleChoice(nn.Module):
             position_ids=position_ids,
         )
         if global_attention_mask is None:
+            expected = f"that no text has after its question, such as {input_ids.shape[-1]}, the length"
+            _check_room(self, input_ids, kwargs, expected)
             global_attention_mask = _choice_mask(input_ids, cfg.sep_token_id)
         arrays = (input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
         flat: Any = (None if x is None else x.reshape(-1, x.shape[-1]) for x in arrays)
@@ -207,16 +216,25 @@ def question_mask(input_ids: Any, sep_token_id: int) -> Any:
     return (separators == 0) & (separators[..., -1:] > 0)
 
 
+def _check_room(module: nn.Module, input_ids: Any, kwargs: dict[str, Any], expected: str) -> None:
+    """Raises InputError where a head takes its global tokens from ids that jit traces, and has no number for them."""
+    needed = module.config.attention_mode != "full" and not module.is_initializing()  # type: ignore
+    if needed and not is_known(input_ids) and kwargs.get("max_global_tokens") is None:
+        raise InputError(
+            f"max_global_tokens is None while input_ids is traced; expected a number of global tokens {expected}"
+        )
+
+
 def _check_positions(positions: Any, shape: tuple[int, ...]) -> None:
-    found = f"{positions.dtype} {list(positions.shape)}" if hasattr(positions, "dtype") else type(positions).__name__
-    if getattr(positions, "ndim", None) != 2 or not jnp.issubdtype(positions.dtype, jnp.integer):
-        raise InputError(f"positions is {found}; expected an array of integers [batch, number]")
+    check_integers("positions", positions, "batch, number")
     if positions.shape[0] != shape[0]:
-        raise InputError(f"positions is {found}; expected {shape[0]} rows, as input_ids has")
-    if is_known(positions) and positions.size:
-        low, high = int(np.min(positions)), int(np.max(positions))
-        if low < 0 or high >= shape[1]:
-            raise InputError(f"positions holds {low if low < 0 else high}; expected integers from 0 to {shape[1] - 1}")
+        raise InputError(f"positions has {positions.shape[0]} rows; expected {shape[0]}, as input_ids has")
+    check_within("positions", positions, shape[1])
+
+
+def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """The rows `index` of x [T, E]; NaN for those outside, the negative ones among them."""
+    return x.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def _choice_mask(input_ids: Any, sep_token_id: int) -> Any:

@@ -13,7 +13,9 @@ from jax import lax
 from longformer_jax.attention import banded_attention, merge_attention
 from longformer_jax.errors import InputError
 from longformer_jax.models.attention_probabilities import attention_probabilities
-from longformer_jax.models.global_attention import GlobalTokens, find_global_tokens, is_known
+from longformer_jax.models.checks import check_integers, check_tokens, check_within
+from longformer_jax.models.embedding import look_up
+from longformer_jax.models.global_attention import GlobalTokens, check_masks, find_global_tokens, invalid_rows
 from longformer_jax.models.longformer_config import LongformerConfig
 
 Array = jax.Array | np.ndarray
@@ -179,34 +181,39 @@ class Longformer(nn.Module):
 
         Args:
           input_ids: integers [B, T], of any length up to `config.max_length`; no padding is needed.
-          attention_mask: [B, T], 0 for padding; None where there is none.
-          global_attention_mask: [B, T], not zero for tokens that attend to all and that all attend to (section 3.1).
-            They may differ in number and place from row to row. None is no such token. Without meaning in "full" mode.
+          attention_mask: booleans or integers [B, T]: 0 for padding, 1 for tokens, and 2, as in the original, for
+            tokens that are global (below) whatever `global_attention_mask` says. None where there is no padding.
+          global_attention_mask: booleans or integers [B, T]: 1 for tokens that attend to all and that all attend to
+            (section 3.1). They may differ in number and place from row to row. None is no such token. Without meaning
+            in "full" mode.
           token_type_ids: integers [B, T]; None is 0.
           position_ids: integers [B, T], rows of the position table; None counts the tokens that are not padding from
             `pad_token_id + 1` on, RoBERTa's rule.
           max_global_tokens: for how many global tokens a row has room, a Python int. None counts them, where the masks'
-            values are known when the call is traced; under jit the number is needed.
+            values are known when the call is traced; under jit the number is needed for a `global_attention_mask`
+            and for an `attention_mask` with 2s.
           deterministic: whether dropout is off; otherwise an rng named "dropout" is needed.
           output_hidden_states: whether to return the output of each layer.
           output_attentions: whether to return attention probabilities, which takes T² memory.
 
         Raises:
-          InputError: an argument does not fit, a row has more global tokens than there is room for, or an id is outside
-            its table. Under jit the values are not known: such a row comes out as NaN, never wrong.
+          InputError: an argument does not fit, a mask holds something else (as additive masks do), a row has more
+            global tokens than there is room for, or an id is outside its table. Under jit the values are not known:
+            such a row comes out as NaN, never wrong.
         """
         cfg = self.config
         _check_arguments(cfg, input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
         shape = input_ids.shape
-        input_ids = jnp.asarray(input_ids, jnp.int32)
+        input_ids = jnp.asarray(input_ids)
         global_tokens = overflow = None
         # No parameter depends on which tokens are global, so that init needs no number of them.
-        if global_attention_mask is not None and cfg.attention_mode != "full" and not self.is_initializing():
+        if cfg.attention_mode != "full" and not self.is_initializing():
             global_tokens, overflow = find_global_tokens(global_attention_mask, attention_mask, max_global_tokens)
+        invalid = invalid_rows(attention_mask, global_attention_mask)
         if attention_mask is not None:
             attention_mask = jnp.asarray(attention_mask) != 0
         if position_ids is None:
-            counted = (input_ids != cfg.pad_token_id).astype(jnp.int32)
+            counted = (input_ids.astype(jnp.int32) != cfg.pad_token_id).astype(jnp.int32)
             position_ids = jnp.cumsum(counted, axis=1) * counted + cfg.pad_token_id
         if token_type_ids is None:
             token_type_ids = jnp.zeros(shape, jnp.int32)
@@ -214,8 +221,9 @@ class Longformer(nn.Module):
         embed = nn.remat(Longformer._embed) if cfg.remat else Longformer._embed
         x = embed(self, input_ids, position_ids, token_type_ids)
         x = nn.Dropout(cfg.hidden_dropout_prob, deterministic=deterministic)(x)
-        if overflow is not None:
-            x = jnp.where(overflow[:, None, None], jnp.nan, x)
+        for rows in (overflow, invalid):
+            if rows is not None:
+                x = jnp.where(rows[:, None, None], jnp.nan, x)
 
         layers = self._layers()
         hidden_states, probabilities = [x[None]], []
@@ -277,17 +285,17 @@ class Longformer(nn.Module):
 
     def _embed(self, input_ids: Array, position_ids: Array, token_type_ids: Array) -> jax.Array:
         cfg = self.config
-        x = self._look_up("word_embeddings", cfg.vocab_size, input_ids)
-        x += self._look_up("position_embeddings", cfg.max_position_embeddings, position_ids)
+        # As in the original, padding is looked up without a gradient; that of a tied output projection is not lost.
+        x = self._look_up("word_embeddings", cfg.vocab_size, input_ids, cfg.pad_token_id)
+        x += self._look_up("position_embeddings", cfg.max_position_embeddings, position_ids, cfg.pad_token_id)
         x += self._look_up("token_type_embeddings", cfg.type_vocab_size, token_type_ids)
         return layer_norm(cfg, "embeddings_norm")(x)
 
-    def _look_up(self, name: str, rows: int, ids: Array) -> jax.Array:
+    def _look_up(self, name: str, rows: int, ids: Array, padding_id: int | None = None) -> jax.Array:
         cfg = self.config
         init = nn.initializers.normal(cfg.initializer_range)
         table = nn.Embed(rows, cfg.hidden_size, dtype=cfg.dtype, embedding_init=init, name=name)
-        ids = jnp.asarray(ids, jnp.int32)
-        return table(jnp.where(ids < 0, rows, ids))  # what is outside the table gives NaN; negative ids would wrap
+        return look_up(table, ids, padding_id)
 
 
 def _init_layers(rng: jax.Array, config: LongformerConfig):
@@ -311,14 +319,8 @@ def check_shapes(shape: tuple[int, ...], **arrays: Any) -> None:
 
 
 def _check_arguments(config, input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids) -> None:
-    if getattr(input_ids, "ndim", None) != 2 or not jnp.issubdtype(input_ids.dtype, jnp.integer):
-        found = (
-            f"{input_ids.dtype} {list(input_ids.shape)}" if hasattr(input_ids, "dtype") else type(input_ids).__name__
-        )
-        raise InputError(f"input_ids is {found}; expected an array of integers [batch, length]")
+    check_tokens("input_ids", input_ids, config.vocab_size)
     shape = input_ids.shape
-    if min(shape) < 1:
-        raise InputError(f"input_ids has the shape {list(shape)}; expected at least one row and one token")
     if position_ids is None and shape[1] > config.max_length:
         raise InputError(
             f"input_ids has {shape[1]:,} tokens in a row; expected at most {config.max_length:,}, as the position "
@@ -331,18 +333,11 @@ def _check_arguments(config, input_ids, attention_mask, global_attention_mask, t
         token_type_ids=token_type_ids,
         position_ids=position_ids,
     )
+    check_masks(attention_mask, global_attention_mask)
     for name, ids, rows in (
-        ("input_ids", input_ids, config.vocab_size),
         ("token_type_ids", token_type_ids, config.type_vocab_size),
         ("position_ids", position_ids, config.max_position_embeddings),
     ):
-        if ids is None:
-            continue
-        if not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise InputError(f"{name} is of {ids.dtype}; expected integers")
-        if not is_known(ids):
-            continue
-        ids = np.asarray(ids)  # NumPy's, as jit would trace JAX's own
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= rows:
-            raise InputError(f"{name} holds {low if low < 0 else high}; expected ids from 0 to {rows - 1}")
+        if ids is not None:
+            check_integers(name, ids, "batch, length")
+            check_within(name, ids, rows)

@@ -8,6 +8,7 @@ from longformer_jax.models.checks import (
     check_bool,
     check_choice,
     check_implementation,
+    check_number,
     check_rate,
     check_size,
     per_layer,
@@ -87,7 +88,7 @@ class LongformerConfig:
             ("sep_token_id", 0),
             ("num_labels", 1),
         ):
-            check_size(name, getattr(self, name), minimum)
+            object.__setattr__(self, name, check_size(name, getattr(self, name), minimum))
         windows = per_layer("attention_window", self.attention_window, self.num_hidden_layers)
         dilations = per_layer("attention_dilation", self.attention_dilation, self.num_hidden_layers)
         if any(window % 2 for window in windows):
@@ -114,14 +115,15 @@ class LongformerConfig:
         ):
             check_choice(name, getattr(self, name), allowed)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            check_rate(name, getattr(self, name))
+            object.__setattr__(self, name, check_rate(name, getattr(self, name)))
         for name in ("global_projections", "remat"):
             check_bool(name, getattr(self, name))
         check_implementation(self.implementation)
         for name in ("layer_norm_eps", "initializer_range"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < 1:
-                raise InputError(f"{name} is {value!r}; expected a number in (0, 1)")
+            value = check_number(name, getattr(self, name), "a number in (0, 1)")
+            if not 0 < value < 1:
+                raise InputError(f"{name} is {value}; expected a number in (0, 1)")
+            object.__setattr__(self, name, value)
 
     @property
     def head_dim(self) -> int:

@@ -5,38 +5,48 @@ stream has come, and its logits are those of one forward pass over the whole str
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from longformer_jax.errors import InputError
-from longformer_jax.models.char_lm import CharLM, CharLMConfig
-from longformer_jax.models.checks import check_seed
+from longformer_jax.integers import as_integer
+from longformer_jax.models.char_lm import CharLM, CharLMConfig, check_cache
+from longformer_jax.models.checks import (
+    check_integers,
+    check_number,
+    check_seed,
+    check_size,
+    check_tokens,
+    check_within,
+)
 
 Cache = dict
+
+_TEMPERATURES = "0, or a number >= 1e-6"
 
 
 def init_cache(config: CharLMConfig, batch_size: int) -> Cache:
     """An empty cache: {"position": int32 scalar, "layers": keys and values [layers, B, window * dilation, H, D]}."""
-    layers = []
-    for group in config.layer_groups:
-        shape = (group.stop - group.start, batch_size, group.reach, config.num_heads, config.head_dim)
-        layers.append((jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)))
-    return {"position": jnp.int32(0), "layers": tuple(layers)}
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), config.cache_spec(check_size("batch_size", batch_size)))
 
 
 def extend(config: CharLMConfig, params, cache: Cache, tokens: jax.Array) -> tuple[jax.Array, Cache]:
-    """Reads a chunk of any length: tokens [B, C] -> (logits float32 [B, C, V], cache)."""
+    """Reads a chunk of any length: tokens [B, C] -> (logits float32 [B, C, V], cache).
+
+    Raises:
+      InputError: as `CharLM`, also where `cache` is not of this model or number of rows.
+    """
     logits_and_cache: Any = CharLM(config).apply({"params": params}, tokens, cache=cache)
     return logits_and_cache
 
 
 def decode_step(config: CharLMConfig, params, cache: Cache, token: jax.Array) -> tuple[jax.Array, Cache]:
-    """Reads one character: token [B] -> (logits float32 [B, V] of the next one, cache)."""
+    """Reads one character: token [B] -> (logits float32 [B, V] of the next one, cache); raises as `extend`."""
+    check_integers("token", token, "batch")
+    check_within("token", token, config.vocab_size)
     logits, cache = extend(config, params, cache, token[:, None])
     return logits[:, 0], cache
 
@@ -48,12 +58,15 @@ def prefill(
 
     Returns:
       logits float32 [B, V] of the character after the last, and the cache.
+
+    Raises:
+      InputError: as `extend`, or `chunk` is no number of characters.
     """
-    if tokens.ndim != 2 or tokens.shape[1] < 1:
-        raise InputError(f"prompt is {list(tokens.shape)}; expected at least one token, [batch, length >= 1]")
-    if chunk < 1:
-        raise InputError(f"chunk is {chunk}; expected at least 1")
-    cache = init_cache(config, tokens.shape[0]) if cache is None else cache
+    check_tokens("tokens", tokens, config.vocab_size)
+    chunk = check_size("chunk", chunk)
+    if cache is None:
+        cache = init_cache(config, tokens.shape[0])
+    check_cache(config, cache, tokens.shape[0])
     logits, cache = _extend(config, params, cache, tokens[:, :chunk])
     for start in range(chunk, tokens.shape[1], chunk):
         logits, cache = _extend(config, params, cache, tokens[:, start : start + chunk])
@@ -88,22 +101,27 @@ def generate(
       int32 [B, length].
 
     Raises:
-      InputError: a setting is out of range.
+      InputError: the prompt has no character, or one outside of the vocabulary, or a setting is out of range.
     """
-    if not isinstance(length, int | np.integer) or not 1 <= length < 2**31:
+    check_tokens("prompt", prompt, config.vocab_size)
+    characters = as_integer(length)
+    if characters is None or not 1 <= characters < 2**31:
         raise InputError(f"length is {length!r}; expected an integer from 1 to 2**31 - 1")
-    check_seed(seed)
-    if temperature != 0 and not 1e-6 <= temperature < math.inf:  # smaller ones would overflow the logits
-        raise InputError(f"temperature is {temperature}; expected 0, or a number >= 1e-6")
-    if top_k is not None and not (isinstance(top_k, int | np.integer) and 1 <= top_k <= config.vocab_size):
-        raise InputError(f"top_k is {top_k!r}; expected 1 to vocab_size, {config.vocab_size}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top_p is {top_p}; expected a number in (0, 1]")
-    low, high = (int(prompt.min()), int(prompt.max())) if prompt.size else (0, 0)
-    if low < 0 or high >= config.vocab_size:
-        raise InputError(f"prompt has ids from {low} to {high}; expected 0 to vocab_size - 1, {config.vocab_size - 1}")
+    seed = check_seed(seed)
+    temperature = check_number("temperature", temperature, _TEMPERATURES)
+    if temperature and temperature < 1e-6:  # smaller ones would overflow the logits
+        raise InputError(f"temperature is {temperature}; expected {_TEMPERATURES}")
+    if top_k is not None:
+        k = as_integer(top_k)
+        if k is None or not 1 <= k <= config.vocab_size:
+            raise InputError(f"top_k is {top_k!r}; expected 1 to vocab_size, {config.vocab_size}")
+        top_k = k
+    if top_p is not None:
+        top_p = check_number("top_p", top_p, "a number in (0, 1]")
+        if not 0 < top_p <= 1:
+            raise InputError(f"top_p is {top_p}; expected a number in (0, 1]")
     logits, cache = prefill(config, params, prompt)
-    return _write(config, length, temperature, top_k, top_p, params, cache, logits, jax.random.key(seed))
+    return _write(config, characters, temperature, top_k, top_p, params, cache, logits, jax.random.key(seed))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

@@ -1,11 +1,13 @@
 """What a configuration is, what each wrong field is called, and the sizes of the paper's models."""
 
 import dataclasses
+import json
 import math
 import re
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from longformer_jax.errors import InputError
@@ -55,6 +57,15 @@ def test_an_integer_means_every_layer() -> None:
     assert CharLMConfig(num_layers=2, windows=[3, 4]).windows == (3, 4)  # pyrefly: ignore
     assert (config.head_dim, config.sinusoid_dim) == (64, 512)
     assert dataclasses.replace(config, position_dim=32).sinusoid_dim == 32
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numpy = {"num_layers": np.int64(3), "windows": np.array([8, 16, 16]), "dilations": (np.int32(1),) * 3}
+    numpy |= {"dilated_heads": np.uint8(1), "position_dim": np.int16(32), "dropout_rate": np.float32(0.5)}
+    plain = {"num_layers": 3, "windows": (8, 16, 16), "dilations": 1, "dilated_heads": 1, "position_dim": 32}
+    config = CharLMConfig(**numpy)
+    assert config == CharLMConfig(**plain, dropout_rate=0.5)
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["windows"] == [8, 16, 16]
 
 
 def test_layer_groups_are_runs_of_equal_layers() -> None:
@@ -112,7 +123,7 @@ def test_errors_name_the_field_and_the_value(fields: dict[str, Any], message: st
 
 @pytest.mark.parametrize(("shape", "dtype"), [((5,), "int32"), ((2, 5, 3), "int32"), ((2, 5), "float32")])
 def test_tokens_are_integers_of_two_dimensions(shape: tuple[int, ...], dtype: str) -> None:
-    message = re.escape(f"tokens is {dtype} {list(shape)}; expected integers [batch, length]")
+    message = re.escape(f"tokens is {dtype} {list(shape)}; expected an array of integers [batch, length]")
     with pytest.raises(InputError, match=message):
         jax.eval_shape(CharLM(SMALL).apply, {"params": abstract_params(SMALL)}, jax.ShapeDtypeStruct(shape, dtype))
 

@@ -126,6 +126,12 @@ def test_the_seed_decides_the_text() -> None:
     assert np.all((first >= 0) & (first < CONFIG.vocab_size))
 
 
+def test_settings_may_be_numbers_of_numpy() -> None:
+    plain = generate(CONFIG, PARAMS, PROMPT, 30, seed=3, temperature=0.5, top_k=5, top_p=0.5)
+    settings = {"seed": np.int64(3), "temperature": np.float32(0.5), "top_k": np.int32(5), "top_p": np.float64(0.5)}
+    np.testing.assert_array_equal(generate(CONFIG, PARAMS, np.asarray(PROMPT), np.int64(30), **settings), plain)
+
+
 def test_generated_characters_follow_the_model() -> None:
     """The first character after the prompt, in many rows with one prompt."""
     rows, temperature = 4_000, 2.0
@@ -169,11 +175,14 @@ def test_draws_are_independent_of_each_other() -> None:
         ({"top_k": 30}, "top_k is 30; expected 1 to vocab_size, 29"),
         ({"top_p": 0.0}, "top_p is 0.0; expected a number in (0, 1]"),
         ({"top_p": 1.5}, "top_p is 1.5; expected a number in (0, 1]"),
-        ({"prompt": jnp.array([[3, 29]])}, "prompt has ids from 3 to 29; expected 0 to vocab_size - 1, 28"),
-        ({"prompt": jnp.array([[-1, 3]])}, "prompt has ids from -1 to 3; expected 0 to vocab_size - 1, 28"),
-        ({"prompt": jnp.zeros((2, 0), jnp.int32)}, "prompt is [2, 0]; expected at least one token"),
-        ({"prompt": jnp.zeros(3, jnp.int32)}, "prompt is [3]; expected at least one token"),
-        ({"prompt": jnp.zeros((1, 3))}, "tokens is float32 [1, 3]; expected integers [batch, length]"),
+        ({"temperature": "hot"}, "temperature is 'hot'; expected 0, or a number >= 1e-6"),
+        ({"top_p": "0.9"}, "top_p is '0.9'; expected a number in (0, 1]"),
+        ({"prompt": jnp.array([[3, 29]])}, "prompt holds 29; expected integers from 0 to 28"),
+        ({"prompt": jnp.array([[-1, 3]])}, "prompt holds -1; expected integers from 0 to 28"),
+        ({"prompt": [[3]]}, "prompt is list; expected an array of integers [batch, length]"),
+        ({"prompt": jnp.zeros((2, 0), jnp.int32)}, "prompt has the shape [2, 0]; expected at least one row and one"),
+        ({"prompt": jnp.zeros(3, jnp.int32)}, "prompt is int32 [3]; expected an array of integers [batch, length]"),
+        ({"prompt": jnp.zeros((1, 3))}, "prompt is float32 [1, 3]; expected an array of integers [batch, length]"),
     ],
 )
 def test_errors_name_the_field_and_the_value(options: dict[str, Any], message: str) -> None:

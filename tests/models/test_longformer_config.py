@@ -1,7 +1,9 @@
 """Bad settings take one sentence that names the field, its value and what was expected."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 from longformer_jax import InputError, LongformerConfig
@@ -44,6 +46,17 @@ def test_bad_settings(settings: dict, sentence: str) -> None:
     with pytest.raises(InputError) as error:
         LongformerConfig(**settings)
     assert str(error.value).startswith(sentence)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numpy = {"num_hidden_layers": np.int64(2), "attention_window": np.array([4, 8]), "num_labels": np.int8(3)}
+    numpy |= {"hidden_dropout_prob": np.float32(0.5), "layer_norm_eps": np.float64(1e-6)}
+    plain = {"num_hidden_layers": 2, "attention_window": (4, 8), "num_labels": 3, "hidden_dropout_prob": 0.5}
+    config = LongformerConfig(**numpy)
+    assert config == LongformerConfig(**plain, layer_norm_eps=1e-6)
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["attention_window"] == [4, 8]
+    with pytest.raises(InputError, match="num_labels is False; expected an integer >= 1"):
+        LongformerConfig(num_labels=False)
 
 
 def test_layers_that_share_window_and_dilation_are_one_group() -> None:

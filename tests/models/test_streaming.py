@@ -121,13 +121,60 @@ def test_bfloat16_streams() -> None:
     assert root_mean_square(pieces - whole) < 2 * rounding
 
 
-@pytest.mark.parametrize("tokens", [np.zeros((2, 0), np.int32), np.zeros(3, np.int32)])
-def test_prefill_wants_a_prompt(tokens: np.ndarray) -> None:
-    message = re.escape(f"prompt is {list(tokens.shape)}; expected at least one token, [batch, length >= 1]")
-    with pytest.raises(InputError, match=message):
-        prefill(SMALL, {}, jnp.asarray(tokens))
+CACHE = init_cache(SMALL, 2)
+OTHER_WINDOWS = init_cache(dataclasses.replace(SMALL, windows=(3, 4, 4)), 2)
+OF_THE_CACHE = "of init_cache(config, 2)"
 
 
-def test_prefill_wants_a_chunk() -> None:
-    with pytest.raises(InputError, match="chunk is 0; expected at least 1"):
-        prefill(SMALL, {}, jnp.asarray(TEXT), chunk=0)
+@pytest.mark.parametrize(
+    ("function", "arguments", "sentence"),
+    [
+        (extend, (CACHE, TEXT - 1), "tokens holds -1; expected integers from 0 to 28"),
+        (extend, (CACHE, TEXT + 1), "tokens holds 29; expected integers from 0 to 28"),
+        (extend, (CACHE, TEXT.tolist()), "tokens is list; expected an array of integers [batch, length]"),
+        (extend, (CACHE, TEXT * 1.0), "tokens is float64 [2, 107]; expected an array of integers [batch, length]"),
+        (extend, (CACHE, TEXT[0]), "tokens is int32 [107]; expected an array of integers [batch, length]"),
+        (extend, (CACHE, TEXT[:, :0]), "tokens has the shape [2, 0]; expected at least one row and one token"),
+        (
+            *(extend, (CACHE, TEXT[:1])),
+            "cache['layers'][0][0] is float32 [1, 2, 3, 4, 8]; expected float32 [1, 1, 3, 4, 8], as of init_cache(",
+        ),
+        (
+            *(extend, (OTHER_WINDOWS, TEXT)),
+            f"cache['layers'][1][0] is float32 [2, 2, 8, 4, 8]; expected float32 [2, 2, 10, 4, 8], as {OF_THE_CACHE}",
+        ),
+        (extend, ({"layers": CACHE["layers"]}, TEXT), "cache['position'] is missing; expected int32 [], as of init_"),
+        (extend, ([1], TEXT), "cache['position'] is missing; expected int32 [], as of init_cache(config, 2)"),
+        (extend, (CACHE | {"more": 1}, TEXT), f"cache['more'] is int; expected none, as {OF_THE_CACHE}"),
+        (decode_step, (CACHE, TEXT[:, 0].tolist()), "token is list; expected an array of integers [batch]"),
+        (decode_step, (CACHE, TEXT[:, :1]), "token is int32 [2, 1]; expected an array of integers [batch]"),
+        (decode_step, (CACHE, np.array([-1, 3])), "token holds -1; expected integers from 0 to 28"),
+        (decode_step, (CACHE, TEXT[:1, 0]), "cache['layers'][0][0] is float32 [1, 2, 3, 4, 8]; expected float32 [1, 1"),
+        (prefill, (TEXT.tolist(),), "tokens is list; expected an array of integers [batch, length]"),
+        (prefill, (TEXT[:, :0],), "tokens has the shape [2, 0]; expected at least one row and one token"),
+        (prefill, (TEXT[0],), "tokens is int32 [107]; expected an array of integers [batch, length]"),
+        (functools.partial(prefill, chunk=0), (TEXT,), "chunk is 0; expected an integer >= 1"),
+        (functools.partial(prefill, cache=OTHER_WINDOWS), (TEXT,), "cache['layers'][1][0] is float32 [2, 2, 8, 4, 8]"),
+        (functools.partial(prefill, cache="none"), (TEXT,), "cache['position'] is missing; expected int32 []"),
+    ],
+)
+def test_bad_input(function: Any, arguments: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match="^" + re.escape(sentence)):
+        function(SMALL, {}, *arguments)
+
+
+@pytest.mark.parametrize("batch_size", [0, "2", 1.0, True])
+def test_a_cache_is_for_some_rows(batch_size: Any) -> None:
+    with pytest.raises(InputError, match=f"^batch_size is {batch_size!r}; expected an integer >= 1"):
+        init_cache(SMALL, batch_size)
+
+
+@pytest.mark.parametrize("token", [-1, 29])
+def test_unknown_tokens_under_jit_give_nan_never_another_token(token: int) -> None:
+    params, _ = truth("transformer_xl")
+    logits, cache = jit_decode_step(SMALL, params, CACHE, np.array([3, token], np.int32))
+    assert np.isfinite(logits[0]).all() and np.isnan(logits[1]).all()
+    logits, _ = jit_decode_step(SMALL, params, cache, np.array([3, 3], np.int32))
+    assert np.isfinite(logits[0]).all() and np.isnan(logits[1]).all()
+    with pytest.raises(InputError, match=re.escape("cache['layers'][1][0] is float32 [2, 2, 8, 4, 8]; expected")):
+        jit_decode_step(SMALL, params, OTHER_WINDOWS, np.array([3, token], np.int32))

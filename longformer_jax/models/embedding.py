@@ -1,0 +1,28 @@
+"""Looking up rows of a table, without silence about ids that it does not have."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def look_up(table: nn.Embed, ids: Any, padding_id: int | None = None) -> jax.Array:
+    """The rows [..., E] of a table for integers [...]; NaN for those that are outside of it.
+
+    Args:
+      table: of `num_embeddings` rows.
+      ids: integers of any width.
+      padding_id: the row that gets no gradient from here, as in PyTorch's `Embedding(padding_idx=…)`.
+    """
+    ids, rows = jnp.asarray(ids), table.num_embeddings
+    if ids.dtype.itemsize < 4:  # too narrow, perhaps, for the number of rows
+        ids = ids.astype(jnp.int32)
+    outside = (ids < 0) | (ids >= rows)
+    x = table(jnp.where(outside, rows, ids).astype(jnp.int32))  # negative ids would wrap
+    if rows == 1:  # Flax repeats a single row whatever the id
+        x = jnp.where(outside[..., None], jnp.nan, x)
+    if padding_id is not None:
+        x = jnp.where((ids == padding_id)[..., None], lax.stop_gradient(x), x)
+    return x
