@@ -120,10 +120,11 @@ class LongformerConfig:
             check_bool(name, getattr(self, name))
         check_implementation(self.implementation)
         for name in ("layer_norm_eps", "initializer_range"):
-            value = check_number(name, getattr(self, name), "a number in (0, 1)")
-            if not 0 < value < 1:
-                raise InputError(f"{name} is {value}; expected a number in (0, 1)")
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            number = check_number(name, value, "a number in (0, 1)")
+            if not 0 < number < 1:
+                raise InputError(f"{name} is {value!r}; expected a number in (0, 1)")
+            object.__setattr__(self, name, number)
 
     @property
     def head_dim(self) -> int:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from longformer_jax.errors import InputError
+from longformer_jax.integers import as_integer
 from longformer_jax.models import LongformerConfig
 from longformer_jax.models.checks import check_seed
 
@@ -39,17 +40,19 @@ def roberta_to_longformer(
       seed: of the random rows.
 
     Returns:
-      The configuration and the parameters of the Longformer, which share all arrays but the position table.
+      The configuration and the parameters of the Longformer. No array is in them twice, but those that have not changed
+      are the arrays of `params`: donating them takes them from there, too.
 
     Raises:
       InputError: `max_length` is less than the table serves already, or another argument is none.
     """
-    if type(max_length) is not int or max_length < config.max_length:
+    length = as_integer(max_length)
+    if length is None or length < config.max_length:
         raise InputError(
             f"max_length is {max_length!r}; expected at least {config.max_length}, which the position table serves "
             "already"
         )
-    check_seed(seed)
+    seed = check_seed(seed)
     if positions not in POSITIONS:
         raise InputError(f"positions is {positions!r}; expected one of {', '.join(POSITIONS)}")
     if attention_window is None:
@@ -57,7 +60,7 @@ def roberta_to_longformer(
     reserved = config.pad_token_id + 1
     new_config = dataclasses.replace(
         config,
-        max_position_embeddings=max_length + reserved,
+        max_position_embeddings=length + reserved,
         attention_window=attention_window,
         attention_mode="sliding_window",
         global_projections=True,
@@ -66,13 +69,14 @@ def roberta_to_longformer(
     encoder = params.get("longformer", params)
     layers = dict(encoder["layers"])
     for name in ("query", "key", "value"):
-        layers.setdefault(f"{name}_global", layers[name])
+        if f"{name}_global" not in layers:  # an array twice in one tree cannot be donated
+            layers[f"{name}_global"] = jax.tree.map(jnp.array, layers[name])
     table = jnp.asarray(encoder["position_embeddings"]["embedding"])
     if positions == "copied":
-        rows = jnp.arange(max_length) % config.max_length + reserved
+        rows = jnp.arange(length) % config.max_length + reserved
         table = jnp.concatenate([table[:reserved], table[rows]])
     else:
-        shape = (max_length - config.max_length, config.hidden_size)
+        shape = (length - config.max_length, config.hidden_size)
         new_rows = config.initializer_range * jax.random.normal(jax.random.key(seed), shape)
         table = jnp.concatenate([table, new_rows])
     encoder = {**encoder, "layers": layers, "position_embeddings": {"embedding": table}}

@@ -130,6 +130,8 @@ def main() -> None:
         every = cases(is_roberta)
         ragged = "ragged" if is_roberta else "globals_differ"
         few = {ragged: every[ragged]}
+        # Padding that is attended to: its rows of the tables get no gradient but that of the tied output projection.
+        padding_seen = {"padding_seen": {key: x for key, x in every[ragged].items() if key != "attention_mask"}}
         if is_roberta:
             every = {case: every[case] for case in ("multiple_of_window", "one_token", "ragged")}
         else:
@@ -142,7 +144,7 @@ def main() -> None:
         first = {"ragged": cases(True)["ragged"]}  # without a global mask: the default of the head
         heads = {
             "Model": (every, ("last_hidden_state", "pooler_output")),
-            "ForMaskedLM": (few, ("logits",)),
+            "ForMaskedLM": (few | padding_seen, ("logits",)),
             "ForSequenceClassification": (first, ("logits",)),
             "ForTokenClassification": (few, ("logits",)),
             "ForQuestionAnswering": (asked, ("start_logits", "end_logits")),

@@ -144,7 +144,7 @@ OF_THE_CACHE = "of init_cache(config, 2)"
             f"cache['layers'][1][0] is float32 [2, 2, 8, 4, 8]; expected float32 [2, 2, 10, 4, 8], as {OF_THE_CACHE}",
         ),
         (extend, ({"layers": CACHE["layers"]}, TEXT), "cache['position'] is missing; expected int32 [], as of init_"),
-        (extend, ([1], TEXT), "cache['position'] is missing; expected int32 [], as of init_cache(config, 2)"),
+        (extend, ([1], TEXT), "cache['layers'][0][0] is missing; expected float32 [1, 2, 3, 4, 8], as of"),
         (extend, (CACHE | {"more": 1}, TEXT), f"cache['more'] is int; expected none, as {OF_THE_CACHE}"),
         (decode_step, (CACHE, TEXT[:, 0].tolist()), "token is list; expected an array of integers [batch]"),
         (decode_step, (CACHE, TEXT[:, :1]), "token is int32 [2, 1]; expected an array of integers [batch]"),
@@ -155,7 +155,7 @@ OF_THE_CACHE = "of init_cache(config, 2)"
         (prefill, (TEXT[0],), "tokens is int32 [107]; expected an array of integers [batch, length]"),
         (functools.partial(prefill, chunk=0), (TEXT,), "chunk is 0; expected an integer >= 1"),
         (functools.partial(prefill, cache=OTHER_WINDOWS), (TEXT,), "cache['layers'][1][0] is float32 [2, 2, 8, 4, 8]"),
-        (functools.partial(prefill, cache="none"), (TEXT,), "cache['position'] is missing; expected int32 []"),
+        (functools.partial(prefill, cache="none"), (TEXT,), "cache['layers'][0][0] is missing; expected float32"),
     ],
 )
 def test_bad_input(function: Any, arguments: Any, sentence: str) -> None:

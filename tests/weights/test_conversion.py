@@ -14,7 +14,7 @@ import pytest
 from checkpoint import ENCODER, assert_same, flat, write
 from tokenizers import Tokenizer
 
-from longformer_jax import ForMaskedLM, ForSequenceClassification, InputError, Longformer
+from longformer_jax import CharLMConfig, ForMaskedLM, ForSequenceClassification, InputError, Longformer, init_cache
 from longformer_jax.weights import convert, load_pretrained, load_tokenizer, roberta_to_longformer
 from longformer_jax.weights.pretrained import save_converted
 from tests.data.tiny_tokenizer import tiny_tokenizer
@@ -81,6 +81,17 @@ def test_everything_else_stays(roberta) -> None:
     assert after.keys() == before.keys() | added
     shapes = jax.eval_shape(ForMaskedLM(config).init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, params)
+
+
+def test_parameters_can_be_donated() -> None:
+    config, params = roberta_to_longformer(*load_pretrained(ROBERTA, ForMaskedLM), max_length=65)
+    fresh = jax.jit(ForMaskedLM(config).init)(jax.random.key(0), np.ones((1, 1), np.int32))["params"]
+    for tree in (params, fresh, load_pretrained(ROBERTA, ForMaskedLM)[1], init_cache(CharLMConfig(num_layers=1), 1)):
+        leaves = [x for x in jax.tree.leaves(tree) if x.ndim]
+        assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
+    expected = np.asarray(params["longformer"]["layers"]["query_global"]["kernel"]) * 2
+    doubled = jax.jit(lambda p: jax.tree.map(lambda x: x * 2, p), donate_argnums=0)(params)
+    np.testing.assert_array_equal(doubled["longformer"]["layers"]["query_global"]["kernel"], expected)
 
 
 def test_within_its_window_it_computes_what_roberta_does(roberta) -> None:
