@@ -94,9 +94,8 @@ def dtype_kind(x: Any) -> str:
         dtype = np.dtype(x.dtype)
     except (AttributeError, TypeError):
         return "other"
-    if dtype == bool:
-        return "bool"
-    return next((kind for kind in ("integer", "floating") if jnp.issubdtype(dtype, getattr(jnp, kind))), "other")
+    kinds = {"bool": np.bool_, "integer": jnp.integer, "floating": jnp.floating}
+    return next((kind for kind, parent in kinds.items() if jnp.issubdtype(dtype, parent)), "other")
 
 
 def check_integers(field: str, x: Any, axes: str) -> None:

@@ -63,7 +63,7 @@ def check_masks(attention_mask: Any, global_attention_mask: Any) -> None:
 
 
 def invalid_rows(attention_mask: Any, global_attention_mask: Any) -> jax.Array | None:
-    """Booleans [B], True where masks that `check_masks` could not see hold anything else; None where it has seen all."""
+    """Booleans [B], True where values that `check_masks` could not see are others; None where it has seen all."""
     rows = None
     for mask, largest in ((attention_mask, 2), (global_attention_mask, 1)):
         if mask is not None and not is_known(mask) and mask.dtype != bool:

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from longformer_jax.errors import InputError
-from longformer_jax.models.checks import check_integers, check_size, describe, dtype_kind, is_known
+from longformer_jax.models.checks import check_size, describe, dtype_kind, is_known
 
 
 @flax.struct.dataclass
