@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks import sass
+
 # What XLA wants to know of a GPU. Sizes in bytes, from NVIDIA's data sheets and CUDA's tables of compute capabilities.
 TARGETS = {
     "sm_80": {
@@ -60,7 +62,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        backend = {"pallas_mosaic_gpu": ["hopper"], "pallas_mosaic_mma": ["mma"]}.get(self.implementation, [])
+        short = {"pallas_triton": [], "pallas_mosaic_gpu": ["hopper"], "pallas_mosaic_mma": ["mma"]}
+        backend = short.get(self.implementation, [self.implementation])
         size = [f"{self.batch}x{self.length}"] * ((self.batch, self.length) != (1, 4096))
         return "-".join([*backend, self.dtype, str(self.key_dim), str(self.value_dim), *self.options, *size])
 
@@ -98,6 +101,7 @@ MMA_CASES = (
 )
 
 SPLIT_CASE = Case("bfloat16", 64, 64, ("segment_ids", "dropout"), "pallas_mosaic_gpu", batch=2)  # over two devices
+ROUNDED_CASES = tuple(Case("bfloat16", 64, 64, (), name) for name in ("pallas_mosaic_gpu", "xla"))
 
 
 def target_config(target: str) -> str:
@@ -175,11 +179,12 @@ def call_of(case: Case) -> tuple[Callable, tuple[Any, ...]]:
     return both, (query, query, value, {n: x for n, x in limits.items() if n in wanted}, cotangents)
 
 
-def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
+def compile_case(target: str, case: Case) -> dict[str, dict[str, Any]]:
     """kernel -> registers of a thread, and its bytes that were spilled to memory.
 
     Of a Hopper kernel's machine code also the warpgroup products, the loads by TMA, the exponentials that are computed
-    while products are in flight, and how often the assembler had to make products wait for each other ("serialized").
+    while products are in flight, how often the assembler had to make products wait for each other ("serialized"), and
+    what `sass.py` finds wrong with the use of registers ("faults").
     """
     both, arguments = call_of(case)
     compile_for(target, both, *arguments)
@@ -187,15 +192,18 @@ def compile_case(target: str, case: Case) -> dict[str, dict[str, int]]:
     folder = Path(os.environ["MOSAIC_GPU_DUMP_TO"])
     if case.is_mosaic:
         # Heads with different dilations are launches of the same kernel: the worst counts.
-        found: dict[str, dict[str, int]] = {}
+        found: dict[str, dict[str, Any]] = {}
         for report in sorted(folder.glob("*.ptxas")):
             code = report.with_suffix(".sass_ctrl").read_text()
             for kernel, figures in _resources(report.read_text()).items():
                 figures |= {name: code.count(name) for name in ("HGMMA", "HMMA", "UTMALDG", "LDGSTS")}
-                figures |= {"beside_products": _beside_products(code), "serialized": report.read_text().count("C75")}
+                if case.implementation == "pallas_mosaic_gpu":
+                    figures["beside_products"] = sass.exponentials_beside_products(code)
+                    figures["serialized"] = report.read_text().count("C75")
+                    figures["faults"] = sass.touched_in_flight(code) + sass.registers_beyond(code)
                 before = found.setdefault(kernel.removesuffix("_mosaic_gpu_kernel"), figures)
                 for name, figure in figures.items():
-                    worst = max if name in ("registers", "spilled", "serialized") else min
+                    worst = max if name in ("registers", "spilled", "serialized", "faults") else min
                     before[name] = worst(before[name], figure)
         return found
     found = {}
@@ -220,16 +228,26 @@ def compile_split(target: str, case: Case) -> dict[str, int]:
     }
 
 
-def _beside_products(code: str) -> int:
-    """Exponentials between a wait that leaves products in flight and the next that leaves none."""
-    count, in_flight = 0, False
-    for wait, exponential in re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d+)|(MUFU\.EX2)", code):
-        in_flight = wait != "0x0" if wait else in_flight
-        count += bool(exponential) and in_flight
-    return count
+def compile_rounded(target: str, case: Case) -> dict[str, int]:
+    """With a cotangent that is rounded from float32 in the same program: how many operations read it unrounded, and how
+    many of these give anything else than 16 bits."""
+    import jax
+
+    both, (*arguments, (dout, dlse)) = call_of(case)
+    exact = jax.ShapeDtypeStruct(dout.shape, "float32")
+
+    def rounded(query, key, value, limits, dout, dlse):
+        return both(query, key, value, limits, (dout.astype(query.dtype), dlse))
+
+    text = compile_for(target, rounded, *arguments, exact, dlse).as_text()
+    entry = text[text.index("\nENTRY") :]
+    shape = ",".join(map(str, exact.shape))
+    name = re.search(rf"%([\w.-]+) = f32\[{shape}\]\S* parameter\(", entry)[1]  # type: ignore
+    results = re.findall(rf" = (.*) [\w-]+\([^()]*%{re.escape(name)}[,)]", entry)
+    return {"readers": len(results), "inexact": sum("f32[" in result for result in results)}
 
 
-def _resources(report: str) -> dict[str, dict[str, int]]:
+def _resources(report: str) -> dict[str, dict[str, Any]]:
     """What ptxas says of our kernels."""
     found = {}
     for part in report.split("Compiling entry function '")[1:]:
@@ -315,7 +333,7 @@ def run_worker(*arguments: str) -> Any:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def measure(target: str, case: Case) -> dict[str, dict[str, int]]:
+def measure(target: str, case: Case) -> dict[str, dict[str, Any]]:
     return run_worker(f"--target={target}", f"--case={case.name}")
 
 
@@ -323,7 +341,11 @@ def measure_split(target: str, case: Case) -> dict[str, int]:
     return run_worker(f"--target={target}", f"--case={case.name}", "--split")
 
 
-def measure_all(wanted: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, dict[str, dict[str, int]]]]:
+def measure_rounded(target: str, case: Case) -> dict[str, int]:
+    return run_worker(f"--target={target}", f"--case={case.name}", "--rounded")
+
+
+def measure_all(wanted: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, dict[str, dict[str, Any]]]]:
     """(target, case, what `measure` says) for all of them, in order; a compilation on each processor at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (target, case), found in zip(wanted, pool.map(lambda both: measure(*both), wanted), strict=True):
@@ -333,7 +355,7 @@ def measure_all(wanted: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case,
 TABLE_HEAD = "| target | case | kernel | registers | spilled bytes |\n|---|---|---|---|---|"
 
 
-def table_rows(target: str, case: Case, found: dict[str, dict[str, int]]) -> str:
+def table_rows(target: str, case: Case, found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(
         f"| {target} | {case.name} | {kernel} | {figures['registers']} | {figures['spilled']} |"
         for kernel, figures in sorted(found.items())
@@ -347,10 +369,11 @@ def measure_training_step(target: str, length: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
-    named = {case.name: case for case in (*CASES, *HOPPER_CASES, *MMA_CASES, SPLIT_CASE)}
+    named = {case.name: case for case in (*CASES, *HOPPER_CASES, *MMA_CASES, SPLIT_CASE, *ROUNDED_CASES)}
     parser.add_argument("--case", choices=named, action="append", help="default: all, Hopper's for sm_90a only")
     parser.add_argument("--training-step", type=int, metavar="LENGTH", help="of the character model, in place of cases")
-    parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)  # a worker's
+    parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)  # a worker's, as are the next two
+    parser.add_argument("--rounded", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     targets = options.target or list(TARGETS)
@@ -358,7 +381,8 @@ def main() -> None:
         if options.training_step:
             done = compile_training_step(targets[0], options.training_step)
         else:
-            done = (compile_split if options.split else compile_case)(targets[0], named[options.case[0]])
+            compile_it = compile_split if options.split else compile_rounded if options.rounded else compile_case
+            done = compile_it(targets[0], named[options.case[0]])
         print(json.dumps(done))
         return
     if options.training_step:

@@ -94,6 +94,8 @@ def _forward(spec: _Spec, query, key, value, side: _Side):
 def _backward(spec: _Spec, residuals, cotangents):
     query, key, value, side, out, lse = residuals
     dout, dlse = cotangents
+    # Where dout was float32 before, XLA may compute delta with that, beside products of what was rounded.
+    dout = lax.optimization_barrier(dout)
     # A row that sees nothing has lse = -inf and takes no part; keep its infinities out of the products.
     live = lse > -jnp.inf
     delta = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(-1) - dlse

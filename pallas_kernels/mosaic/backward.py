@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.mosaic.items import OwnRows
 from pallas_kernels.mosaic.kernel import Kernel
@@ -24,6 +25,8 @@ def row_terms(out: jax.Array, dout: jax.Array, lse: jax.Array, dlse: jax.Array) 
 
     Of a row that sees nothing they are inf, which makes its probabilities 0, and 0.
     """
+    # Where dout was float32 before, XLA may compute delta with that; the kernels' products have what was rounded.
+    dout = lax.optimization_barrier(dout)
     delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1) - dlse
     dead = lse == -jnp.inf
     return jnp.where(dead, jnp.inf, lse * LOG2_E), jnp.where(dead, 0.0, delta)

@@ -1,6 +1,7 @@
 """The kernels as the compilers for real GPUs see them. Needs the extra `aot`; `make aot` installs it and runs this."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 
@@ -9,11 +10,13 @@ from benchmarks.aot import (
     EACH_BLOCK_SIZE,
     HOPPER_CASES,
     MMA_CASES,
+    ROUNDED_CASES,
     SPLIT_CASE,
     TABLE_HEAD,
     TARGETS,
     Case,
     measure_all,
+    measure_rounded,
     measure_split,
     measure_training_step,
     table_rows,
@@ -26,7 +29,7 @@ pytestmark = [
 ]
 
 
-def check(wanted: list[tuple[str, Case]]) -> list[dict[str, dict[str, int]]]:
+def check(wanted: list[tuple[str, Case]]) -> list[dict[str, dict[str, Any]]]:
     """Compiles all three kernels of each case and sees that none spills; returns what was found."""
     print("\n" + TABLE_HEAD)
     kernels = {"banded_attention_forward", "banded_attention_dq", "banded_attention_dkdv"}
@@ -58,6 +61,7 @@ def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill() -> Non
             name = kernel.removeprefix("banded_attention_")
             assert figures["HGMMA"] >= products[name] and figures["UTMALDG"] >= loads[name], (kernel, figures)
             assert not figures["serialized"], (kernel, figures)
+            assert not figures["faults"], (case.name, kernel, figures["faults"])
             if hopper_tiling(name, case.key_dim, case.value_dim).overlap:
                 assert figures["beside_products"] >= 32, (kernel, figures)  # each thread's of a block
 
@@ -73,6 +77,13 @@ def test_kernels_for_any_gpu_use_its_copies_and_do_not_spill() -> None:
             columns = mma_tiling(name, case.key_dim, case.value_dim).columns
             assert figures["HMMA"] >= products[name] * 64 * columns // (16 * 8), (target, kernel, figures)
             assert figures[copies] >= loads[name] and not figures[no_copies], (target, kernel, figures)
+
+
+@pytest.mark.parametrize("case", ROUNDED_CASES, ids=lambda case: case.name)
+def test_a_cotangent_is_rounded_for_all_that_read_it(case: Case) -> None:
+    """Else delta would not fit the products, and a row that sees one key would get a gradient."""
+    found = measure_rounded("sm_90a", case)
+    assert found["readers"] >= 1 and not found["inexact"]
 
 
 def test_a_batch_is_split_over_gpus() -> None:
