@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax._src.lib  # knows CUDA's version, as nothing public does
 import jax.numpy as jnp
 
 from longformer_jax.attention.band import Band
@@ -54,11 +55,9 @@ def default_device() -> Device:
 def device_lacks(name: str) -> str | None:
     """Why this device cannot run the kernels of an implementation at all; None where it can."""
     device = default_device()
-    if name == "pallas_mosaic_gpu":
-        if not device.is_hopper:
-            return f"its kernels need an NVIDIA GPU of the Hopper generation; this device is {device}"
-        return None
-    return _too_old(device)
+    if name == "pallas_mosaic_gpu" and not device.is_hopper:
+        return f"its kernels need an NVIDIA GPU of the Hopper generation; this device is {device}"
+    return _too_old(device) or (None if name == "pallas_triton" else _miscompiled())
 
 
 def unfit(name: str, dtype: str, key_dim: int, value_dim: int) -> str | None:
@@ -75,6 +74,16 @@ def _too_old(device: Device) -> str | None:
     if capability is not None and float(capability) < AMPERE:
         return f"its kernels need compute capability {AMPERE}; this device, {device.kind}, has {capability}"
     return None
+
+
+def _miscompiled() -> str | None:
+    """Of Mosaic's kernels, as JAX refuses its own (attention_mgpu.py); None without CUDA: there they are only lowered."""
+    cuda = jax._src.lib.cuda_versions
+    version = None if cuda is None else cuda.cuda_runtime_get_version()
+    if version is None or not 12080 <= version < 12091:
+        return None
+    number = f"{version // 1000}.{version % 1000 // 10}.{version % 10}"
+    return f"CUDA {number} is installed, and from 12.8.0 to 12.9.0 its assembler miscompiles such kernels"
 
 
 def triton_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from longformer_jax import banded_attention
 from pallas_kernels.block_sizes import PASSES
 from pallas_kernels.mosaic import HEAD_DIMS, tiles
 from pallas_kernels.mosaic import tiling as tilings
+from pallas_kernels.mosaic.backward import row_terms
 from pallas_kernels.mosaic.items import Item, Schedule, aligned
 from pallas_kernels.mosaic.tiling import ROWS, Gpu, MmaTiling, Tiling
 from pallas_kernels.walk import Walk
@@ -76,6 +78,21 @@ def test_repeats_bit_for_bit(implementation: str) -> None:
 
 
 @pytest.mark.slow
+def test_overlap_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of operations is the same; so where bits differ on a GPU, registers were used while products were."""
+    case = Case("overlap", T=200, H=1, Dk=64, Dv=64, window=(100, 60), dropout_rate=0.2)
+    overlapped = [kernel for kernel in PASSES if tilings.hopper_tiling(kernel, 64, 64).overlap]
+    assert "forward" in overlapped and "dq" in overlapped
+    with_overlap = interpreted("pallas_mosaic_gpu", case, "bfloat16")
+    for kernel in overlapped:
+        tiling = dataclasses.replace(tilings.hopper_tiling(kernel, 64, 64), overlap=False)
+        monkeypatch.setitem(tilings._TILINGS, (kernel, 64, 64), tiling)
+    without = interpreted("pallas_mosaic_gpu", case, "bfloat16")
+    for name, x in with_overlap.items():
+        assert np.array_equal(x, without[name]), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tiling",
     [
@@ -125,6 +142,18 @@ def test_the_interpreter_sees_what_a_missing_fence_leads_to(monkeypatch: pytest.
     monkeypatch.setattr(plgpu, "commit_smem", lambda: None)
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"write of .*\(_copy\)[\s\S]*read of .*\(_product\)"):
         interpreted("pallas_mosaic_mma", case, "bfloat16")
+
+
+# ---- What is computed beside the kernels -----------------------------------------------------------------------------
+
+
+def test_delta_fits_a_cotangent_that_was_rounded_in_the_same_program() -> None:
+    """XLA may compute with the number that was rounded, which would be off by some 1e-2."""
+    out, exact = (jax.random.normal(key, (2, 40, 2, 64)) for key in jax.random.split(jax.random.key(0)))
+    out, lse = out.astype(jnp.bfloat16), jnp.zeros((2, 40, 2))
+    _, delta = jax.jit(lambda exact: row_terms(out, exact.astype(jnp.bfloat16), lse, lse))(exact)
+    dout = np.asarray(exact.astype(jnp.bfloat16), np.float64)
+    assert np.abs(delta - (np.asarray(out, np.float64) * dout).sum(-1)).max() < 1e-5
 
 
 # ---- Which blocks a warpgroup takes part in --------------------------------------------------------------------------
@@ -219,6 +248,22 @@ def test_what_they_cannot_do_is_named(
     sentence = re.escape(f"implementation '{implementation}' is not available here: {reason}")
     with pytest.raises(NotImplementedError, match=f"^{sentence}"):
         lowered(functools.partial(attend, implementation=implementation), key, key, value, kind=kind)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("version", "number"), [(12070, None), (12080, "12.8.0"), (12090, "12.9.0"), (12091, None)])
+def test_assemblers_that_miscompile_them_are_refused(
+    implementation: str, version: int, number: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = types.SimpleNamespace(cuda_runtime_get_version=lambda: version)
+    monkeypatch.setattr("jax._src.lib.cuda_versions", versions)
+    lower = functools.partial(lowered, functools.partial(attend, implementation=implementation), *(SHAPE,) * 3)
+    if number is None:
+        assert "mosaic" in lower()
+        return
+    sentence = f"implementation '{implementation}' is not available here: CUDA {number} is installed, and from 12.8.0 "
+    with pytest.raises(NotImplementedError, match=f"^{re.escape(sentence)}to 12.9.0 its assembler miscompiles such"):
+        lower()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
