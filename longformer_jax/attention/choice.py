@@ -38,6 +38,9 @@ def choose(dtype: str, key_dim: int, value_dim: int) -> str:
         return "xla"
     if wanted == "auto":
         name = _table(table_path(device.kind)).get(table_key(dtype, key_dim, value_dim), "xla")
+        if name != "xla" and (reason := device_lacks(name)):  # of the CUDA here
+            _log(f"attention: xla, not {name}, for {arrays} ({reason})")
+            return "xla"
         if device.is_nvidia:
             why = "measured there" if name != "xla" or table_path(device.kind).is_file() else (
                 f"kernels have not been measured on this kind of GPU; {VARIABLE}=triton tries some"

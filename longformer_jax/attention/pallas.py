@@ -53,7 +53,7 @@ def default_device() -> Device:
 
 
 def device_lacks(name: str) -> str | None:
-    """Why this device cannot run the kernels of an implementation at all; None where it can."""
+    """Why this device, with the CUDA here, cannot run the kernels of an implementation at all; None where it can."""
     device = default_device()
     if name == "pallas_mosaic_gpu" and not device.is_hopper:
         return f"its kernels need an NVIDIA GPU of the Hopper generation; this device is {device}"
@@ -77,7 +77,7 @@ def _too_old(device: Device) -> str | None:
 
 
 def _miscompiled() -> str | None:
-    """Of Mosaic's kernels, as JAX refuses its own (attention_mgpu.py); None without CUDA: there they are only lowered."""
+    """Whether CUDA's version is one with which JAX refuses its own kernels of Mosaic's; None where there is no CUDA."""
     cuda = jax._src.lib.cuda_versions
     version = None if cuda is None else cuda.cuda_runtime_get_version()
     if version is None or not 12080 <= version < 12091:
