@@ -167,6 +167,18 @@ def test_the_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert time.monotonic() - start < 60 and not supervisor.results["correctness"]
 
 
+@pytest.mark.slow
+def test_what_a_wrapper_says_counts(tmp_path: Path) -> None:
+    tasks = [{"part": "rates", "dtype": dtype} for dtype in ("bfloat16", "float32")]
+    said = []
+    supervisor = Supervisor(Results(tmp_path / "results.json"), time.monotonic() + 200, say=said.append)
+    complains = "sh", "-c", '"$@"; echo "ERROR SUMMARY: 2 errors"; exit 9', "-"
+    supervisor.run([Job("checked", tasks[:1], wrapper=complains), Job("timed", tasks[1:], wrapper=["env"], timed=True)])
+    first, second = supervisor.results["rates"]
+    assert first["reason"] == "sh ended with status 9: ERROR SUMMARY: 2 errors" and first["outcome"] == "wrong"
+    assert second["outcome"] == "ok" and second["flops_per_second"] > 0
+
+
 def test_a_device_that_refuses_all_that_follows_ends_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

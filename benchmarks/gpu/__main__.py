@@ -12,7 +12,7 @@
 
 The stages are, in this order: core, the cases that a kernel meets first; headline, the speed at 32,768 tokens beside
 all peers; correctness, all cases; training, steps of the character model; shapes, the speed of other dtypes and
-head_dims; lengths, the speed from 1k to 1M tokens.
+head_dims; lengths, the speed from 1k to 1M tokens; profile, what ncu and compute-sanitizer say, in the logs.
 
 Each implementation and each peer is a process of its own, which is killed when it hangs and started anew behind what
 failed. The file is written after every case, and the same command goes on from what it holds; what failed, hung or

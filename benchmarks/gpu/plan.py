@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,11 +22,17 @@ PEERS = {
     "flash_attention": "flash_attn",
     "huggingface": "transformers",
 }
-STAGES = ("core", "headline", "correctness", "training", "shapes", "lengths")
+STAGES = ("core", "headline", "correctness", "training", "shapes", "lengths", "profile")
 FLEX = {"seconds": 150.0, "task_seconds": 75.0}  # PyTorch compiles half a minute for each layer
 TRAINING_PHASES = (1, 3, 5)
 TRAINING_VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
 DEVICE = Job("device", [{"part": "rates"}])  # tells what the device is, too
+# NVIDIA's tools; what they print is in the log of the job.
+PROFILER = (
+    "ncu", "--clock-control=none", "--kernel-name=regex:banded_attention", "--launch-count=3", "--section=SpeedOfLight",
+    "--section=ComputeWorkloadAnalysis", "--section=MemoryWorkloadAnalysis",
+)  # fmt: skip
+MEMCHECK = ("compute-sanitizer", "--tool=memcheck", "--error-exitcode=9")
 TINY_CASES = ("first", "ids")
 TINY_LAYERS = tuple(speed.Layer(64, causal, 1, window=8, heads=2, head_dim=64) for causal in (False, True))
 
@@ -54,6 +61,8 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
         }
         jobs = [Job(f"training_{one}", todo, seconds=60, task_seconds=50, timed=True) for one, todo in tasks.items()]
         return _patient(Stage(jobs, 2), tiny)
+    if name == "profile":
+        return Stage([] if tiny else _profile_jobs(implementations, results), 1)
     if name == "shapes":
         sides = [] if tiny else [*implementations, "xla"]
         tasks = {side: speed.tasks_of(side, speed.OTHER_LAYERS, ["both"]) for side in sides}
@@ -71,6 +80,26 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
             limits: dict[str, Any] = {"seconds": seconds} | (FLEX if side == "flex" else {})
             jobs.append(Job(f"{name}_{side}", tasks, timed=True, **limits))
     return _patient(Stage([] if tiny and name == "lengths" else jobs, 2), tiny)
+
+
+def _profile_jobs(implementations: Sequence[str], results: Results) -> list[Job]:
+    jobs = []
+    for one in implementations:
+        profile: dict[str, Any] = {"part": "profile", "implementation": one, "length": speed.HEADLINE}
+        memcheck: dict[str, Any] = {
+            "part": "memcheck",
+            "implementation": one,
+            "case": "first",
+            "dtype": "bfloat16",
+            "work": "both",
+        }
+        for task, wrapper in ((profile, PROFILER), (memcheck, MEMCHECK)):
+            if shutil.which(wrapper[0]):
+                limits = {"seconds": 60.0, "task_seconds": 50.0}
+                jobs.append(Job(f"{task['part']}_{one}", [task], timed=True, wrapper=wrapper, **limits))
+            else:
+                results.add(record={"outcome": SKIPPED, "reason": f"not installed: {wrapper[0]}"}, **task)
+    return jobs
 
 
 def works(results: Results, implementation: str) -> bool:

@@ -91,7 +91,7 @@ def _training(results: Results) -> list[str]:
 
 
 def _failures(results: Results) -> list[str]:
-    parts = "correctness", "same_bits", "speed", "training", "sweep"
+    parts = "correctness", "same_bits", "speed", "training", "profile", "memcheck", "sweep"
     failed = [(part, r) for part in parts for r in results[part] if r.get("outcome", OK) not in (OK, SKIPPED)]
     lines = [f"FAILED {_name(part, r)}: {r['outcome']}, {r.get('reason', '')}" for part, r in failed[:FAILURES]]
     return lines + [f"... and {len(failed) - FAILURES} more"] * (len(failed) > FAILURES)

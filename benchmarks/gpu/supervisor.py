@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,13 @@ _ENVIRONMENT = {
 }
 
 
+def _environment(timed: bool) -> dict[str, str]:
+    environment = _ENVIRONMENT | dict(os.environ)
+    if not timed:  # XLA compiles sooner where it measures no products
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    return environment
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """Tasks of one implementation or peer.
@@ -39,7 +47,7 @@ class Job:
       task_seconds: that a task may take once it is compiled.
       compile_seconds: that it may be waited for.
       timed: no other timed job goes on at the same time, but for starting up.
-      wrapper: a command that the process is started by.
+      wrapper: a command that the process is started by; its status is the verdict.
     """
 
     name: str
@@ -77,7 +85,7 @@ class Process:
         with self._log.open("w") as log:
             self._popen = subprocess.Popen(
                 [*job.wrapper, sys.executable, "-m", "benchmarks.gpu.worker", str(file), str(journal), *options],
-                cwd=ROOT, env=_ENVIRONMENT | dict(os.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                cwd=ROOT, env=_environment(job.timed), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self._journal, self._offset = journal, 0
@@ -114,7 +122,7 @@ class Process:
 
     def last_words(self) -> str:
         text = self._log.read_text(errors="replace").strip()
-        telling = [line for line in text.splitlines() if "CUDA" in line or "rror" in line or "Check failed" in line]
+        telling = [line for line in text.splitlines() if re.search("CUDA|error|Check failed", line, re.IGNORECASE)]
         return (telling or text.splitlines() or [""])[-1].strip()[:250]
 
 
@@ -191,6 +199,9 @@ class Supervisor:
             return False
         elif process.current is not None:
             self._died(one, ended, process.current)
+        elif job.wrapper and process.recorded:  # what went well for the process did not for its wrapper
+            reason = f"{job.wrapper[0]} {_status(ended)}: {process.last_words()}"
+            self._record(one, process.recorded - 1, {"outcome": "wrong", "reason": reason})
         elif not process.recorded and ended != UNUSABLE:
             return self._give_up(one, f"ended with status {ended} before its first task: {process.last_words()}")
         one.rest = one.rest[process.recorded :]

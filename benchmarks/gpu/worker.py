@@ -28,6 +28,8 @@ PARTS: dict[str, tuple[str, str]] = {
     "same_bits": ("benchmarks.gpu.correctness", "prepare_same_bits"),
     "rates": ("benchmarks.gpu.device", "prepare_rates"),
     "speed": ("benchmarks.gpu.speed", "prepare"),
+    "profile": ("benchmarks.gpu.speed", "prepare_once"),
+    "memcheck": ("benchmarks.gpu.correctness", "prepare"),
     "training": ("benchmarks.gpu.training", "prepare"),
 }
 UNUSABLE = 75  # exit status: the device refuses all that follows
