@@ -20,8 +20,7 @@ from longformer_jax.training.sharding import make_mesh, replicated
 from longformer_jax.training.step import make_eval_step
 from longformer_jax.weights import load_tokenizer
 from longformer_jax.weights.hub import find_directory
-from longformer_jax.weights.hugging_face_config import read_config
-from longformer_jax.weights.pretrained import find_model
+from longformer_jax.weights.pretrained import find_model, read_model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,7 @@ def evaluate_model(
     """
     _check(batch_size, limit)
     directory = find_directory(model)
-    config = read_config(directory)
+    config = read_model_config(directory)
     if find_model(directory) is not ForMaskedLM:
         raise InputError(f"model is {model!r}, which has no head to predict masked tokens; expected a masked LM")
     length = config.max_length if sequence_length is None else sequence_length

@@ -28,7 +28,7 @@ class HeadOutput:
 
 
 class ForMaskedLM(nn.Module):
-    """Predicts the tokens behind masks; the output projection is the transposed embedding."""
+    """Predicts the tokens behind masks; the output projection is the transposed embedding, unless config unties it."""
 
     config: LongformerConfig
 
@@ -71,6 +71,9 @@ class _LMHead(nn.Module):
         cfg = self.config
         y = dense(cfg, cfg.hidden_size, "dense")(x.reshape(-1, cfg.hidden_size))
         y = layer_norm(cfg, "norm")(nn.gelu(y, approximate=False))
+        if not cfg.tie_word_embeddings:
+            init = nn.initializers.normal(cfg.initializer_range)
+            table = nn.Embed(cfg.vocab_size, cfg.hidden_size, embedding_init=init, name="decoder").embedding
         logits = jnp.einsum("ne,ve->nv", y, table.astype(y.dtype), preferred_element_type=jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))
         return (logits + bias).reshape(*x.shape[:2], cfg.vocab_size)
@@ -109,7 +112,7 @@ class _ClassificationHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, E] -> float32 [B, num_labels]"""
         cfg = self.config
-        dropout = nn.Dropout(cfg.hidden_dropout_prob, deterministic=self.deterministic)
+        dropout = nn.Dropout(_classifier_dropout(cfg), deterministic=self.deterministic)
         x = dropout(jnp.tanh(dense(cfg, cfg.hidden_size, "dense")(dropout(x))))
         return dense(cfg, cfg.num_labels, "out_proj")(x).astype(jnp.float32)
 
@@ -128,7 +131,7 @@ class ForTokenClassification(nn.Module):
         """
         cfg = self.config
         output = Longformer(cfg, add_pooling_layer=False, name="longformer")(input_ids, *args, **kwargs)
-        x = nn.Dropout(cfg.hidden_dropout_prob, deterministic=kwargs.get("deterministic", True))(
+        x = nn.Dropout(_classifier_dropout(cfg), deterministic=kwargs.get("deterministic", True))(
             output.last_hidden_state
         )
         return HeadOutput(_per_token(cfg, cfg.num_labels, "classifier", x), output)
@@ -242,6 +245,10 @@ def _choice_mask(input_ids: Any, sep_token_id: int) -> Any:
     xp = np if is_known(input_ids) else jnp
     past_first = xp.cumsum(xp.asarray(input_ids) == sep_token_id, axis=-1) > 0
     return xp.cumsum(past_first, axis=-1) > 2
+
+
+def _classifier_dropout(config: LongformerConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 def _per_token(config: LongformerConfig, features: int, name: str, x: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from jax import lax
 
 from longformer_jax.attention import banded_attention, merge_attention
 from longformer_jax.errors import InputError
+from longformer_jax.models.activations import ACTIVATIONS
 from longformer_jax.models.attention_probabilities import attention_probabilities
 from longformer_jax.models.checks import check_integers, check_tokens, check_within
 from longformer_jax.models.embedding import look_up
@@ -19,13 +20,6 @@ from longformer_jax.models.global_attention import GlobalTokens, check_masks, fi
 from longformer_jax.models.longformer_config import LongformerConfig
 
 Array = jax.Array | np.ndarray
-
-_ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_new": functools.partial(nn.gelu, approximate=True),
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
 
 
 @flax.struct.dataclass
@@ -91,7 +85,7 @@ class EncoderLayer(nn.Module):
         x = x.reshape(B * T, E)
         y = dense(cfg, E, "attention_out")(y.reshape(B * T, E))
         x = layer_norm(cfg, "attention_norm")(x + dropout(y))
-        y = _ACTIVATIONS[cfg.hidden_act](dense(cfg, cfg.intermediate_size, "mlp_in")(x))
+        y = ACTIVATIONS[cfg.hidden_act](dense(cfg, cfg.intermediate_size, "mlp_in")(x))
         y = dense(cfg, E, "mlp_out")(y)
         x = layer_norm(cfg, "mlp_norm")(x + dropout(y))
         return x.reshape(B, T, E), probabilities

@@ -28,7 +28,7 @@ from longformer_jax.training.validation import Validator
 from longformer_jax.weights import load_pretrained, load_tokenizer, roberta_to_longformer, save_pretrained
 from longformer_jax.weights.conversion import POSITIONS
 from longformer_jax.weights.hub import find_directory
-from longformer_jax.weights.hugging_face_config import read_config
+from longformer_jax.weights.pretrained import read_model_config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -239,7 +239,7 @@ class MaskedLMExperiment(ExperimentConfig):
         """
         if workdir is None and self.init is not None:
             try:
-                found = read_config(find_directory(self.init))
+                found = read_model_config(find_directory(self.init))
             except InputError as error:
                 raise InputError(f"init is {self.init!r}, which cannot be read: {error}") from None
             self._check_init(found, *_KEPT)

@@ -86,5 +86,7 @@ def to_config_dict(value: Any) -> Any:
     for field in dataclasses.fields(value):
         item = to_config_dict(getattr(value, field.name))
         options = typing.get_args(kinds[field.name])
-        config[field.name] = FieldReference(item, field_type=options[0]) if types.NoneType in options else item
+        if types.NoneType in options:
+            item = FieldReference(item, field_type=typing.get_origin(options[0]) or options[0])
+        config[field.name] = item
     return config

@@ -1,13 +1,17 @@
 """`LongformerConfig` from and to the config.json of Hugging Face."""
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longformer_jax.errors import InputError
 from longformer_jax.files import read_json
 from longformer_jax.models import LongformerConfig
+from longformer_jax.models.longformer_config import default_labels
+
+_log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 
@@ -27,11 +31,14 @@ _DEFAULTS: dict[str, Any] = {
     "attention_probs_dropout_prob": 0.1,
     "layer_norm_eps": 1e-12,
     "initializer_range": 0.02,
+    "tie_word_embeddings": True,
 }
 # Fields that Hugging Face does not have, written where they are not these.
 _ROBERTA: dict[str, Any] = {"attention_mode": "full", "global_projections": False, "attention_dilation": 1}
 _LONGFORMER: dict[str, Any] = {"attention_mode": "sliding_window", "global_projections": True, "attention_dilation": 1}
-_OWN_FIELDS = {"roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "camembert": _ROBERTA, "longformer": _LONGFORMER}
+_KINDS = ("roberta", "xlm-roberta", "camembert", "longformer")
+# The modes of AI2's own code, where a window is that of one side; "n2" is RoBERTa's attention.
+_AI2_MODES = {"tvm": "sliding_window", "sliding_chunks": "sliding_window", "n2": "full"}
 
 
 def read_values(directory: Path) -> dict[str, Any]:
@@ -42,52 +49,111 @@ def read_values(directory: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def read_config(directory: Path) -> LongformerConfig:
+def read_config(directory: Path, *, global_projections: bool = False) -> LongformerConfig:
     """`config_from_hugging_face` of DIRECTORY/config.json; its errors begin with the file's name."""
     values = read_values(directory)
     try:
-        return config_from_hugging_face(values)
+        return config_from_hugging_face(values, global_projections=global_projections)
     except InputError as error:
         raise InputError(f"{directory / CONFIG}: {error}") from None
 
 
-def config_from_hugging_face(values: Mapping[str, Any]) -> LongformerConfig:
+def config_from_hugging_face(values: Mapping[str, Any], *, global_projections: bool = False) -> LongformerConfig:
     """The configuration that Hugging Face's fields describe.
 
     Longformer becomes sliding-window attention with global projections, RoBERTa and its kin full attention without.
     The fields `attention_mode`, `global_projections` and `attention_dilation`, which Hugging Face does not have, are
-    read where `config_to_hugging_face` wrote them.
+    read where `config_to_hugging_face` or AI2's own code wrote them.
+
+    Args:
+      values: of a config.json.
+      global_projections: whether the tensors have global projections. They make a Longformer of what calls itself a
+        RoBERTa, as the checkpoints of AI2's conversion notebook do.
 
     Raises:
       InputError: it is another kind of model, or has what this one has not, as positions that are not absolute.
     """
     kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in _OWN_FIELDS:
-        raise InputError(f"model_type is {kind!r}; expected one of {', '.join(_OWN_FIELDS)}")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise InputError(f"model_type is {kind!r}; expected one of {', '.join(_KINDS)}")
     if (positions := values.get("position_embedding_type")) not in (None, "absolute"):
         raise InputError(f"position_embedding_type is {positions!r}; expected 'absolute'")
-    for name in ("is_decoder", "add_cross_attention"):
+    for name in ("is_decoder", "add_cross_attention", "autoregressive"):
         if values.get(name):
             raise InputError(f"{name} is {values[name]!r}; expected false, as this is an encoder")
-    labels = values.get("id2label")
-    if labels is not None and not isinstance(labels, Mapping):
-        raise InputError(f"id2label is {labels!r}; expected a name for each label")
 
-    defaults = _DEFAULTS | _OWN_FIELDS[kind]
+    is_longformer = kind == "longformer" or global_projections
+    defaults = _DEFAULTS | (_LONGFORMER if is_longformer else _ROBERTA)
     if kind == "roberta":
         defaults["vocab_size"] = 50265
     fields = {name: values.get(name, default) for name, default in defaults.items()}
-    if fields["attention_mode"] == "longformer":  # so AI2's own files say
+    window = values.get("attention_window")
+    if window is None:
+        if is_longformer and kind != "longformer":
+            raise InputError(
+                f"attention_window is missing; expected it, as the tensors are a Longformer's, though model_type is "
+                f"{kind!r}"
+            )
+        window = 512
+    mode = fields["attention_mode"]
+    if isinstance(mode, str) and mode in _AI2_MODES:
+        fields["attention_mode"] = _AI2_MODES[mode]
+        fields["global_projections"] = mode != "n2"
+        fields["attention_dilation"] = fields["attention_dilation"] or 1
+        window = _both_sides(window)
+    elif mode == "longformer":  # so the configs say that AI2 made for transformers
         fields["attention_mode"] = "sliding_window"
     if type(fields["global_projections"]) is not bool:
         raise InputError(f"global_projections is {fields['global_projections']!r}; expected true or false")
-    separator = values.get("sep_token_id")
     return LongformerConfig(
         **fields,
-        attention_window=values.get("attention_window", 512),
-        sep_token_id=values.get("eos_token_id", 2) if separator is None else separator,
-        num_labels=len(labels) if labels else values.get("num_labels", 2),
+        attention_window=window,
+        sep_token_id=_separator(values),
+        classifier_dropout=values.get("classifier_dropout"),
+        **_labels(values),
     )
+
+
+def _both_sides(window: Any) -> Any:
+    """The window of one side, or those of all layers, doubled."""
+    windows = window if isinstance(window, list | tuple) else [window]
+    if not all(type(entry) is int for entry in windows):
+        return window  # which LongformerConfig refuses
+    return [2 * entry for entry in windows] if isinstance(window, list | tuple) else 2 * window
+
+
+def _separator(values: Mapping[str, Any]) -> Any:
+    """`sep_token_id`, else `eos_token_id`, which may be a list of one."""
+    found = values.get("sep_token_id")
+    if found is not None:
+        return found
+    found = values.get("eos_token_id")
+    if isinstance(found, list):
+        if len(found) != 1:
+            raise InputError(f"eos_token_id is {found!r}; expected one id, or sep_token_id beside it")
+        found = found[0]
+    return 2 if found is None else found
+
+
+def _labels(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`num_labels` and `id2label`; in transformers, too, the names decide how many there are."""
+    names = values.get("id2label")
+    if names is None:
+        return {"num_labels": 2 if values.get("num_labels") is None else values["num_labels"]}
+    if not isinstance(names, Mapping) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"id2label is {names!r}; expected a name for each label")
+    by_id = {str(key): name for key, name in names.items()}
+    if by_id.keys() != {str(i) for i in range(len(names))}:
+        _log.warning("id2label is %s, whose ids are not 0 to %d; the names are left out", dict(names), len(names) - 1)
+        return {"num_labels": len(names)}
+    labels = tuple(by_id[str(i)] for i in range(len(names)))
+    if values.get("label2id") not in (None, _ids(labels)):
+        _log.warning("label2id is %s, not the inverse of id2label; it is left out", values["label2id"])
+    return {"num_labels": len(names), "id2label": labels}
+
+
+def _ids(labels: Sequence[str]) -> dict[str, int]:
+    return {label: i for i, label in enumerate(labels)}
 
 
 def config_to_hugging_face(config: LongformerConfig, ending: str) -> dict[str, Any]:
@@ -111,9 +177,11 @@ def config_to_hugging_face(config: LongformerConfig, ending: str) -> dict[str, A
     }
     if not is_roberta:
         values |= {"sep_token_id": config.sep_token_id, "attention_window": config.attention_window}
-    usual = dataclasses.replace(config, **_OWN_FIELDS[kind])
+    usual = dataclasses.replace(config, **(_ROBERTA if is_roberta else _LONGFORMER))
     values |= {name: getattr(config, name) for name in _ROBERTA if getattr(config, name) != getattr(usual, name)}
-    if config.num_labels != 2:
-        labels = [f"LABEL_{i}" for i in range(config.num_labels)]
-        values |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    if config.classifier_dropout is not None:
+        values["classifier_dropout"] = config.classifier_dropout
+    if config.num_labels != 2 or config.id2label:
+        labels = config.id2label or default_labels(config.num_labels)
+        values |= {"id2label": dict(enumerate(labels)), "label2id": _ids(labels)}
     return values

@@ -1,7 +1,8 @@
 """What Hugging Face calls our parameters; the one table behind loading and saving."""
 
+import os.path
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from longformer_jax.weights.stored_tensor import StoredTensor
 
@@ -26,6 +27,7 @@ _MODULES = {
     "lm_head": "lm_head",
     "lm_head/dense": "lm_head.dense",
     "lm_head/norm": "lm_head.layer_norm",
+    "lm_head/decoder": "lm_head.decoder",
     "classifier": "classifier",
     "classifier/dense": "classifier.dense",
     "classifier/out_proj": "classifier.out_proj",
@@ -35,7 +37,8 @@ _MODULE_OF = {theirs: ours for ours, theirs in _MODULES.items()}
 # A kernel is their weight transposed.
 _LEAVES = {"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"}
 
-# Other names of a tensor, in files that write it twice or under the other name alone.
+# Other names of a tensor, in files that write it twice or under the other name alone; where the output projection is
+# not tied, only the biases are one.
 TIED = {
     "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
     "lm_head.decoder.bias": "lm_head.bias",
@@ -72,19 +75,45 @@ def is_kernel(path: str) -> bool:
     return path.endswith("/kernel")
 
 
+def shared_prefix(names: Iterable[str]) -> str:
+    """What all names begin with and no model here knows, as the "module." of wrappers; "" where there is none.
+
+    That is the shortest one, of whole words, without which the most names are known.
+    """
+    shared = os.path.commonprefix(list(names))
+    prefixes = [""] + [shared[: match.end()] for match in re.finditer(r"\.", shared)]
+    known = [sum(is_known(_plain(name[len(prefix) :])) for name in names) for prefix in prefixes]
+    return prefixes[known.index(max(known))]
+
+
+def elsewhere(names: Iterable[str]) -> str | None:
+    """Where an encoder is whose tensors are within another model: the prefix of its embeddings."""
+    embeddings = "embeddings.word_embeddings.weight"
+    return next((name.removesuffix(embeddings) for name in names if name.endswith(embeddings)), None) or None
+
+
 def without_prefix(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Tensors under the names that `hugging_face_names` gives: no model's prefix, no names of old versions."""
-    tensors = {}
-    for name, tensor in stored.items():
-        name = re.sub(r"^(roberta|longformer)\.", "", name)
-        for old, new in _OLD_ENDINGS.items():
-            if name.endswith(old):
-                name = name.removesuffix(old) + new
-        tensors[name] = tensor
+    """Tensors under the names that `hugging_face_names` gives: no prefix, no names of old versions."""
+    prefix = shared_prefix(stored)
+    tensors = {_plain(name[len(prefix) :]): tensor for name, tensor in stored.items()}
     for other, name in TIED.items():
         if other in tensors:
             tensors.setdefault(name, tensors[other])
     return tensors
+
+
+def _plain(name: str) -> str:
+    """A name without its model's prefix, and as new versions have it."""
+    name = re.sub(r"^(roberta|longformer)\.", "", name)
+    for old, new in _OLD_ENDINGS.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    return name
+
+
+def has_global_projections(stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether these tensors are a Longformer's."""
+    return any("_global." in name for name in stored)
 
 
 def layer_number(name: str) -> int | None:

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing, user_path, write_text
 from longformer_jax.models import Longformer, LongformerConfig
-from longformer_jax.models.checks import check_seed
+from longformer_jax.models.checks import check_bool, check_seed
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
     ModelFactory,
@@ -37,7 +37,9 @@ from longformer_jax.weights.tensor_files import SAFETENSORS, has_tensors, read_t
 _log = logging.getLogger(__name__)
 
 # What a checkpoint need not have; all else is the encoder.
-_HEADS = ("pooler", "lm_head", "classifier", "qa_outputs")
+_TASK_HEADS = ("lm_head", "classifier", "qa_outputs")
+_HEADS = ("pooler", *_TASK_HEADS)
+_DECODER_BIAS = "lm_head.decoder.bias"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -47,20 +49,25 @@ def load_pretrained(
     *,
     revision: str | None = None,
     num_labels: int | None = None,
+    ignore_head: bool = False,
     seed: int = 0,
 ) -> tuple[LongformerConfig, Any]:
     """Loads a model's configuration and parameters.
 
     Weights of RoBERTa (XLM-RoBERTa, CamemBERT) load into the same encoder with full attention; `roberta_to_longformer`
-    makes a Longformer of them. A head or pooler that the checkpoint does not have at all is initialised, with a warning
-    in the log; heads that `model` does not have are passed over.
+    makes a Longformer of them. Tensors decide: a "RoBERTa" with global projections and `attention_window` in its
+    config.json, as AI2's conversion notebook leaves it, is the Longformer that it is. A head or pooler that the
+    checkpoint does not have at all is initialised, with a warning in the log; heads that `model` does not have are
+    passed over. So are words that all names of tensors begin with, as "module." (a warning says so).
 
     Args:
       source: a directory that transformers, `save_pretrained` or `longformer_jax.weights.convert` has written, or the
         name of a model on the Hugging Face hub.
       model: the class whose parameters are wanted, `Longformer` or one with a head.
       revision: on the hub: branch, tag or commit.
-      num_labels: of a classification head that is initialised; None is what config.json says.
+      num_labels: of a classification head that is initialised; None is what config.json says. Another number than
+        config.json's leaves its `id2label` behind.
+      ignore_head: whether the head is initialised even where the checkpoint has one. The pooler is no head.
       seed: of what is initialised.
 
     Returns:
@@ -68,23 +75,43 @@ def load_pretrained(
 
     Raises:
       InputError: the model cannot be found or is of another kind; its files are missing, damaged or dangerous; tensors
-        are missing or of other shapes; a masked language model's output projection is not the transposed embedding.
+        are missing or of other shapes; a masked language model's output projection is not the transposed embedding,
+        though config.json does not untie it;
+        the checkpoint's head has another number of labels than `num_labels`.
     """
     check_seed(seed)
+    check_bool("ignore_head", ignore_head)
     directory = find_directory(source, revision)
-    stored_config = read_config(directory)
-    config = stored_config if num_labels is None else dataclasses.replace(stored_config, num_labels=num_labels)
+    stored_config = read_model_config(directory)
+    config = stored_config
+    if num_labels is not None and num_labels != stored_config.num_labels:
+        config = dataclasses.replace(stored_config, num_labels=num_labels, id2label=None)
     module = make_module(model, config)
     expected = abstract_params(module)
+    wanted = {path: x for path, x in expected.items() if not (ignore_head and _head_of(path) in _TASK_HEADS)}
     if has_tensors(directory):
-        params = _gather(expected, _read_tensors(directory), config, directory)
+        stored = read_tensors(directory)
+        if prefix := names.shared_prefix(stored):
+            _log.warning("the names of all tensors in %s begin with %r, which is left out", directory, prefix)
+        params = _gather(wanted, names.without_prefix(stored), config, num_labels, directory)
     else:
-        params = _load_converted(expected, stored_config, directory)
-    if absent := expected.keys() - params.keys():
+        params = _load_converted(wanted, stored_config, num_labels, directory)
+    if absent := wanted.keys() - params.keys():
         modules = ", ".join(sorted({path.rsplit("/", 1)[0] for path in absent}))
         _log.warning("%s has no %s; initialised at random (seed %d)", directory, modules, seed)
+    if absent := expected.keys() - params.keys():
         params |= _initialise(module, absent, seed)
     return config, unflatten_dict(params, sep="/")
+
+
+def read_model_config(directory: Path) -> LongformerConfig:
+    """The configuration that `load_pretrained` returns: what config.json says, and what the tensors show.
+
+    Raises:
+      InputError: as `load_pretrained`, for config.json and files of tensors that cannot be read.
+    """
+    stored = read_tensors(directory) if has_tensors(directory) else {}
+    return read_config(directory, global_projections=names.has_global_projections(stored))
 
 
 def find_model(directory: Path) -> ModelFactory:
@@ -127,6 +154,8 @@ def save_pretrained(
         prefix = f"{values['model_type']}." if path.startswith("longformer/") else ""
         for name, tensor in zip(names.hugging_face_names(path, len(layers)), layers, strict=True):
             tensors[prefix + name] = np.ascontiguousarray(tensor.T if names.is_kernel(path) else tensor)
+    if "lm_head.decoder.weight" in tensors:
+        tensors[_DECODER_BIAS] = tensors[names.TIED[_DECODER_BIAS]]
     directory = user_path("directory", directory)
     with replacing(directory / SAFETENSORS) as partial:
         save_file(tensors, partial, {"format": "pt"})
@@ -157,13 +186,18 @@ def _gather(
     expected: Mapping[str, jax.ShapeDtypeStruct],
     stored: Mapping[str, StoredTensor],
     config: LongformerConfig,
+    num_labels: int | None,
     directory: Path,
 ) -> dict[str, jax.Array]:
     """The parameters that are stored: the encoder's, and those of heads, unless all of a head is absent."""
+    if not config.tie_word_embeddings and _DECODER_BIAS in stored:
+        stored = {**stored, names.TIED[_DECODER_BIAS]: stored[_DECODER_BIAS]}
     parts = {path: names.hugging_face_names(path, config.num_hidden_layers) for path in expected}
     present = {_head_of(path) for path in expected if any(name in stored for name in parts[path])} | {None}
     parts = {path: tensors for path, tensors in parts.items() if _head_of(path) in present}
-    if config.global_projections and not any("_global." in name for name in stored):
+    found = {path: stored[tensors[0]].shape for path, tensors in parts.items() if tensors[0] in stored}
+    _check_num_labels(num_labels, expected, found, directory)
+    if config.global_projections and not names.has_global_projections(stored):
         raise InputError(
             f"{directory} has no global projections, which its {CONFIG} promises; expected a Longformer's (python "
             "-m longformer_jax.weights.convert makes one of a RoBERTa with its own config.json)"
@@ -184,8 +218,12 @@ def _gather(
         elif not names.is_known(name):
             _log.info("%s has the tensor %s, which is of no use here", directory, name)
     if wrong:
-        raise InputError(f"the weights in {directory} are not what its {CONFIG} describes: {_listing(wrong)}")
-    if "lm_head" in present:
+        elsewhere = names.elsewhere(stored) if "embeddings.word_embeddings.weight" not in stored else None
+        raise InputError(
+            f"the weights in {directory} are not what its {CONFIG} describes: {_listing(wrong)}"
+            + (f" (only some names of tensors begin with {elsewhere!r}; expected all or none)" if elsewhere else "")
+        )
+    if "lm_head" in present and config.tie_word_embeddings:
         _check_tied(stored, directory)
     return {path: _read(path, tensors, expected[path].shape, stored) for path, tensors in parts.items()}
 
@@ -216,21 +254,41 @@ def _check_tied(stored: Mapping[str, StoredTensor], directory: Path) -> None:
         if other in stored and stored[other] is not stored[name]:
             one, two = stored[other].read(), stored[name].read()
             if not np.array_equal(one, two, equal_nan=True):
-                raise InputError(f"{other} in {directory} is not {name}; expected them to be tied, as they are here")
+                raise InputError(
+                    f"{other} in {directory} is not {name}; expected them to be tied, or tie_word_embeddings false in "
+                    f"its {CONFIG}"
+                )
+
+
+def _check_num_labels(
+    num_labels: int | None, expected: Mapping[str, Any], found: Mapping[str, tuple[int, ...]], directory: Path
+) -> None:
+    """Raises InputError where the caller asks for another number of labels than a classifier has."""
+    for path in ("classifier/out_proj/bias", "classifier/bias"):
+        if path in expected and expected[path].shape == (num_labels,) != found.get(path, (num_labels,)):
+            (width,) = found[path]
+            raise InputError(
+                f"num_labels is {num_labels}, but the classifier in {directory} has {width} labels; expected "
+                f"num_labels={width}, or ignore_head=True for a new classifier"
+            )
 
 
 def _load_converted(
-    expected: Mapping[str, jax.ShapeDtypeStruct], config: LongformerConfig, directory: Path
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+    stored_config: LongformerConfig,
+    num_labels: int | None,
+    directory: Path,
 ) -> dict[str, jax.Array]:
     """What `save_converted` wrote, as far as it is expected."""
     from longformer_jax.checkpoints import load_params
 
-    module = make_module(_converted_model(directory), config)
+    module = make_module(_converted_model(directory), stored_config)
     loaded: dict[str, Any] = flatten_dict(
         load_params(directory, unflatten_dict(abstract_params(module), sep="/")), sep="/"
     )
     saved = {names.encoder_path(path): x for path, x in loaded.items()}
     params = {path: saved[names.encoder_path(path)] for path in expected if names.encoder_path(path) in saved}
+    _check_num_labels(num_labels, expected, {path: x.shape for path, x in params.items()}, directory)
     wrong = [
         f"{path} is {list(x.shape)} instead of {list(expected[path].shape)}"
         for path, x in params.items()

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.errors import InputError
+from longformer_jax.models.checks import MAX_SIZE
 from longformer_jax.weights.stored_tensor import StoredTensor
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -161,6 +162,7 @@ def _open_legacy(path: Path) -> tuple[Any, Callable[[_Storage], Buffer]]:
 
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
+_IGNORED = ("PROTO", "FRAME")  # protocol 4 only cuts the same opcodes into frames
 _PUSHES_ITS_ARGUMENT = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
@@ -186,7 +188,7 @@ def _unpickle(file: BinaryIO, path: Path) -> tuple[Any, dict[str, _Storage]]:
     for opcode, found, _ in pickletools.genops(file):
         argument: Any = found  # of the type that the opcode has
         match opcode.name:
-            case "PROTO":
+            case name if name in _IGNORED:
                 pass
             case name if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
@@ -210,16 +212,14 @@ def _unpickle(file: BinaryIO, path: Path) -> tuple[Any, dict[str, _Storage]]:
                 _append(pop_to_mark(), stack[-1])
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                name = argument.replace(" ", ".")
-                if name not in _FUNCTIONS and name not in _STORAGE_DTYPES:
-                    raise InputError(
-                        f"{path} asks for {name}; expected a pickle of tensors alone, which needs no such thing "
-                        "(nothing of it was executed)"
-                    )
-                stack.append(_Global(name))
+                stack.append(_global(argument.replace(" ", "."), path))
+            case "STACK_GLOBAL":
+                stack.append(_global(".".join(pop(2)), path))
             case "BINPERSID":
                 storage = _storage(stack.pop())
                 if storages.setdefault(storage.key, storage) != storage:
@@ -234,6 +234,15 @@ def _unpickle(file: BinaryIO, path: Path) -> tuple[Any, dict[str, _Storage]]:
             case _:
                 raise ValueError(f"its pickle has the opcode {opcode.name}")
     raise AssertionError("unreachable: genops ends with STOP or raises")
+
+
+def _global(name: str, path: Path) -> _Global:
+    if name not in _FUNCTIONS and name not in _STORAGE_DTYPES:
+        raise InputError(
+            f"{path} asks for {name}; expected a pickle of tensors alone, which needs no such thing (nothing of it was "
+            "executed)"
+        )
+    return _Global(name)
 
 
 def _set_items(keys_and_values: list[Any], target: object) -> None:
@@ -275,7 +284,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
     if type(storage) is not _Storage or not all(type(x) is int and x >= 0 for x in numbers):
         raise ValueError("its pickle describes a tensor in another way")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if math.prod(shape) > storage.count or (0 not in shape and last >= storage.count):
+    # An expanded tensor has more elements than its storage; beyond what a parameter can have they are a trap.
+    if math.prod(shape) > MAX_SIZE**2 or (0 not in shape and last >= storage.count):
         raise ValueError(f"a tensor {list(shape)} sticks out of storage {storage.key} of {storage.count} elements")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 

@@ -2,7 +2,8 @@
 
   python tests/golden/make_torch_files.py        (an environment with torch and safetensors; written with torch 2.13.0)
 
-zip.bin and legacy.bin hold the same state dict in torch.save's two formats, expected.safetensors what it says.
+zip.bin and legacy.bin hold the same state dict in torch.save's two formats, protocol_4.bin in a newer pickle, and
+expected.safetensors what it says.
 """
 
 import collections
@@ -24,6 +25,8 @@ def state_dict() -> collections.OrderedDict:
         first_rows=base[:2],
         column=base[:, 3],
         every_other=base[1::2, ::2],
+        expanded=base[:1, :3].expand(4, 3),
+        one_number=torch.tensor(0.5).expand(2, 6),
         tied=tied,
         tied_again=tied,
         parameter=torch.nn.Parameter(torch.randn(3, generator=generator)),
@@ -46,6 +49,7 @@ def main() -> None:
     tensors = state_dict()
     torch.save(tensors, ROOT / "zip.bin")
     torch.save(tensors, ROOT / "legacy.bin", _use_new_zipfile_serialization=False)
+    torch.save(tensors, ROOT / "protocol_4.bin", pickle_protocol=4)
     save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, ROOT / "expected.safetensors")
 
 

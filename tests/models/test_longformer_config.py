@@ -24,7 +24,13 @@ from longformer_jax.models.longformer_config import EncoderLayers
         ({"hidden_size": 100}, "hidden_size is 100; expected a multiple of num_attention_heads, 12"),
         ({"max_position_embeddings": 2}, "max_position_embeddings is 2; expected at least 3"),
         ({"attention_mode": "sparse"}, "attention_mode is 'sparse'; expected one of sliding_window, full"),
-        ({"hidden_act": "tanh"}, "hidden_act is 'tanh'; expected one of gelu"),
+        ({"hidden_act": "glu"}, "hidden_act is 'glu'; expected one of gelu"),
+        ({"bos_token_id": -1}, "bos_token_id is -1; expected an integer >= 0"),
+        ({"classifier_dropout": 1}, "classifier_dropout is 1; expected a number in [0, 1)"),
+        ({"tie_word_embeddings": None}, "tie_word_embeddings is None; expected True or False"),
+        ({"id2label": ("a", "b", "c")}, "id2label has 3 names; expected 2, one for each of num_labels"),
+        ({"id2label": "ab"}, "id2label is 'ab'; expected the names of classes 0, 1, …"),
+        ({"id2label": {1: "a", 2: "b"}}, "id2label is {1: 'a', 2: 'b'}; expected the names of classes 0, 1, …"),
         ({"dtype": "float64"}, "dtype is 'float64'; expected one of float32"),
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0; expected a number in [0, 1)"),
         ({"attention_probs_dropout_prob": None}, "attention_probs_dropout_prob is None; expected a number in [0, 1)"),
@@ -69,3 +75,11 @@ def test_layers_that_share_window_and_dilation_are_one_group() -> None:
 def test_longest_sequence_leaves_out_the_reserved_positions() -> None:
     assert LongformerConfig().max_length == 4096
     assert LongformerConfig(max_position_embeddings=514).max_length == 512
+
+
+def test_label_names_are_a_tuple_whatever_they_were_given_as() -> None:
+    config = LongformerConfig(id2label={1: "pos", 0: "neg"})  # pyrefly: ignore
+    assert config.id2label == ("neg", "pos")
+    assert config == LongformerConfig(id2label=["neg", "pos"])  # pyrefly: ignore
+    assert hash(config) != hash(LongformerConfig())
+    assert LongformerConfig(id2label=("LABEL_0", "LABEL_1")) == LongformerConfig()  # what they are called anyway

@@ -71,6 +71,8 @@ def test_fields_left_out_are_those_of_transformers(model_type: str, vocab_size: 
         {"attention_mode": "full"},
         {"attention_mode": "full", "global_projections": False},
         {"attention_mode": "full", "global_projections": False, "attention_dilation": 2, "num_labels": 1},
+        {"id2label": ("neg", "pos"), "classifier_dropout": 0.25, "hidden_act": "swish"},
+        {"num_labels": 3, "id2label": ("neg", "neu", "pos"), "bos_token_id": None, "tie_word_embeddings": False},
     ],
 )
 def test_round_trip(changes: dict) -> None:
@@ -97,6 +99,55 @@ def test_separator() -> None:
     assert config_from_hugging_face(roberta | {"sep_token_id": 3}).sep_token_id == 3
 
 
+def test_ids_that_are_a_list_or_null() -> None:
+    roberta = config_of("RobertaModel")
+    assert config_from_hugging_face(roberta | {"eos_token_id": [7]}).sep_token_id == 7
+    assert config_from_hugging_face(roberta | {"eos_token_id": [7, 8], "sep_token_id": 3}).sep_token_id == 3
+    assert config_from_hugging_face(roberta | {"eos_token_id": None}).sep_token_id == 2
+    assert config_from_hugging_face(roberta | {"bos_token_id": None}).bos_token_id is None
+
+
+def test_names_of_labels(caplog) -> None:
+    longformer = config_of("LongformerForSequenceClassification")
+    assert config_from_hugging_face(longformer).id2label is None  # LABEL_0, …
+    names = {"10": "k", **{str(i): "abcdefghij"[i] for i in range(10)}}
+    config = config_from_hugging_face(longformer | {"id2label": names, "label2id": None, "num_labels": 3})
+    assert config.num_labels == 11 and config.id2label == tuple("abcdefghijk")
+    values = config_to_hugging_face(config, "Model")
+    assert values["id2label"] == {int(i): name for i, name in names.items()}
+    assert values["label2id"] == {name: int(i) for i, name in names.items()}
+    assert not caplog.records
+    other = config_from_hugging_face(longformer | {"id2label": {"1": "a", "2": "b"}})
+    assert (other.num_labels, other.id2label) == (2, None)
+    config_from_hugging_face(longformer | {"label2id": {"LABEL_0": 1}})
+    assert [record.getMessage() for record in caplog.records] == [
+        "id2label is {'1': 'a', '2': 'b'}, whose ids are not 0 to 1; the names are left out",
+        "label2id is {'LABEL_0': 1}, not the inverse of id2label; it is left out",
+    ]
+
+
+def test_configs_of_ai2s_own_code() -> None:
+    """Their windows are of one side; https://github.com/allenai/longformer, longformer/longformer.py."""
+    ai2 = ROBERTA_BASE | {
+        "attention_window": [256] * 12,
+        "attention_dilation": [1] * 12,
+        "autoregressive": False,
+        "max_position_embeddings": 4098,
+    }
+    for mode in ("tvm", "sliding_chunks"):
+        found = config_from_hugging_face(ai2 | {"attention_mode": mode}, global_projections=True)
+        assert found == LongformerConfig()
+    no_dilation = ai2 | {"attention_mode": "tvm", "attention_window": 256, "attention_dilation": None}
+    assert config_from_hugging_face(no_dilation) == LongformerConfig()
+    full = config_from_hugging_face(ai2 | {"attention_mode": "n2"})
+    assert (full.attention_mode, full.global_projections) == ("full", False)
+
+
+def test_tensors_of_a_longformer_need_a_window() -> None:
+    with pytest.raises(InputError, match="attention_window is missing; expected it, as the tensors are a Longformer's"):
+        config_from_hugging_face(ROBERTA_BASE, global_projections=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -104,13 +155,20 @@ def test_separator() -> None:
         ({"model_type": None}, "model_type is None; expected one of"),
         ({"model_type": ["roberta"]}, "model_type is"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'; expected 'absolute'"),
-        ({"hidden_act": "mish"}, "hidden_act is 'mish'; expected one of gelu, "),
+        ({"hidden_act": "glu"}, "hidden_act is 'glu'; expected one of gelu, "),
+        ({"autoregressive": True}, "autoregressive is True; expected false, as this is an encoder"),
+        ({"eos_token_id": [2, 3], "sep_token_id": None}, r"eos_token_id is \[2, 3\]; expected one id, or sep_token_id"),
         ({"is_decoder": True}, "is_decoder is True; expected false"),
         ({"hidden_size": "768"}, "hidden_size is '768'; expected an integer"),
         ({"layer_norm_eps": None}, "layer_norm_eps is None; expected a number"),
         ({"id2label": ["a"]}, "id2label is .*; expected a name for each label"),
-        ({"attention_mode": "tvm"}, "attention_mode is 'tvm'; expected one of sliding_window, full"),
+        ({"id2label": {"0": 0}}, "id2label is .*; expected a name for each label"),
+        (
+            {"attention_mode": "sliding_chunks_no_overlap"},
+            "attention_mode is 'sliding_chunks_no_overlap'; expected one of sliding_window, full",
+        ),
         ({"attention_mode": ["tvm"]}, "attention_mode is "),
+        ({"attention_mode": "tvm", "attention_window": "256"}, "attention_window is '256'; expected integers"),
         ({"attention_window": 7}, "attention_window is 7; expected even numbers"),
         ({"attention_window": "512"}, "attention_window is '512'; expected integers"),
         ({"global_projections": "yes"}, "global_projections is 'yes'; expected true or false"),

@@ -24,6 +24,8 @@ from longformer_jax import (
     Longformer,
 )
 from longformer_jax.weights import load_pretrained, save_pretrained
+from longformer_jax.weights.convert import convert
+from longformer_jax.weights.pretrained import find_model
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,6 +96,55 @@ def test_kin_of_roberta(tmp_path: Path, model_type: str) -> None:
     expected_config, expected = load_pretrained(ENCODER / "RobertaForMaskedLM", ForMaskedLM)
     assert config == expected_config and config.attention_mode == "full" and not config.global_projections
     assert_same(params, expected)
+
+
+def test_a_longformer_that_calls_itself_roberta(tmp_path: Path) -> None:
+    """As AI2's notebook writes it, scripts/convert_model_to_long.ipynb of https://github.com/allenai/longformer."""
+
+    def rename(tensors: dict) -> None:
+        for name in list(tensors):
+            tensors[name.replace("longformer.", "roberta.")] = tensors.pop(name)
+
+    write(
+        tmp_path,
+        "LongformerForMaskedLM",
+        rename,
+        model_type="roberta",
+        architectures=["RobertaLongForMaskedLM"],
+        sep_token_id=None,
+    )
+    config, params = load_pretrained(tmp_path, ForMaskedLM)
+    expected_config, expected = load_pretrained(ENCODER / "LongformerForMaskedLM", ForMaskedLM)
+    assert config == expected_config and config.attention_window == (4, 8)
+    assert_same(params, expected)
+    # Its trained global projections come through the converter, and so do its windows.
+    convert(tmp_path, tmp_path / "longer", max_length=100)
+    config, converted = load_pretrained(tmp_path / "longer", ForMaskedLM)
+    assert config.attention_window == (4, 8) and config.max_length == 100
+    assert_same(converted["longformer"]["layers"], expected["longformer"]["layers"])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("name", ["LongformerModel", "RobertaForTokenClassification"])
+def test_what_all_names_begin_with_is_left_out(tmp_path: Path, name: str, prefix: str, caplog) -> None:
+    def rename(tensors: dict) -> None:
+        tensors |= {prefix + key: tensors.pop(key) for key in list(tensors)}
+
+    write(tmp_path, name, rename)
+    assert find_model(tmp_path) is model_of(name)
+    params = load_pretrained(tmp_path, model_of(name))[1]
+    assert_same(params, load_pretrained(ENCODER / name, model_of(name))[1])
+    (record,) = caplog.records
+    assert record.getMessage() == f"the names of all tensors in {tmp_path} begin with {prefix!r}, which is left out"
+
+
+def test_an_encoder_within_another_model(tmp_path: Path) -> None:
+    def rename(tensors: dict) -> None:
+        tensors |= {f"net.encoder.{key}": tensors.pop(key) for key in list(tensors)}
+        tensors["classifier.weight"] = np.zeros((1, 16), np.float32)
+
+    with pytest.raises(InputError, match="is missing.*only some names of tensors begin with 'net.encoder.'; exp"):
+        load_pretrained(write(tmp_path, "RobertaModel", rename))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
@@ -236,9 +287,59 @@ def test_tied_output_projection(tmp_path: Path) -> None:
             tensors[name][3] += 1
 
         write(tmp_path, "RobertaForMaskedLM", untie)
-        with pytest.raises(InputError, match=rf"{name} in .* is not .*; expected them to be tied"):
+        with pytest.raises(InputError, match=rf"{name} in .* is not .*; expected them to be tied, or tie_word_emb"):
             load_pretrained(tmp_path, ForMaskedLM)
         load_pretrained(tmp_path, Longformer)  # has no output projection
+
+
+def test_an_output_projection_of_its_own(tmp_path: Path) -> None:
+    """Words in another order: so must the logits be."""
+    order = np.random.default_rng(0).permutation(40)
+
+    def untie(tensors: dict) -> None:
+        tensors["lm_head.decoder.weight"] = tensors[WORDS][order]
+        tensors["lm_head.decoder.bias"] = tensors["lm_head.bias"][order]
+
+    write(tmp_path / "a", "RobertaForMaskedLM", untie, tie_word_embeddings=False)
+    config, params = load_pretrained(tmp_path / "a", ForMaskedLM)
+    tied_config, tied = load_pretrained(ENCODER / "RobertaForMaskedLM", ForMaskedLM)
+    assert not config.tie_word_embeddings and tied_config.tie_word_embeddings
+    ids = np.array([[0, 7, 9, 2]])
+    logits = ForMaskedLM(config).apply({"params": params}, ids).logits
+    np.testing.assert_array_equal(logits, ForMaskedLM(tied_config).apply({"params": tied}, ids).logits[..., order])
+    save_pretrained(tmp_path / "b", config, params)
+    saved = load_file(tmp_path / "b" / "model.safetensors")
+    np.testing.assert_array_equal(saved["lm_head.decoder.bias"], saved["lm_head.bias"])
+    config_again, again = load_pretrained(tmp_path / "b", ForMaskedLM)
+    assert config_again == config
+    assert_same(again, params)
+
+    write(tmp_path / "a", "RobertaForMaskedLM", tie_word_embeddings=False)
+    with pytest.raises(InputError, match="1 tensors differ: lm_head.decoder.weight is missing"):
+        load_pretrained(tmp_path / "a", ForMaskedLM)
+
+
+def test_a_head_of_another_size(tmp_path: Path, caplog) -> None:
+    names = {"0": "neg", "1": "neu", "2": "pos"}
+    source = write(tmp_path, "RobertaForSequenceClassification", id2label=names, label2id=None)
+    config, params = load_pretrained(source, ForSequenceClassification)
+    assert config.id2label == ("neg", "neu", "pos")
+    assert load_pretrained(source, ForSequenceClassification, num_labels=3)[0] == config
+    with pytest.raises(
+        InputError,
+        match=f"num_labels is 5, but the classifier in {source} has 3 labels; expected num_labels=3, or ignore_head",
+    ):
+        load_pretrained(source, ForSequenceClassification, num_labels=5)
+    config, other = load_pretrained(source, ForSequenceClassification, num_labels=5, ignore_head=True, seed=2)
+    assert (config.num_labels, config.id2label) == (5, None)
+    assert other["classifier"]["out_proj"]["kernel"].shape == (16, 5)
+    assert_same(other["longformer"], params["longformer"])
+    # Of the same size, too.
+    config, other = load_pretrained(source, ForSequenceClassification, ignore_head=True, seed=2)
+    assert config.id2label == ("neg", "neu", "pos")
+    assert 0 < np.abs(other["classifier"]["dense"]["kernel"]).max() < 0.1 and not caplog.records
+    with pytest.raises(InputError, match="ignore_head is 1; expected True or False"):
+        load_pretrained(source, ignore_head=1)  # pyrefly: ignore
 
 
 def test_tensors_of_no_use(tmp_path: Path, caplog) -> None:
