@@ -29,6 +29,7 @@ from longformer_jax.weights import load_pretrained, load_tokenizer, roberta_to_l
 from longformer_jax.weights.conversion import POSITIONS
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.pretrained import read_model_config
+from longformer_jax.weights.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -214,7 +215,7 @@ class MaskedLMExperiment(ExperimentConfig):
             params = params | {"longformer": params["longformer"] | {"layers": layers | copies}}
         with replacing(directory) as partial:
             save_pretrained(partial, self.model, params, ForMaskedLM)
-            tokenizer.save(str(partial / TOKENIZER_FILE))
+            save_tokenizer(partial, tokenizer, self.model.max_length)
 
     # Data.
 
@@ -222,10 +223,10 @@ class MaskedLMExperiment(ExperimentConfig):
         """That of a run's workdir; of a new run, see `TokenDataConfig`. It neither cuts texts nor pads them."""
         kept = None if workdir is None else workdir / TOKENIZER_FILE
         if kept is not None and kept.is_file():
-            return _load_tokenizer(kept)
+            return load_tokenizer(kept)
         source = self.data.tokenizer or self.init
         if source is not None:
-            return _load_tokenizer(source)
+            return load_tokenizer(source)
         from longformer_jax.data.tokenizer_training import learn_tokenizer
 
         return learn_tokenizer(self.data.path or _embedded_text(), self.model.vocab_size)
@@ -386,14 +387,6 @@ def _mask_rows(config: MaskedLMExperiment, rows: jax.Array, index: jax.Array, ke
 
 def _embedded_text() -> str:
     return str(importlib.resources.files("longformer_jax.data") / "tiny_shakespeare.txt")
-
-
-def _load_tokenizer(source: str | Path) -> "Tokenizer":
-    """The tokenizer in a file or of a model."""
-    tokenizer = load_tokenizer(source)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def export_model(workdir: str | Path, directory: str | Path, step: int | None = None) -> None:

@@ -11,16 +11,25 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from longformer_jax.command_line import check_devices, fail, one_line_for_errors
 from longformer_jax.errors import InputError
-from longformer_jax.files import check_unused, read_json, replacing, user_path
+from longformer_jax.files import check_unused, read_json, replacing, user_path, write_text
+from longformer_jax.weights.added_tokens import optional_json
 from longformer_jax.weights.conversion import POSITIONS, roberta_to_longformer
 from longformer_jax.weights.hub import TOKENIZER_FILES, find_directory
-from longformer_jax.weights.pretrained import find_model, load_pretrained, save_converted, save_pretrained
+from longformer_jax.weights.hugging_face_config import read_values
+from longformer_jax.weights.pretrained import (
+    find_model,
+    load_pretrained,
+    save_converted,
+    save_pretrained,
+    write_config,
+)
+from longformer_jax.weights.tokenizer import TOKENIZER, TOKENIZER_CONFIG, tokenizer_class
 
 _FORMATS = {"orbax": save_converted, "safetensors": save_pretrained}
 
@@ -61,24 +70,37 @@ def convert(
             model.mkdir()
             _copy_tokenizer(directory, model, max_length)
             _FORMATS[format](model, config, params)
+            _carry_fields(directory, model)
     except OSError as error:
         raise InputError(f"out is {str(out)!r}, which cannot be written ({error.strerror or error})") from None
 
 
 def _copy_tokenizer(source: Path, out: Path, max_length: int) -> None:
+    """The tokenizer's files, and the name of its class, which would not follow from a Longformer's config.json."""
+    files = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in files:
+        shutil.copyfile(source / name, out / name)
     # Where texts are cut and how far they are padded, for a shorter model than this one.
-    changes = {
-        "tokenizer_config.json": {"model_max_length": max_length},
-        "tokenizer.json": {"truncation": None, "padding": None},
+    if TOKENIZER in files:
+        _write_json(out / TOKENIZER, read_json(source / TOKENIZER) | {"truncation": None, "padding": None})
+    if files:
+        changes = {"model_max_length": max_length, "tokenizer_class": tokenizer_class(source)}
+        _write_json(out / TOKENIZER_CONFIG, optional_json(source / TOKENIZER_CONFIG) | changes)
+
+
+def _carry_fields(source: Path, out: Path) -> None:
+    """Fields of config.json that a `LongformerConfig` does not have: roles of ids, and what a task is."""
+    values = read_values(source)
+    carried = {
+        name: value
+        for name, value in values.items()
+        if value is not None and (name.endswith("_token_id") or name in ("tokenizer_class", "problem_type"))
     }
-    for name in TOKENIZER_FILES:
-        if not (source / name).is_file():
-            continue
-        if name not in changes:
-            shutil.copyfile(source / name, out / name)
-            continue
-        values = read_json(source / name) | changes[name]
-        (out / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_config(out, read_values(out) | carried)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 class _Parser(argparse.ArgumentParser):

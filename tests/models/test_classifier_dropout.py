@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from encoders import SMALL
 
-from longformer_jax import ForMultipleChoice, ForSequenceClassification, ForTokenClassification
+from longformer_jax import ForMultipleChoice, ForSequenceClassification, ForTokenClassification, Longformer
 
 IDS = jnp.zeros((1, 4), jnp.int32)
 
@@ -19,10 +19,12 @@ def rates_of_head(model: Any, **rates: float) -> set[float]:
     found = set()
 
     def note(call, arguments, settings, context):
-        module = context.module
-        if isinstance(module, nn.Dropout) and module.path[0] != "longformer":
-            found.add(module.rate)
-        return call(*arguments, **settings)
+        if isinstance(context.module, nn.Dropout):
+            found.add(context.module.rate)
+        result = call(*arguments, **settings)
+        if isinstance(context.module, Longformer):  # which comes before the head
+            found.clear()
+        return result
 
     config = dataclasses.replace(SMALL, **rates)
     ids = IDS[None] if model is ForMultipleChoice else IDS

@@ -150,7 +150,7 @@ def run(*arguments: object, capsys) -> str:
 def test_command_line(tmp_path: Path, roberta, format: str, capsys, caplog) -> None:
     source = write(tmp_path / "source", "RobertaForMaskedLM")
     (source / "vocab.json").write_text("{}")
-    (source / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64, "do_lower_case": False}))
+    (source / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64, "errors": "strict"}))
     out = tmp_path / "new" / "out"
     convert.main([str(source), str(out), "--max_length=100", "--attention_window=8,16", f"--format={format}"])
     assert capsys.readouterr() == ("", "")
@@ -159,7 +159,9 @@ def test_command_line(tmp_path: Path, roberta, format: str, capsys, caplog) -> N
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["config.json", "tokenizer_config.json", "vocab.json", weights]
     )
-    assert json.loads((out / "tokenizer_config.json").read_text()) == {"model_max_length": 100, "do_lower_case": False}
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {
+        **{"model_max_length": 100, "errors": "strict", "tokenizer_class": "RobertaTokenizer"}
+    }
 
     config, params = load_pretrained(out, ForMaskedLM)
     expected_config, expected = roberta_to_longformer(*roberta, max_length=100, attention_window=(8, 16))
@@ -263,8 +265,41 @@ def test_the_tokenizer_no_longer_cuts_at_the_old_length(tmp_path: Path) -> None:
     text = "a b c " * 20
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    assert load_tokenizer(tmp_path / "out").encode(text).ids == tokenizer.encode(text).ids
-    assert load_tokenizer(tmp_path / "out").to_str() == tokenizer.to_str()
+    assert load_tokenizer(tmp_path / "out").encode(text, add_special_tokens=False).ids == tokenizer.encode(text).ids
+    assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).to_str() == tokenizer.to_str()
+
+
+TOKENIZERS = json.loads((ENCODER.parent / "tokenizer" / "variants.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "source_class", "expected_class"),
+    [
+        ("xlm_roberta", "XLMRobertaTokenizer", "XLMRobertaTokenizer"),
+        ("camembert_by_kind", None, "CamembertTokenizer"),  # which follows from the model_type that is lost
+        ("added_beside_a_file", None, "RobertaTokenizer"),
+        ("as_it_is", "PreTrainedTokenizerFast", "PreTrainedTokenizerFast"),
+    ],
+)
+def test_the_tokenizer_comes_along(tmp_path: Path, name: str, source_class: str | None, expected_class: str) -> None:
+    files = {file: values for file, values in TOKENIZERS[name]["files"].items() if values is not None}
+    kind = files.pop("config.json")["model_type"].replace("longformer", "roberta")  # as the weights are
+    ids = {"eos_token_id": 7, "sep_token_id": 2, "mask_token_id": 9, "problem_type": "regression"}
+    source = write(tmp_path / "source", "RobertaModel", model_type=kind, decoder_start_token_id=None, **ids)
+    for file, values in files.items():
+        (source / file).write_text(json.dumps(values), encoding="utf-8")
+    (source / "sentencepiece.bpe.model").write_bytes(b"pieces")
+    assert files.get("tokenizer_config.json", {}).get("tokenizer_class") == source_class
+    out = tmp_path / "out"
+    convert.convert(source, out, max_length=128, format="safetensors")
+    assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == expected_class
+    assert (out / "sentencepiece.bpe.model").read_bytes() == b"pieces"
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == "longformer" and ids.items() <= config.items()
+    assert "decoder_start_token_id" not in config
+    tokenizer = load_tokenizer(out)
+    for text, expected in TOKENIZERS[name]["ids"]:
+        assert (tokenizer.encode(text) if isinstance(text, str) else tokenizer.encode(*text)).ids == expected
 
 
 def test_out_that_cannot_be_written(tmp_path: Path, capsys) -> None:

@@ -3,13 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from longformer_jax import InputError
 from longformer_jax.weights import load_tokenizer
+from longformer_jax.weights.tokenizer import save_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"
+VARIANTS = json.loads((GOLDEN / "variants.json").read_text(encoding="utf-8"))
 VOCAB = Path(__file__).parents[3] / "shared" / "data" / "vocab"
 
 
@@ -20,11 +24,99 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_encodes_as_transformers_does() -> None:
-    tokenizer = load_tokenizer(GOLDEN)
-    for text, ids in json.loads((GOLDEN / "encodings.json").read_text()):
+def assert_encodes(tokenizer: Tokenizer, expected: list[Any]) -> None:
+    for text, ids in expected:
         found = tokenizer.encode(text) if isinstance(text, str) else tokenizer.encode(*text)
         assert found.ids == ids, text
+
+
+def write_files(directory: Path, files: dict[str, Any]) -> None:
+    for name, values in files.items():
+        if values is None:
+            (directory / name).unlink(missing_ok=True)
+        else:
+            (directory / name).write_text(json.dumps(values), encoding="utf-8")
+
+
+def test_encodes_as_transformers_does() -> None:
+    assert_encodes(load_tokenizer(GOLDEN), json.loads((GOLDEN / "encodings.json").read_text()))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_files_beside_the_vocabulary(directory: Path, name: str) -> None:
+    write_files(directory, VARIANTS[name]["files"])
+    assert_encodes(load_tokenizer(directory), VARIANTS[name]["ids"])
+
+
+@pytest.mark.parametrize("name", ["added_tokens", "special_tokens_map", "as_it_is", "xlm_roberta", "camembert"])
+def test_what_is_saved_gives_the_same_ids(directory: Path, name: str) -> None:
+    write_files(directory, VARIANTS[name]["files"])
+    tokenizer = load_tokenizer(directory)
+    tokenizer.enable_truncation(4)
+    saved = directory / "saved"
+    saved.mkdir()
+    save_tokenizer(saved, tokenizer, 4096)
+    assert json.loads((saved / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 4096,
+        **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>"},
+        **{"pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"},
+    }
+    assert_encodes(load_tokenizer(saved), VARIANTS[name]["ids"])
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_byte_order_mark_and_blank_lines(directory: Path, newline: str) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        text = (directory / name).read_text(encoding="utf-8") + "\n\n"
+        (directory / name).write_bytes(text.replace("\n", newline).encode("utf-8-sig"))
+    assert_encodes(load_tokenizer(directory), json.loads((GOLDEN / "encodings.json").read_text()))
+    load_tokenizer(GOLDEN).save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_text().encode("utf-8-sig"))
+    assert_encodes(load_tokenizer(directory), json.loads((GOLDEN / "encodings.json").read_text()))
+
+
+LOWER = VARIANTS["as_it_is"]["files"]["tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"added_tokens.json": {"<ent>": 280}}, "token '<ent>' has the id 280 in the tokenizer's files, but gets 274"),
+        ({"added_tokens.json": {"<ent>": "274"}}, "declare are damaged"),
+        ({"tokenizer_config.json": {"added_tokens_decoder": {"x": {"content": "<ent>"}}}}, "declare are damaged"),
+        ({"tokenizer_config.json": {"added_tokens_decoder": {"274": "<ent>"}}}, "declare are damaged"),
+        ({"tokenizer_config.json": {"mask_token": 3}}, "declare are damaged .a special token is 3"),
+        ({"tokenizer_config.json": {"sep_token": None}}, "tokenizer_config.json: sep_token is null; expected a token"),
+        ({"tokenizer_config.json": {"add_prefix_space": "yes"}}, "add_prefix_space is 'yes'; expected true or false"),
+        ({"tokenizer_config.json": []}, "tokenizer_config.json is damaged; expected a JSON object"),
+        ({"special_tokens_map.json": {"mask_token": {"text": "<mask>"}}}, "declare are damaged"),
+        (
+            {"tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}},
+            "has a GPT2Tokenizer; expected one of Roberta",
+        ),
+        (
+            {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}},
+            "but no tokenizer.json; expected one",
+        ),
+        ({"config.json": {"model_type": "bert"}}, "is of the model_type 'bert' and names no tokenizer_class"),
+        ({"config.json": {"model_type": "xlm-roberta"}}, "vocab.json does not make a XLMRobertaTokenizer"),
+        (
+            {"config.json": {"model_type": "longformer"}, "tokenizer.json": LOWER},
+            "tokenizer.json has the normalizer Lowercase, which a RobertaTokenizer has not, so that tr",
+        ),
+        (
+            VARIANTS["xlm_roberta"]["files"]
+            | {"tokenizer_config.json": None, "config.json": {"model_type": "roberta"}},
+            "tokenizer.json has the model Unigram, which a RobertaTokenizer has not.*expected BPE, or another",
+        ),
+    ],
+)
+def test_what_transformers_takes_otherwise_is_refused(directory: Path, files: dict, message: str) -> None:
+    write_files(directory, files)
+    with pytest.raises(InputError, match=message) as raised:
+        load_tokenizer(directory)
+    assert "\n" not in str(raised.value)
 
 
 def test_text_comes_back() -> None:
@@ -49,8 +141,8 @@ def test_tokenizer_json_goes_first(directory: Path) -> None:
     [
         ("vocab.json", None, "expected a directory with tokenizer.json, or with vocab.json and merges.txt"),
         ("merges.txt", None, "expected a directory with tokenizer.json"),
-        ("vocab.json", '{"<s>": 0', "do not make a tokenizer"),
-        ("vocab.json", '{"<s>": 0, "a": 1}', "do not make a tokenizer"),
+        ("vocab.json", '{"<s>": 0', "vocab.json is damaged"),
+        ("vocab.json", '{"<s>": 0, "a": 1}', "vocab.json does not make a RobertaTokenizer"),
         ("merges.txt", "h e x\n", "do not make a tokenizer"),
         ("tokenizer.json", "{}", "tokenizer.json is damaged"),
         ("tokenizer.json", "", "tokenizer.json is damaged"),

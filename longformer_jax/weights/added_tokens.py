@@ -1,0 +1,151 @@
+"""Tokens that a tokenizer's files declare beside its vocabulary; how transformers 5 reads and adds them."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longformer_jax.errors import InputError
+from longformer_jax.files import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+
+# What transformers' classes call special tokens unless they are told otherwise, in the order in which it adds them.
+SPECIAL_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@dataclasses.dataclass
+class DeclaredTokens:
+    """What files say about tokens.
+
+    Attributes:
+      by_id: tokens whose ids are given.
+      named: special tokens that have a role, by its name: "mask_token", …
+      extra: special tokens that have none.
+    """
+
+    by_id: dict[int, "AddedToken"]
+    named: dict[str, "AddedToken | str"]
+    extra: list["AddedToken | str"]
+
+    def add_to(self, tokenizer: "Tokenizer") -> None:
+        """Adds what the tokenizer does not have as it is declared; raises InputError where an id would be another."""
+        there = tokenizer.get_added_tokens_decoder().values()
+        tokens = [token for _, token in sorted(self.by_id.items()) if repr(token) not in set(map(repr, there))]
+        known = {token.content for token in [*there, *tokens]}
+        for declared in (*self.named.values(), *self.extra):
+            token = _special(declared)
+            if token.content not in known:
+                known.add(token.content)
+                tokens.append(token)
+        roles = {content(token) for token in self.named.values()}
+        for token in tokens:
+            token.special = token.special or token.content in roles
+        tokenizer.add_tokens(tokens)
+        for declared_id, token in self.by_id.items():
+            found = tokenizer.token_to_id(token.content)
+            if found != declared_id:
+                raise InputError(
+                    f"the token {token.content!r} has the id {declared_id} in the tokenizer's files, but gets {found}, "
+                    "as in transformers; expected ids that follow the vocabulary's without a gap"
+                )
+
+
+def content(token: "AddedToken | str") -> str:
+    """The text of a token."""
+    return token if isinstance(token, str) else token.content
+
+
+def read_declared_tokens(
+    directory: Path, config: Mapping[str, Any], stored: Iterable[Mapping[str, Any]], roles: Mapping[str, str]
+) -> DeclaredTokens:
+    """The tokens of a directory.
+
+    As in transformers, special_tokens_map.json, added_tokens.json and a tokenizer.json's own tokens count only where
+    tokenizer_config.json has no `added_tokens_decoder`.
+
+    Args:
+      directory: of the tokenizer's files.
+      config: its tokenizer_config.json.
+      stored: `added_tokens` of its tokenizer.json.
+      roles: special tokens as the class has them.
+
+    Raises:
+      InputError: the files declare tokens in another way.
+    """
+    try:
+        return _read(directory, config, stored, roles)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"the tokens that the files in {directory} declare are damaged ({error}); expected them as transformers "
+            "writes them"
+        ) from None
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, which need not be there."""
+    return read_json(path) if path.is_file() else {}
+
+
+def _read(directory, config, stored, roles) -> DeclaredTokens:
+    from tokenizers import AddedToken
+
+    fields = dict(config)
+    by_id: dict[int, AddedToken] = {}
+    if "added_tokens_decoder" in config:
+        by_id = {int(key): _token(value) for key, value in config["added_tokens_decoder"].items()}
+    else:
+        fields |= optional_json(directory / "special_tokens_map.json")
+    named = {key: _declared(fields.get(key, token)) for key, token in roles.items()}
+    named |= {key: _declared(value) for key, value in fields.items() if _is_role(key, value)}
+    extra = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or []
+    if isinstance(extra, Mapping):
+        named |= {key: _declared(value) for key, value in extra.items()}
+        extra = []
+    extra = [_declared(token) for token in extra]
+    named = {key: token for key, token in named.items() if token is not None}
+    if "added_tokens_decoder" not in config:
+        special = {content(token) for token in (*named.values(), *extra)}
+        for text, token_id in optional_json(directory / "added_tokens.json").items():
+            is_special = text in special
+            by_id[token_id] = AddedToken(text, normalized=not is_special, special=is_special)
+        by_id |= {token["id"]: _token(token) for token in stored}
+    if not all(type(token_id) is int for token_id in by_id):
+        raise ValueError("an id is no integer")
+    by_text = {token.content: token for token in by_id.values()}
+    return DeclaredTokens(by_id, {key: by_text.get(content(token), token) for key, token in named.items()}, extra)
+
+
+def _is_role(key: str, value: Any) -> bool:
+    return key.endswith("_token") and isinstance(value, str | Mapping)
+
+
+def _declared(value: Any) -> Any:
+    """A token of tokenizer_config.json or special_tokens_map.json: text, its settings, or null."""
+    if not isinstance(value, Mapping):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"a special token is {value!r}")
+        return value
+    return _token({**value, "special": True})
+
+
+def _token(value: Mapping[str, Any]) -> "AddedToken":
+    from tokenizers import AddedToken
+
+    return AddedToken(value["content"], **{key: value[key] for key in _FLAGS if key in value})
+
+
+def _special(token: "AddedToken | str") -> "AddedToken":
+    from tokenizers import AddedToken
+
+    return AddedToken(token, special=True) if isinstance(token, str) else token
