@@ -97,11 +97,13 @@ def main() -> int:
     elif not facts["is_hopper"]:
         implementations = tuple(name for name in implementations if name != "pallas_mosaic_gpu")
     supervisor = Supervisor(results, deadline, say=_say)
-    for name in options.only or plan.STAGES:
-        _say(f"{name}, {deadline - time.monotonic():.0f} s left")
-        stage = plan.stage(name, implementations, results, tiny=options.tiny)
-        supervisor.run(stage.jobs, stage.side_by_side)
-    print(report.summary(results))
+    try:
+        for name in options.only or plan.STAGES:
+            _say(f"{name}, {deadline - time.monotonic():.0f} s left")
+            stage = plan.stage(name, implementations, results, tiny=options.tiny)
+            supervisor.run(stage.jobs, stage.side_by_side)
+    finally:  # when told to end, too
+        print(report.summary(results), flush=True)
     print(f"written to {results.path}" + ("" if supervisor.complete else "; the same command goes on from there"))
     parts = (results[part] for part in ("correctness", "same_bits"))
     return int(any(record["outcome"] not in (OK, SKIPPED) for records in parts for record in records))

@@ -20,9 +20,9 @@ _DRIVER = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit",
 
 
 def facts() -> dict[str, Any]:
-    """Device, platform, driver, versions and date."""
+    """Device, platform, versions and date."""
     device = jax.devices()[0]
-    known = {
+    return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device.device_kind,
         "platform": device.platform,
@@ -30,17 +30,17 @@ def facts() -> dict[str, Any]:
         "runtime": device.client.platform_version,
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
-    if device.platform == "gpu":
-        try:
-            said = subprocess.run(_DRIVER, capture_output=True, text=True, timeout=10, check=True).stdout
-            known["driver, clock, power"] = said.strip().splitlines()[0]
-        except (OSError, subprocess.SubprocessError, IndexError):
-            known["driver, clock, power"] = "nvidia-smi does not say"
-    return known
 
 
-def prepare_rates(task: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    return rates
+def prepare_rates(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    return lambda: rates() | {"driver, clock, power": _driver()}
+
+
+def _driver() -> str:
+    try:
+        return subprocess.run(_DRIVER, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def rates() -> dict[str, float]:

@@ -16,11 +16,11 @@ PEERS = {
     "xla": "jax",
     "cudnn_window": "jax",
     "jla": "jla",
-    "flex": "torch",
     "full_cudnn": "jax",
+    "huggingface": "transformers",
     "tokamax": "tokamax",
     "flash_attention": "flash_attn",
-    "huggingface": "transformers",
+    "flex": "torch",
 }
 STAGES = ("core", "headline", "correctness", "training", "shapes", "lengths", "profile")
 FLEX = {"seconds": 150.0, "task_seconds": 75.0}  # PyTorch compiles half a minute for each layer
@@ -73,12 +73,13 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
     jobs = []
     for side in (*implementations, *PEERS):
         tasks = speed.tasks_of(side, layers)
-        if importlib.util.find_spec(PEERS.get(side, "jax")) is None:
+        package = PEERS.get(side, "jax")
+        if importlib.util.find_spec(package) is None:
             for task in tasks:
-                results.add(record={"outcome": SKIPPED, "reason": f"not installed: {PEERS[side]}"}, **task)
+                results.add(record={"outcome": SKIPPED, "reason": f"not installed: {package}"}, **task)
         elif not (tiny and "cudnn" in side):
             limits: dict[str, Any] = {"seconds": seconds} | (FLEX if side == "flex" else {})
-            jobs.append(Job(f"{name}_{side}", tasks, timed=True, **limits))
+            jobs.append(Job(f"{name}_{side}", tasks, timed=True, warm=[package], **limits))
     return _patient(Stage([] if tiny and name == "lengths" else jobs, 2), tiny)
 
 

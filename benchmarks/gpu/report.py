@@ -21,8 +21,8 @@ def summary(results: Results) -> str:
 def _device(results: Results) -> list[str]:
     facts, (rates, *_) = results.values, results["rates"] or [{}]
     line = f"{facts.get('device', 'no device')}, jax {facts.get('versions', {}).get('jax')}"
-    if "driver, clock, power" in facts:
-        line += f", driver, clock, power: {facts['driver, clock, power']}"
+    if rates.get("driver, clock, power", "unknown") != "unknown":
+        line += f", driver, clock, power: {rates['driver, clock, power']}"
     if "flops_per_second" in rates:
         line += (
             f"; matmul {rates['flops_per_second'] / 1e12:.3g} TFLOP/s, copy {rates['bytes_per_second'] / 1e12:.3g} TB/s"
@@ -32,13 +32,15 @@ def _device(results: Results) -> list[str]:
 
 def _correctness(results: Results) -> list[str]:
     counts: dict[str, Counter] = {}
+    skipped: dict[str, str] = {}
     for record in [*results["correctness"], *results["same_bits"]]:
         counts.setdefault(record["implementation"], Counter())[record["outcome"]] += 1
-    if not counts:
-        return []
+        if record["outcome"] == SKIPPED:
+            skipped.setdefault(record["implementation"], record["reason"])
     rows = [["correctness", *OUTCOMES]]
-    rows += [[name, *(str(found[outcome] or "") for outcome in OUTCOMES)] for name, found in counts.items()]
-    return _table(rows)
+    for name, found in counts.items():
+        rows.append([name, *(str(found[outcome] or "") for outcome in OUTCOMES), skipped.get(name, "")])
+    return _table(rows) if counts else []
 
 
 def _speed(results: Results) -> list[str]:

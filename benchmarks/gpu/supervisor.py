@@ -46,7 +46,8 @@ class Job:
       seconds: for the whole job, new processes after failures included, starting up not.
       task_seconds: that a task may take once it is compiled.
       compile_seconds: that it may be waited for.
-      timed: no other timed job goes on at the same time, but for starting up.
+      timed: no other timed job uses the device at the same time.
+      warm: packages that the tasks will import, which may be done before.
       wrapper: a command that the process is started by; its status is the verdict.
     """
 
@@ -56,6 +57,7 @@ class Job:
     task_seconds: float = 20.0
     compile_seconds: float = 60.0
     timed: bool = False
+    warm: Sequence[str] = ()
     wrapper: Sequence[str] = ()
 
 
@@ -81,6 +83,7 @@ class Process:
         file.write_text(json.dumps(tasks))
         journal.write_text("")
         options = [f"--threads={threads}", *(f"--import={name}" for name in modules)]
+        options += [f"--warm={name}" for name in job.warm]
         options += [f"--lock={folder / 'lock'}"] * job.timed
         with self._log.open("w") as log:
             self._popen = subprocess.Popen(
@@ -101,7 +104,7 @@ class Process:
             self.since = time.monotonic()
             if line.get("ready"):
                 self.ready_at, self.state = self.since, "compiling"
-            elif "facts" in line:
+            elif line.get("waiting"):
                 self.state = "waiting"
             elif "record" in line:
                 self.current, self.recorded, self.usable = None, line["task"] + 1, line["usable"]

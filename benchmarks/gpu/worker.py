@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("journal", type=Path)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--lock", type=Path, help="held while the tasks go on")
+    parser.add_argument("--warm", action="append", default=[], help="a package that tasks will import")
     parser.add_argument(
         "--import", dest="modules", action="append", default=[], help="a module that adds to what there is"
     )
@@ -121,9 +122,14 @@ def main() -> None:
 
     for name in options.modules:
         importlib.import_module(name)
-    journal.write(facts=facts())  # starts JAX and the device
+    # What takes the processor only is done while another process may be measuring.
+    for name in {PARTS[task["part"]][0] for task in tasks if task["part"] in PARTS} | set(options.warm):
+        with contextlib.suppress(Exception):  # the tasks will say it
+            importlib.import_module(name)
+    journal.write(waiting=True)
     with _alone(options.lock):
         journal.write(ready=True)
+        journal.write(facts=facts())  # starts JAX and the device
         status = work(tasks, journal, options.threads)
     sys.stdout.flush()
     sys.stderr.flush()
