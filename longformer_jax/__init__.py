@@ -16,6 +16,7 @@ from longformer_jax.models import (
     Longformer,
     LongformerConfig,
     answer_mask,
+    as_nnx,
     best_spans,
     decode_step,
     extend,
@@ -25,7 +26,7 @@ from longformer_jax.models import (
     prefill,
     question_mask,
 )
-from longformer_jax.weights import load_pretrained, load_tokenizer, roberta_to_longformer, save_pretrained
+from longformer_jax.weights import load_pretrained, load_tokenizer, resize_vocab, roberta_to_longformer, save_pretrained
 
 __all__ = [
     "CharLM",
@@ -39,6 +40,7 @@ __all__ = [
     "Longformer",
     "LongformerConfig",
     "answer_mask",
+    "as_nnx",
     "banded_attention",
     "best_spans",
     "decode_step",
@@ -51,6 +53,7 @@ __all__ = [
     "merge_attention",
     "prefill",
     "question_mask",
+    "resize_vocab",
     "roberta_to_longformer",
     "save_pretrained",
 ]

@@ -15,6 +15,7 @@ from longformer_jax.attention.pallas import hopper_attention, mma_attention, tri
 from longformer_jax.attention.reference import reference_attention
 from longformer_jax.attention.xla import xla_attention
 from longformer_jax.errors import InputError
+from longformer_jax.integers import as_integer
 from pallas_kernels.spec import NO_ID
 
 IMPLEMENTATIONS = {
@@ -177,7 +178,7 @@ def _within_int32(name: str, values: object) -> object:
 
 
 def _all_integers(values: np.ndarray) -> bool:
-    return all(isinstance(value, int) for value in values.flat)
+    return all(as_integer(value) is not None for value in values.flat)
 
 
 def _select(name: str | None, dtype: str, key_dim: int, value_dim: int):

@@ -6,10 +6,10 @@ an implementation needs to know about the band, beyond the shapes of its arrays,
 
 import dataclasses
 import itertools
-import operator
 from collections.abc import Sequence
 
 from longformer_jax.errors import InputError
+from longformer_jax.integers import as_integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +71,7 @@ def make_band(
 
 def _integers(values: Sequence[object], minimum: int | None = None) -> tuple[int, ...] | None:
     """The values as Python ints; None where one is below the minimum, no integer, or a traced one."""
-    try:
-        integers = tuple(operator.index(value) for value in values)  # type: ignore
-    except TypeError:
-        return None
-    if any(isinstance(value, bool) for value in values) or (minimum is not None and any(i < minimum for i in integers)):
+    integers = tuple(integer for integer in map(as_integer, values) if integer is not None)
+    if len(integers) != len(values) or minimum is not None and any(integer < minimum for integer in integers):
         return None
     return integers

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from longformer_jax.errors import InputError
+from longformer_jax.integers import check_integer
 
 # Grain's shuffle is a permutation of 32-bit integers, computed index by index: no memory, no set-up time.
 _MAX_SEQUENCES = 2**32
@@ -45,8 +46,7 @@ def train_batches(
     """
     if data.ndim != 1 or data.dtype != np.uint8:
         raise InputError(f"data is {data.dtype} of shape {data.shape}; expected a one-dimensional array of uint8")
-    if sequence_length < 1:
-        raise InputError(f"sequence_length is {sequence_length}; expected an integer of at least 1")
+    sequence_length = check_integer("sequence_length", sequence_length)
     if len(data) == 0:
         raise InputError("data is empty; expected at least one window of sequence_length + 1 bytes")
     if len(data) <= sequence_length:
@@ -98,15 +98,12 @@ def _shuffled_batches(
     sequences: np.ndarray, batch_size: int, seed: int, start_step: int, process_index: int, process_count: int
 ) -> Iterator[np.ndarray]:
     """Batches of `sequences`, `[N, length]`; see `train_batches` for the arguments."""
-    for field, value, minimum in (
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-        ("start_step", start_step, 0),
-        ("process_count", process_count, 1),
-    ):
-        if value < minimum:
-            raise InputError(f"{field} is {value}; expected an integer of at least {minimum}")
-    if not 0 <= process_index < process_count:
+    batch_size = check_integer("batch_size", batch_size)
+    seed = check_integer("seed", seed, 0)
+    start_step = check_integer("start_step", start_step, 0)
+    process_count = check_integer("process_count", process_count)
+    process_index = check_integer("process_index", process_index, 0)
+    if process_index >= process_count:
         raise InputError(f"process_index is {process_index}; expected 0 to {process_count - 1} ({process_count=})")
     if batch_size % process_count:
         raise InputError(f"batch_size is {batch_size}; expected a multiple of process_count, {process_count}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from longformer_jax.data.documents import Line
 from longformer_jax.errors import InputError
+from longformer_jax.integers import as_integer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,7 +56,8 @@ class Packer:
             raise InputError(
                 f"tokenizer has no {' and no '.join(missing)}; expected one with {', '.join(SPECIAL_TOKENS)}"
             )
-        if type(sequence_length) is not int or sequence_length < _MIN_SEQUENCE_LENGTH:
+        length = as_integer(sequence_length)
+        if length is None or length < _MIN_SEQUENCE_LENGTH:
             raise InputError(
                 f"sequence_length is {sequence_length!r}; expected an integer of at least {_MIN_SEQUENCE_LENGTH}, room "
                 "for <s>, a token and </s>"
@@ -67,7 +69,7 @@ class Packer:
         plain.no_padding()
         plain.encode_special_tokens = True
         special = tuple(sorted(special | {bos, pad, sep, mask}))
-        return cls(plain, sequence_length, max(vocab.values()) + 1, bos, pad, sep, mask, special)
+        return cls(plain, length, max(vocab.values()) + 1, bos, pad, sep, mask, special)
 
     @property
     def dtype(self) -> np.dtype:

@@ -12,6 +12,7 @@ from longformer_jax.models.heads import (
 )
 from longformer_jax.models.longformer import Longformer
 from longformer_jax.models.longformer_config import LongformerConfig
+from longformer_jax.models.nnx_bridge import as_nnx
 from longformer_jax.models.spans import Spans, answer_mask, best_spans
 from longformer_jax.models.streaming import decode_step, extend, generate, init_cache, prefill
 
@@ -27,6 +28,7 @@ __all__ = [
     "LongformerConfig",
     "Spans",
     "answer_mask",
+    "as_nnx",
     "best_spans",
     "decode_step",
     "extend",

@@ -3,7 +3,8 @@
   .venv/bin/python tests/golden/check_export.py write DIR     (this project's environment)
   python tests/golden/check_export.py read DIR                (an environment with torch and transformers)
 
-Every model of tests/golden/encoder, and a converted RoBERTa. Passed with torch 2.13.0 and transformers 5.24.0.
+Every model of tests/golden/encoder, a converted RoBERTa, and a Longformer with rows for more tokens.
+Passed with torch 2.13.0 and transformers 5.24.0.
 """
 
 import json
@@ -13,7 +14,7 @@ import sys
 import numpy as np
 
 ENCODER = pathlib.Path(__file__).parent / "encoder"
-CONVERTED = "converted"
+CONVERTED, RESIZED = "converted", "resized"
 
 
 def token_ids() -> np.ndarray:
@@ -24,7 +25,7 @@ def token_ids() -> np.ndarray:
 
 def write(out: pathlib.Path) -> None:
     from longformer_jax import ForMaskedLM
-    from longformer_jax.weights import load_pretrained, save_pretrained
+    from longformer_jax.weights import load_pretrained, resize_vocab, save_pretrained
     from longformer_jax.weights.convert import convert
     from longformer_jax.weights.pretrained import find_model
 
@@ -32,11 +33,15 @@ def write(out: pathlib.Path) -> None:
         config, params = load_pretrained(directory, find_model(directory))
         save_pretrained(out / directory.name, config, params)
     convert(ENCODER / "RobertaForMaskedLM", out / CONVERTED, max_length=100, attention_window=8, format="safetensors")
-    config, params = load_pretrained(out / CONVERTED, ForMaskedLM)
+    config, params = load_pretrained(ENCODER / "LongformerForMaskedLM", ForMaskedLM)
+    save_pretrained(out / RESIZED, *resize_vocab(config, params, 43))
     ids = token_ids()
     is_global = np.zeros_like(ids)
     is_global[:, :2] = 1
-    np.save(out / "logits.npy", ForMaskedLM(config).apply({"params": params}, ids, ids != 1, is_global).logits)
+    for name in (CONVERTED, RESIZED):
+        config, params = load_pretrained(out / name, ForMaskedLM)
+        rows = [x[:, : config.max_length] for x in (ids, ids != 1, is_global)]
+        np.save(out / f"{name}.npy", ForMaskedLM(config).apply({"params": params}, *rows).logits)
 
 
 def read(out: pathlib.Path) -> None:
@@ -63,15 +68,17 @@ def read(out: pathlib.Path) -> None:
         assert not different, different
     for automatic in (transformers.AutoModel, transformers.AutoModelForMaskedLM):
         automatic.from_pretrained(out / "LongformerForMaskedLM")
-    ids = torch.tensor(token_ids())
-    is_global = torch.zeros_like(ids)
-    is_global[:, :2] = 1
-    mask = (ids != 1).long()
-    with torch.no_grad():
-        logits = load(out / CONVERTED)(ids, attention_mask=mask, global_attention_mask=is_global).logits
-    difference = np.abs(logits.numpy() - np.load(out / "logits.npy"))[mask.bool().numpy()].max()
-    print(f"converted: largest difference of a logit {difference:.1e}")
-    assert difference < 1e-4
+    for name in (CONVERTED, RESIZED):
+        model = load(out / name)
+        ids = torch.tensor(token_ids())[:, : model.config.max_position_embeddings - 2]
+        is_global = torch.zeros_like(ids)
+        is_global[:, :2] = 1
+        mask = (ids != 1).long()
+        with torch.no_grad():
+            logits = model(ids, attention_mask=mask, global_attention_mask=is_global).logits
+        difference = np.abs(logits.numpy() - np.load(out / f"{name}.npy"))[mask.bool().numpy()].max()
+        print(f"{name}: {list(logits.shape)}, largest difference of a logit {difference:.1e}")
+        assert difference < 1e-4
 
 
 if __name__ == "__main__":

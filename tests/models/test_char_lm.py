@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import nnx
 
 from longformer_jax.models import CharLM, CharLMConfig
 from longformer_jax.models.positions import band_basis
@@ -318,16 +317,3 @@ def test_remat_keeps_the_attention_and_little_else() -> None:
     sinusoids = 2 * len(band_basis(config.sinusoid_dim, config.layer_groups[0].reach).frequencies)
     hidden, queries = (L, T, F), (L, 1, T, H, D + sinusoids)
     assert {hidden, queries} <= everything and not {hidden, queries} & kept
-
-
-# ---- NNX -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_nnx_runs_the_same_parameters() -> None:
-    params, tokens = random_params(SMALL), random_tokens(2, 41)
-    model = nnx.bridge.ToNNX(CharLM(SMALL), rngs=nnx.Rngs(0)).lazy_init(tokens[:1, :1])
-    state = nnx.state(model, nnx.Param)
-    nnx.replace_by_pure_dict(state, params)
-    nnx.update(model, state)
-    np.testing.assert_allclose(model(tokens), logits_of(SMALL, params, tokens), rtol=1e-5, atol=1e-5)

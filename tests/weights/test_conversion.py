@@ -15,7 +15,7 @@ from checkpoint import ENCODER, assert_same, flat, write
 from tokenizers import Tokenizer
 
 from longformer_jax import CharLMConfig, ForMaskedLM, ForSequenceClassification, InputError, Longformer, init_cache
-from longformer_jax.weights import convert, load_pretrained, load_tokenizer, roberta_to_longformer
+from longformer_jax.weights import convert, load_pretrained, load_tokenizer, resize_vocab, roberta_to_longformer
 from longformer_jax.weights.pretrained import save_converted
 from tests.data.tiny_tokenizer import tiny_tokenizer
 
@@ -85,8 +85,8 @@ def test_everything_else_stays(roberta) -> None:
 
 def test_parameters_can_be_donated() -> None:
     config, params = roberta_to_longformer(*load_pretrained(ROBERTA, ForMaskedLM), max_length=65)
-    fresh = jax.jit(ForMaskedLM(config).init)(jax.random.key(0), np.ones((1, 1), np.int32))["params"]
-    for tree in (params, fresh, load_pretrained(ROBERTA, ForMaskedLM)[1], init_cache(CharLMConfig(num_layers=1), 1)):
+    _, larger = resize_vocab(config, params, 41)
+    for tree in (params, larger, load_pretrained(ROBERTA, ForMaskedLM)[1], init_cache(CharLMConfig(num_layers=1), 1)):
         leaves = [x for x in jax.tree.leaves(tree) if x.ndim]
         assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
     expected = np.asarray(params["longformer"]["layers"]["query_global"]["kernel"]) * 2
