@@ -117,13 +117,13 @@ def prepare(task: Task) -> Callable[[], dict[str, Any]]:
     """Compiles a case; returns what runs it."""
     case, dtype, forward = cases_of(task["implementation"])[task["case"]], task["dtype"], task["work"] == "forward"
     run = _compiled(task["implementation"], case, dtype, forward)
-    compare = comparison(case, dtype, forward)
+    same, compare = _comparer(run.out_info), comparison(case, dtype, forward)
 
     def check() -> dict[str, Any]:
         arguments = case.inputs(dtype), case.cotangents(dtype)
         found = run(*arguments)
         runs = RUNS if jax.default_backend() == "gpu" else 2
-        repeatable = all(_same(run(*arguments), found) for _ in range(runs - 1))
+        repeatable = all(same(run(*arguments), found) for _ in range(runs - 1))
         return verdict(found, repeatable, compare())
 
     return check
@@ -145,7 +145,7 @@ def same_bits(found: Sequence[jax.Array], others: Sequence[jax.Array], beside: s
     """Interpreted kernels may differ by rounding, as XLA fuses their operations with others."""
     differ = {}
     for name, x, y in zip(ARRAYS, found, others, strict=True):
-        if not _same([x], [y]):
+        if not _comparer([x])([x], [y]):
             x, y, unit = np.asarray(x, np.float32), np.asarray(y, np.float32), jnp.finfo(x.dtype).eps
             distance = np.where(x == y, 0.0, np.abs(x - y)).max() / np.abs(y[np.isfinite(y)]).max(initial=1e-30)
             differ[name] = float(np.nan_to_num(distance / unit, nan=1e9, posinf=1e9))
@@ -167,16 +167,16 @@ def comparison(case: Case, dtype: str, forward: bool = False) -> Callable[[], Ex
     small = dataclasses.replace(case, **DENSE) if isinstance(case, LongCase) else case
     with jax.default_matmul_precision(EXACT):
         plain = _compile(plain_attention(small), small, dtype, forward)
-        exact = _compiled("reference", small, "float32", forward)
-        truth = exact if small is case else _compiled("xla", case, "float32", forward)
+        exact = _compile(small.attend("reference"), small, dtype, forward, widen=True)
+        truth = exact if small is case else _compile(case.attend("xla"), case, dtype, forward, widen=True)
 
-    def wide(case: Case) -> Any:
-        return jax.tree.map(lambda x: x.astype(jnp.float32), (case.inputs(dtype), case.cotangents(dtype)))
+    def results(run: Callable, case: Case) -> list[np.ndarray]:
+        return [np.asarray(x, np.float32) for x in run(case.inputs(dtype), case.cotangents(dtype))]
 
     def compute() -> Expected:
-        expected = [np.asarray(x) for x in truth(*wide(case))]
-        dense = expected if small is case else [np.asarray(x) for x in exact(*wide(small))]
-        simple = [np.asarray(x, np.float32) for x in plain(small.inputs(dtype), small.cotangents(dtype))]
+        expected = results(truth, case)
+        dense = expected if small is case else results(exact, small)
+        simple = results(plain, small)
         allowed = []
         for x, y, whole in zip(dense, simple, expected, strict=True):
             # Float32 rounding of the largest entry is always allowed; a plain attention has NaN where a row sees none.
@@ -210,25 +210,32 @@ def verdict(found: Sequence[jax.Array], repeatable: bool, expected: Expected) ->
     return outcome | reason | {"error": errors, "allowed": allowed}
 
 
-def _compiled(implementation: str, case: Case, dtype: str, forward: bool) -> Callable:
+def _compiled(implementation: str, case: Case, dtype: str, forward: bool) -> Any:
     api.IMPLEMENTATIONS.update(IMPLEMENTATIONS)
     return _compile(case.attend(implementation), case, dtype, forward)
 
 
-def _compile(attend: Callable, case: Case, dtype: str, forward: bool) -> Callable:
+def _compile(attend: Callable, case: Case, dtype: str, forward: bool, *, widen: bool = False) -> Any:
+    """A function of inputs and cotangents; where `widen`, all is computed in float32."""
+
+    def run(*arguments: Any) -> Any:
+        if widen:
+            arguments = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
+        return attend(*arguments[0]) if forward else value_and_gradients(attend)(*arguments)
+
     shapes = jax.eval_shape(lambda: (case.inputs(dtype), case.cotangents(dtype)))
-    both = value_and_gradients(attend)
-    return jax.jit((lambda inputs, _: attend(*inputs)) if forward else both).lower(*shapes).compile()
+    return jax.jit(run).lower(*shapes).compile()
 
 
-@jax.jit
-def _equal_bits(found: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
+def _comparer(shapes: Any) -> Callable[[Any, Any], bool]:
+    """Compiles what compares results of these shapes bit for bit, on the device."""
+
     def bits(x: jax.Array) -> jax.Array:
         return jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
 
-    return jnp.stack([jnp.all(bits(x) == bits(y)) for x, y in zip(found, others, strict=True)]).all()
+    def equal(found: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
+        return jnp.stack([jnp.all(bits(x) == bits(y)) for x, y in zip(found, others, strict=True)]).all()
 
-
-def _same(found: Sequence[jax.Array], others: Sequence[jax.Array]) -> bool:
-    """Bit for bit, compared on the device."""
-    return bool(_equal_bits(list(found), list(others)))
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes]
+    compiled = jax.jit(equal).lower(shapes, shapes).compile()
+    return lambda found, others: bool(compiled(list(found), list(others)))

@@ -55,7 +55,7 @@ class Job:
     tasks: Sequence[dict[str, Any]]
     seconds: float = 60.0
     task_seconds: float = 20.0
-    compile_seconds: float = 60.0
+    compile_seconds: float = 90.0
     timed: bool = False
     warm: Sequence[str] = ()
     wrapper: Sequence[str] = ()

@@ -12,6 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from longformer_jax import banded_attention
 from longformer_jax.attention import api, choice
+from longformer_jax.command_line import print_log
 from longformer_jax.errors import InputError
 
 H100, A100, MI300X = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "AMD Instinct MI300X"
@@ -117,3 +118,16 @@ def test_the_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         "attention: xla, not hopper, for float32, head_dim 64 "
         "(the dtype is float32; the kernels take bfloat16 and float16)",
     ]
+
+
+def test_the_scripts_print_the_log(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("longformer_jax")
+    for name, value in {"level": logger.level, "propagate": True, "handlers": []}.items():
+        monkeypatch.setattr(logger, name, value)
+    print_log()
+    print_log()
+    monkeypatch.setenv(choice.VARIABLE, "mma")
+    chosen(A100)
+    assert capsys.readouterr().out == (
+        f"attention: pallas_mosaic_mma on {A100} for bfloat16, head_dim 64 (LONGFORMER_JAX_KERNELS=mma)\n"
+    )
