@@ -3,7 +3,8 @@
 #   make test          the fast tests, some ten minutes on two cores: every feature once
 #   make test-all      the other tests, some half an hour
 #   make lint types    ruff and pyrefly
-#   make aot           compiles the GPU kernels for A100, H100 and B200, no GPU needed; an environment of its own, .venv-aot
+#   make aot           compiles the GPU kernels for A100, H100 and B200, no GPU needed, and with the oldest JAX for H100;
+#                      environments of their own, .venv-aot and .venv-aot-oldest
 #   make bench         attention on a CPU; TORCH_PYTHON=python of an environment with torch and transformers adds its peers
 # PYTHON=/path/to/python chooses the interpreter the environment is made from.
 
@@ -43,8 +44,16 @@ test-all: $(READY)
 	.venv-aot/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,aot]'
 	@touch $@
 
-aot: .venv-aot/ready
+# The oldest JAX that works, which many GPU machines have; else the same versions.
+.venv-aot-oldest/ready: $(READY)
+	$(BIN)/python -m venv --clear .venv-aot-oldest
+	sed 's/^\(jax.*\)==.*/\1==0.11.2/' constraints.txt > .venv-aot-oldest/constraints.txt
+	.venv-aot-oldest/bin/python -m pip install --quiet --constraint .venv-aot-oldest/constraints.txt --editable '.[dev,aot]'
+	@touch $@
+
+aot: .venv-aot/ready .venv-aot-oldest/ready
 	.venv-aot/bin/python -m pytest -s tests/pallas_kernels/test_aot.py
+	.venv-aot-oldest/bin/python -m pytest -s tests/pallas_kernels/test_aot.py -k "spill and (sm_90a or hopper) and not float32"
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -45,12 +45,14 @@ def check(wanted: list[tuple[str, Case]]) -> list[dict[str, dict[str, Any]]]:
     return all_found
 
 
-def test_no_kernel_spills() -> None:
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_no_kernel_spills(dtype: str, target: str) -> None:
     """Every block size, and for the A100 every limit alone; `python -m benchmarks.aot` compiles all cases for all."""
     some = [case for case in CASES if case.name in EACH_BLOCK_SIZE]
     assert len(some) == len(EACH_BLOCK_SIZE)
-    more = [case for case in CASES if case.options and case not in some]
-    check([(target, case) for target in TARGETS for case in (some + more if target == "sm_80" else some)])
+    more = [case for case in CASES if case.options and case not in some and target == "sm_80"]
+    check([(target, case) for case in some + more if case.dtype == dtype])
 
 
 def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill() -> None:
@@ -66,17 +68,18 @@ def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill() -> Non
                 assert figures["beside_products"] >= 32, (kernel, figures)  # each thread's of a block
 
 
-def test_kernels_for_any_gpu_use_its_copies_and_do_not_spill() -> None:
-    wanted = [(target, case) for target in TARGETS for case in MMA_CASES if target == "sm_80" or len(case.options) > 1]
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_for_any_gpu_use_its_copies_and_do_not_spill(target: str) -> None:
+    wanted = [(target, case) for case in MMA_CASES if target == "sm_80" or len(case.options) > 1]
     products, loads = ({"forward": n, "dq": m, "dkdv": k} for n, m, k in ((2, 3, 4), (3, 4, 4)))
-    for (target, case), found in zip(wanted, check(wanted), strict=True):
+    copies, no_copies = ("LDGSTS", "UTMALDG") if target == "sm_80" else ("UTMALDG", "LDGSTS")
+    for (_, case), found in zip(wanted, check(wanted), strict=True):
         for kernel, figures in found.items():
             name = kernel.removeprefix("banded_attention_")
-            copies, no_copies = ("LDGSTS", "UTMALDG") if target == "sm_80" else ("UTMALDG", "LDGSTS")
             # A product of 64 rows takes a warp as many instructions of 16 x 8 x 16, one each for 16 and for 8.
             columns = mma_tiling(name, case.key_dim, case.value_dim).columns
-            assert figures["HMMA"] >= products[name] * 64 * columns // (16 * 8), (target, kernel, figures)
-            assert figures[copies] >= loads[name] and not figures[no_copies], (target, kernel, figures)
+            assert figures["HMMA"] >= products[name] * 64 * columns // (16 * 8), (kernel, figures)
+            assert figures[copies] >= loads[name] and not figures[no_copies], (kernel, figures)
 
 
 @pytest.mark.parametrize("case", ROUNDED_CASES, ids=lambda case: case.name)

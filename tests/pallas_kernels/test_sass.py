@@ -25,6 +25,7 @@ USE_SCORES, USE_SUMS = "FADD R2, R55, -R3.reuse", "FMUL R56, R56, R4"
 LOOP = [
     "F2FP.BF16.F32.PACK_AB R88, R5, R6",
     SCORES,
+    WAIT,
     ".L_x_1",
     SUMS,
     MORE_SUMS,
@@ -65,7 +66,7 @@ def without(*lines: str) -> list[str]:
         ([x for x in LOOP if x != WAIT], "FMUL R56, R56, R4 touches R56..R87, to which .* adds"),
         (without(WAIT_SCORES), "FADD R2, R55, -R3.reuse touches R24..R55, to which .* adds"),
         # Only the branch back leads there.
-        ([*LOOP[:3], "MOV R30, R2", *LOOP[3:]], "MOV R30, R2 touches R24..R55"),
+        ([*LOOP[:4], "MOV R30, R2", *LOOP[4:]], "MOV R30, R2 touches R24..R55"),
         # Pairs and fours of registers.
         ([SUMS, "LDS.64 R90, [R2+0x10]", MORE_SUMS, WAIT, "EXIT"], "LDS.64 R90, .* writes R88..R91"),
         ([SCORES, "IMAD.WIDE.U32 R22, R2, R3, R20", "CS2R R22, SRZ", WAIT, "EXIT"], None),
