@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.results import Record, Results
-from benchmarks.gpu.worker import UNUSABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.05
@@ -182,31 +181,24 @@ class Supervisor:
         """Looks after a job; whether it still runs."""
         process, job, now = one.process, one.job, time.monotonic()
         assert process
-        ended = process.ended  # asked before reading, so that nothing is missed
+        status = process.ended  # asked before reading, so that nothing is missed
         self._take(one)
-        if ended is None:
+        if status is None:
             overdue = self._overdue(one, now)
             out_of_time = process.ready_at and one.spent + now - process.ready_at > job.seconds
             if not overdue and not out_of_time and now < self.deadline - 1:
                 return True
             process.kill()
             self._take(one)
-            if overdue and process.current is not None:
-                self._record(one, process.current, {"outcome": "hung", "reason": f"{overdue}; killed"})
-            elif overdue:
-                return self._give_up(one, overdue)
-            else:
-                why = "its time" if out_of_time else "the time"
-                return self._give_up(one, f"{why} is over")
-        elif ended == 0:
-            return False
-        elif process.current is not None:
-            self._died(one, ended, process.current)
-        elif job.wrapper and process.recorded:  # what went well for the process did not for its wrapper
-            reason = f"{job.wrapper[0]} {_status(ended)}: {process.last_words()}"
-            self._record(one, process.recorded - 1, {"outcome": "wrong", "reason": reason})
-        elif not process.recorded and ended != UNUSABLE:
-            return self._give_up(one, f"ended with status {ended} before its first task: {process.last_words()}")
+            if not overdue or process.current is None:
+                return self._give_up(one, overdue or ("its time is over" if out_of_time else "the time is over"))
+            self._record(one, process.current, {"outcome": "hung", "reason": f"{overdue}; killed"})
+        else:
+            process.kill()  # what it may have left behind, such as a compiler
+            if status == 0:
+                return False
+            if not self._accounts_for(one, status):
+                return self._give_up(one, f"{_status(status)} before its first task: {process.last_words()}")
         one.rest = one.rest[process.recorded :]
         one.spent += now - (process.ready_at or now)
         if not one.rest:
@@ -214,6 +206,17 @@ class Supervisor:
         if job.seconds - one.spent < 2:
             return self._give_up(one, "its time is over")
         return self._start(one) or self._give_up(one, "the time is over")
+
+    def _accounts_for(self, one: _Running, status: int) -> bool:
+        """Records what a process that failed was at, if it was at anything."""
+        process, job = one.process, one.job
+        assert process
+        if process.current is not None:
+            self._died(one, status, process.current)
+        elif job.wrapper and process.recorded:  # what went well for the process did not for its wrapper
+            reason = f"{job.wrapper[0]} {_status(status)}: {process.last_words()}"
+            self._record(one, process.recorded - 1, {"outcome": "wrong", "reason": reason})
+        return bool(process.current is not None or process.recorded)
 
     def _overdue(self, one: _Running, now: float) -> str | None:
         process, job = one.process, one.job

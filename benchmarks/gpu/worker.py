@@ -95,6 +95,7 @@ def _alone(lock: Path | None) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+        fcntl.flock(file, fcntl.LOCK_UN)  # closing it would not do where another process has inherited it
 
 
 def _end_with(parent: int) -> None:
