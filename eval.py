@@ -4,6 +4,8 @@ python eval.py --workdir=runs/quickstart --split=validation --protocol=stream
 python eval.py --workdir=runs/enwik8_small --split=test --protocol=paper
 python eval.py --workdir=runs/quickstart --sample=500 --temperature=0.8
 python eval.py --workdir=runs/roberta_base --split=validation
+python eval.py --workdir=runs/quickstart --data=FILE --protocol=stream
+python eval.py --model=runs/quickstart/model --data=FILE --protocol=stream
 python eval.py --model=roberta-base --data=TEXTS --sequence_length=512
 """
 
@@ -18,11 +20,16 @@ from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-_MODEL = flags.DEFINE_string("model", None, "In place of a run: a masked LM, its directory or name on the hub.")
-_DATA = flags.DEFINE_string("data", None, "Of a model: a file, directory or pattern of text, or tfds:NAME.")
+_MODEL = flags.DEFINE_string("model", None, "In place of a run: a model, its directory or name on the hub.")
+_DATA = flags.DEFINE_string(
+    "data",
+    None,
+    "A text of your own to score: a file; of a masked LM also a directory or pattern of files, or tfds:NAME.",
+)
 flags.DEFINE_integer("step", None, "Which checkpoint; the latest without.")
 
 # Options of an evaluation: those that are not given are left to the kind of experiment.
+flags.DEFINE_string("data_path", None, "Where the text of a run is now, if it has moved.")
 flags.DEFINE_string("split", None, "train, validation or test; test without, or validation where there is no test.")
 flags.DEFINE_string(
     "protocol",
@@ -34,7 +41,7 @@ flags.DEFINE_integer("sequence_length", None, "Characters of a sequence of the p
 flags.DEFINE_integer("stride", None, "How far a sequence of the paper's protocol begins after the last; 512 without.")
 flags.DEFINE_integer("batch_size", None, "Sequences at once; 8 without.", lower_bound=1)
 flags.DEFINE_integer("limit", None, "Score so many characters only, or sequences of a masked LM.")
-_EVALUATION = ("split", "protocol", "sequence_length", "stride", "batch_size", "limit")
+_EVALUATION = ("data_path", "split", "protocol", "sequence_length", "stride", "batch_size", "limit")
 
 # Options of a sample.
 _SAMPLE = flags.DEFINE_integer("sample", None, "Writes so many characters of text instead.")
@@ -57,18 +64,17 @@ def _refuse(names: Sequence[str], reason: str) -> None:
 
 def _run() -> str:
     model, data = _MODEL.value, _DATA.value
-    if model is not None or data is not None:
-        if model is None or data is None:
-            missing = "data" if data is None else "model"
-            raise InputError(f"--{missing} is missing; expected --model=MODEL with --data=TEXTS")
+    if model is not None:
         _refuse(["workdir", "sample", *_SAMPLING], "--model is given; expected one of them")
+        if data is None:
+            raise InputError("--data is missing; expected --model=MODEL with --data=TEXTS")
         return str(evaluate_model(model, data=data, **_given("step", *_EVALUATION)))
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS")
     if _SAMPLE.value is None:
         _refuse(_SAMPLING, "--sample is missing; expected --sample=LENGTH with it")
-        return str(evaluate(_WORKDIR.value, **_given("step", *_EVALUATION)))
-    _refuse(_EVALUATION, "--sample is given; expected one of them")
+        return str(evaluate(_WORKDIR.value, **_given("step", "data", *_EVALUATION)))
+    _refuse(["data", *_EVALUATION], "--sample is given; expected one of them")
     return sample_text(_WORKDIR.value, _SAMPLE.value, **_given("step", *_SAMPLING))
 
 

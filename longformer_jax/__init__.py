@@ -3,6 +3,8 @@
 >>> from longformer_jax import banded_attention, CharLM, CharLMConfig
 """
 
+from typing import TYPE_CHECKING, Any
+
 from longformer_jax.attention import banded_attention, merge_attention
 from longformer_jax.errors import InputError
 from longformer_jax.models import (
@@ -28,6 +30,9 @@ from longformer_jax.models import (
 )
 from longformer_jax.weights import load_pretrained, load_tokenizer, resize_vocab, roberta_to_longformer, save_pretrained
 
+if TYPE_CHECKING:
+    from longformer_jax.training import load_char_lm
+
 __all__ = [
     "CharLM",
     "CharLMConfig",
@@ -48,6 +53,7 @@ __all__ = [
     "generate",
     "global_capacity",
     "init_cache",
+    "load_char_lm",
     "load_pretrained",
     "load_tokenizer",
     "merge_attention",
@@ -57,3 +63,11 @@ __all__ = [
     "roberta_to_longformer",
     "save_pretrained",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_char_lm":  # imports Orbax, which nothing else here needs
+        from longformer_jax.training import load_char_lm
+
+        return load_char_lm
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,10 @@
 """Evaluation of a character LM in a workdir that train.py has written: bits per character, and samples."""
 
 import dataclasses
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from longformer_jax.checkpoints import find_checkpoint
-from longformer_jax.data import check_vocab
+from longformer_jax.data import check_vocab, load_corpus
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import protocols
+from longformer_jax.evaluation.own_data import check_own_data
 from longformer_jax.files import user_path
-from longformer_jax.models import CharLMConfig, generate
-from longformer_jax.training import CharLMExperiment, restore_params
+from longformer_jax.models import CharLM, CharLMConfig, generate
+from longformer_jax.training import CharLMExperiment, load_char_lm
+from longformer_jax.weights import load_pretrained
 
 PROTOCOLS = ("paper", "stream")
 
@@ -25,8 +29,8 @@ class Result:
     """What an evaluation found.
 
     Attributes:
-      protocol, split: what was asked for.
-      step: of the checkpoint.
+      protocol, split: what was asked for; of a text of one's own, its name.
+      step: of the checkpoint; 0 of a model that is no run.
       bits_per_character: the mean over the scored characters.
       characters: how many were scored.
       seconds: wall time, compilation included.
@@ -35,9 +39,9 @@ class Result:
     protocol: str
     split: str
     step: int
-    bits_per_character: float
-    characters: int
-    seconds: float
+    bits_per_character: float = math.nan
+    characters: int = 0
+    seconds: float = math.nan
 
     @property
     def characters_per_second(self) -> float:
@@ -45,30 +49,20 @@ class Result:
         return self.characters / self.seconds
 
     def __str__(self) -> str:
+        step = f", step {self.step:,}" if self.step else ""
         return (
-            f"{self.split}, protocol {self.protocol}, step {self.step:,}: "
+            f"{self.split}, protocol {self.protocol}{step}: "
             f"{self.bits_per_character:.4f} bits per character over {self.characters:,} characters, "
             f"{self.characters_per_second:,.0f} characters/s"
         )
 
 
-def load_model(workdir: str | Path, step: int | None = None) -> tuple[CharLMExperiment, CharLMConfig, dict, int]:
-    """The experiment, the model with the windows of the phase that was trained last, its parameters and its step.
-
-    Raises:
-      InputError: the workdir holds no run or no such checkpoint, or it is damaged.
-    """
-    config = CharLMExperiment.load(workdir)
-    step = find_checkpoint(workdir, step)
-    model = config.model_in_phase(config.phase_at(max(step - 1, 0)))
-    # Whatever the training ran on, this device may be another.
-    return config, dataclasses.replace(model, remat=False, implementation=None), restore_params(workdir, step), step
-
-
 def evaluate(
     workdir: str | Path,
     *,
-    split: str = "test",
+    data: str | Path | None = None,
+    data_path: str | Path | None = None,
+    split: str | None = None,
     protocol: str = "paper",
     step: int | None = None,
     sequence_length: int | None = None,
@@ -76,11 +70,13 @@ def evaluate(
     batch_size: int | None = None,
     limit: int | None = None,
 ) -> Result:
-    """Scores a split of the corpus that a run was trained on, with a progress bar that shows the running figure.
+    """Scores a text with a run's model, with a progress bar that shows the running figure.
 
     Args:
       workdir: of the run.
-      split: "train", "validation" or "test".
+      data: a file of one's own, all of which is scored; None is a split of the corpus that the run was trained on.
+      data_path: where that corpus is now, if it has moved since.
+      split: of that corpus, "train", "validation" or "test"; None is "test".
       protocol: "paper" (overlapping sequences) or "stream" (one pass with a cache); see `protocols`.
       step: which checkpoint; None is the latest.
       sequence_length, stride, batch_size: of the protocol "paper"; None is that of `protocols.score_overlapping`.
@@ -89,32 +85,91 @@ def evaluate(
     Raises:
       InputError: an argument, the workdir or the text does not fit; before anything compiles.
     """
+    check_own_data(data, data_path=data_path, split=split)
+    paper = _paper_options(protocol, limit, sequence_length=sequence_length, stride=stride, batch_size=batch_size)
+    config = CharLMExperiment.load(workdir)
+    if data is None:
+        name = split or "test"
+        text = config.open_data(user_path("workdir", workdir), data_path).split(name)
+    else:
+        name, text = _own_text(data)
+    total = _count(text, config.model, protocol, paper, limit)
+    step = find_checkpoint(workdir, step)
+    return _score(*load_char_lm(workdir, step), text, total, paper, Result(protocol, name, step))
+
+
+def evaluate_model(
+    model: str | Path,
+    *,
+    data: str | Path,
+    protocol: str = "paper",
+    sequence_length: int | None = None,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+) -> Result:
+    """Scores a text with a model that `save_pretrained`, or a run at its end, has written.
+
+    Args:
+      model: its directory, or its name on the Hugging Face hub.
+      data: a file, all of which is scored.
+      protocol, sequence_length, stride, batch_size, limit: as `evaluate`'s.
+
+    Raises:
+      InputError: an argument, the model or the text does not fit; before anything compiles.
+    """
+    paper = _paper_options(protocol, limit, sequence_length=sequence_length, stride=stride, batch_size=batch_size)
+    name, text = _own_text(data)
+    config, params = load_pretrained(model, CharLM)
+    total = _count(text, config, protocol, paper, limit)
+    return _score(config, params, text, total, paper, Result(protocol, name, 0))
+
+
+def _paper_options(protocol: str, limit: int | None, **options: int | None) -> dict[str, int]:
+    """The options of the protocol "paper" that are given; raises InputError where these or the others cannot be."""
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol is {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 character")
-    paper = {"sequence_length": sequence_length, "stride": stride, "batch_size": batch_size}
-    paper = {name: value for name, value in paper.items() if value is not None}
-    for name, value in paper.items():
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
         if protocol != "paper":
             raise InputError(f"{name} is {value}, but protocol is {protocol!r}; expected it with protocol 'paper' only")
-    config = CharLMExperiment.load(workdir)
-    text = config.open_data(user_path("workdir", workdir)).split(split)
-    check_vocab(text, config.model.vocab_size)
+    return given
+
+
+def _own_text(path: str | Path) -> tuple[str, np.ndarray]:
+    """The name and the bytes, uint8 `[N]`, of a file; raises InputError where it is missing or empty."""
+    try:
+        corpus = load_corpus("text_file", path=path, split=(1.0, 0.0, 0.0))
+    except InputError as error:
+        raise InputError(f"data: {error}") from None
+    return corpus.name, corpus.split("train")
+
+
+def _count(text: np.ndarray, model: CharLMConfig, protocol: str, paper: dict[str, int], limit: int | None) -> int:
+    """How many characters there are to score; raises InputError where the text does not fit."""
+    check_vocab(text, model.vocab_size)
     total = len(text) - 1
     if protocol == "paper":
         total = protocols.overlapping_count(
             len(text), paper.get("sequence_length", protocols.PAPER_LENGTH), paper.get("stride", protocols.PAPER_STEP)
         )
-    _, model, params, found = load_model(workdir, step)
-    if protocol == "paper":
+    return min(total, limit or total)
+
+
+def _score(
+    model: CharLMConfig, params: Any, text: np.ndarray, total: int, paper: dict[str, int], result: Result
+) -> Result:
+    """`result` with the figures of the first `total` characters that its protocol scores."""
+    if result.protocol == "paper":
         pieces = protocols.score_overlapping(model, params, text, **paper)
     else:
         pieces = protocols.score_stream(model, params, text)
-    total = min(total, limit or total)
     score = protocols.BitsPerCharacter()
     began = time.perf_counter()
-    with tqdm(total=total, unit="char", unit_scale=True, disable=None, desc=f"{split} ({protocol})") as bar:
+    description = f"{result.split} ({result.protocol})"
+    with tqdm(total=total, unit="char", unit_scale=True, disable=None, desc=description) as bar:
         for piece in pieces:
             nats = np.asarray(piece.nats)[: total - score.characters]
             score.add(nats)
@@ -123,7 +178,7 @@ def evaluate(
             if score.characters >= total:
                 break
     seconds = time.perf_counter() - began
-    return Result(protocol, split, found, score.value, score.characters, seconds)
+    return dataclasses.replace(result, bits_per_character=score.value, characters=score.characters, seconds=seconds)
 
 
 def sample_text(
@@ -150,7 +205,7 @@ def sample_text(
         raise InputError("prompt is empty; expected at least one character")
     config = CharLMExperiment.load(workdir)
     check_vocab(tokens, config.model.vocab_size)
-    _, model, params, _ = load_model(workdir, step)
+    model, params = load_char_lm(workdir, step)
     written = generate(
         model, params, jnp.asarray(tokens[None]), length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p
     )

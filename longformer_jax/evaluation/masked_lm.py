@@ -13,6 +13,7 @@ from tqdm import tqdm
 from longformer_jax.checkpoints import find_checkpoint
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
+from longformer_jax.evaluation.own_data import check_own_data
 from longformer_jax.files import user_path
 from longformer_jax.models import ForMaskedLM
 from longformer_jax.training import MaskedLMExperiment, MeshConfig, Phase, TokenDataConfig, restore_params
@@ -28,7 +29,7 @@ class Result:
     """What an evaluation found.
 
     Attributes:
-      split: what was asked for; "all" of a model's own documents.
+      split: what was asked for; of documents of one's own, their name.
       step: of the checkpoint; 0 of a model that is no run.
       bits_per_token: the mean over the masked tokens, the paper's "BPC" (table 5).
       masked: how many tokens were masked.
@@ -44,8 +45,9 @@ class Result:
     seconds: float = math.nan
 
     def __str__(self) -> str:
+        step = f", step {self.step:,}" if self.step else ""
         return (
-            f"{self.split}, step {self.step:,}: {self.bits_per_token:.4f} bits per masked token over "
+            f"{self.split}{step}: {self.bits_per_token:.4f} bits per masked token over "
             f"{self.masked:,} of {self.tokens:,} tokens, {self.tokens / self.seconds:,.0f} tokens/s"
         )
 
@@ -53,16 +55,20 @@ class Result:
 def evaluate(
     workdir: str | Path,
     *,
-    split: str = "validation",
+    data: str | None = None,
+    data_path: str | None = None,
+    split: str | None = None,
     step: int | None = None,
     batch_size: int = 8,
     limit: int | None = None,
 ) -> Result:
-    """Scores a split of the data that a run was trained on, under the masks of the validation in training.
+    """Scores a split of the data that a run was trained on, under the masks of the validation in training, or others.
 
     Args:
       workdir: of the run.
-      split: "validation" or "train".
+      data: documents of one's own, as `TokenDataConfig.path`, all of which are scored; None is the run's data.
+      data_path: where the run's data is now, if it has moved since.
+      split: of the run's data, "validation" or "train"; None is "validation".
       step: which checkpoint; None is the latest.
       batch_size: sequences at once, rounded up to a multiple of the devices, over which they are spread.
       limit: only so many sequences, the first; None is all.
@@ -71,11 +77,17 @@ def evaluate(
       InputError: an argument, the workdir or the data does not fit; before anything compiles.
     """
     _check(batch_size, limit)
-    config = MaskedLMExperiment.load(workdir)
+    check_own_data(data, data_path=data_path, split=split)
+    config, directory = MaskedLMExperiment.load(workdir), user_path("workdir", workdir)
     step = find_checkpoint(workdir, step)
-    phase = config.phase_at(max(step - 1, 0))
-    rows = config.open_data(user_path("workdir", workdir)).rows(phase, split)[:limit]
-    return _score(config, phase, restore_params(workdir, step), rows, batch_size, Result(split, step))
+    phase = config.last_phase(step)
+    if data is None:
+        name = split or "validation"
+        rows = config.open_data(directory, data_path).rows(phase, name)
+    else:
+        length, cache = config.phases[phase].sequence_length, config.data.cache_dir
+        name, rows = _own_rows(data, config.tokenizer(directory), length, cache)
+    return _score(config, phase, restore_params(workdir, step), rows[:limit], batch_size, Result(name, step))
 
 
 def evaluate_model(
@@ -113,8 +125,14 @@ def evaluate_model(
         special_token_ids=tokens.special_token_ids,
     )
     experiment.check_tokens(tokens)
-    rows = TokenDataConfig(path=data, validation_path=data).load(tokenizer, length).split("validation")[:limit]
-    return _score(experiment, 0, experiment.pretrained_params(), rows, batch_size, Result("all", 0))
+    name, rows = _own_rows(data, tokenizer, length)
+    return _score(experiment, 0, experiment.pretrained_params(), rows[:limit], batch_size, Result(name, 0))
+
+
+def _own_rows(data: str, tokenizer: Any, length: int, cache_dir: str | None = None) -> tuple[str, np.ndarray]:
+    """The name of documents, and all of them in rows `[N, length]` of tokens."""
+    corpus = TokenDataConfig(path=data, validation_path=data, cache_dir=cache_dir).load(tokenizer, length)
+    return corpus.name, corpus.split("validation")
 
 
 def _check(batch_size: int, limit: int | None) -> None:

@@ -8,9 +8,13 @@ from typing import Any
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import char_lm, masked_lm
 from longformer_jax.training import ExperimentConfig
+from longformer_jax.weights.hub import find_directory
+from longformer_jax.weights.hugging_face_config import CHAR_LM, read_values
 
-# For each kind of experiment a function of a workdir and options, whose result is also a line of text.
+# For each kind of experiment a function of a workdir and options, whose result is also a line of text; and one of a
+# model that is no run.
 EVALUATIONS = {"char_lm": char_lm.evaluate, "masked_lm": masked_lm.evaluate}
+EVALUATIONS_OF_MODELS = {"char_lm": char_lm.evaluate_model, "masked_lm": masked_lm.evaluate_model}
 
 
 def evaluate(workdir: str | Path, **options: Any) -> Any:
@@ -26,17 +30,19 @@ def evaluate(workdir: str | Path, **options: Any) -> Any:
 
 
 def evaluate_model(model: str, *, data: str, **options: Any) -> Any:
-    """Scores documents with a model that is no run; see `masked_lm.evaluate_model` for the options.
+    """Scores documents with a model that is no run by the function of its kind, an entry of `EVALUATIONS_OF_MODELS`.
 
     Raises:
-      InputError: where that function does, or it has no such option.
+      InputError: where that function does, or the kind has no such option.
     """
-    _check_options(masked_lm.evaluate_model, options, f"{model!r} is a masked LM and no run")
-    return masked_lm.evaluate_model(model, data=data, **options)
+    is_char_lm = read_values(find_directory(model)).get("model_type") == CHAR_LM
+    function = EVALUATIONS_OF_MODELS["char_lm" if is_char_lm else "masked_lm"]
+    _check_options(function, options, f"{model!r} is a {'character' if is_char_lm else 'masked'} LM and no run")
+    return function(model, data=data, **options)
 
 
 def _check_options(function: Callable[..., Any], options: dict[str, Any], what: str) -> None:
-    known = [name for name in inspect.signature(function).parameters if name not in ("workdir", "model", "data")]
+    known = [name for name in inspect.signature(function).parameters if name not in ("workdir", "model")]
     for name, value in options.items():
         if name not in known:
             raise InputError(f"{name} is {value!r}, but {what}; expected no options but {', '.join(known)}")

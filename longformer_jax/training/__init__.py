@@ -9,8 +9,8 @@ from longformer_jax.training.monitor import DivergenceError
 if TYPE_CHECKING:
     from longformer_jax.training.char_lm import CharLMExperiment, CharLMPhase, DataConfig
     from longformer_jax.training.loop import train
-    from longformer_jax.training.masked_lm import MaskedLMExperiment, TokenDataConfig, export_model
-    from longformer_jax.training.workdir import restore_params
+    from longformer_jax.training.masked_lm import MaskedLMExperiment, TokenDataConfig
+    from longformer_jax.training.workdir import export_model, load_char_lm, restore_params
 
 __all__ = [
     "CharLMExperiment",
@@ -24,6 +24,7 @@ __all__ = [
     "Phase",
     "TokenDataConfig",
     "export_model",
+    "load_char_lm",
     "restore_params",
     "train",
 ]
@@ -35,7 +36,8 @@ _LATER = {
     "DataConfig": "char_lm",
     "MaskedLMExperiment": "masked_lm",
     "TokenDataConfig": "masked_lm",
-    "export_model": "masked_lm",
+    "export_model": "workdir",
+    "load_char_lm": "workdir",
     "restore_params": "workdir",
     "train": "loop",
 }

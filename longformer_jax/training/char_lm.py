@@ -1,7 +1,7 @@
 """The character LM as an experiment: a text, its next characters, and windows that grow from phase to phase."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -18,9 +18,18 @@ from longformer_jax.training.config import ExperimentConfig, Phase
 from longformer_jax.training.flops import training_flops_per_character
 from longformer_jax.training.serialization import check, convert_fields
 from longformer_jax.training.validation import Validator
+from longformer_jax.weights import load_pretrained, save_pretrained
+from longformer_jax.weights.char_lm import read_char_lm_config
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+
+# What the model to begin with has to have in common with the model to train; windows may differ as they do in phases.
+_KEPT = (
+    *("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim", "tie_embeddings"),
+    *("positions", "position_dim", "dilations", "dilated_heads"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +74,8 @@ class CharLMExperiment(ExperimentConfig):
 
     Attributes:
       model: its windows are set to those of the first phase; `model_in_phase` gives the others.
+      init: WORKDIR/model of another run, or what `save_pretrained` has written; only its windows and what drops out may
+        differ from those of `model`.
     """
 
     model: CharLMConfig
@@ -72,6 +83,7 @@ class CharLMExperiment(ExperimentConfig):
     data: DataConfig = DataConfig()
 
     objective: ClassVar[str] = "char_lm"
+    model_class: ClassVar[str] = "CharLM"
     unit: ClassVar[str] = "characters"
     unit_symbol: ClassVar[str] = "char"
     score_name: ClassVar[str] = "bits per character"
@@ -93,9 +105,11 @@ class CharLMExperiment(ExperimentConfig):
         """The corpus, with every split long enough for every phase and its token ids known to the model.
 
         Raises:
-          InputError: where `load_corpus` does; a split is shorter than a phase's sequence and its last target; or a
-            token id does not fit the model's vocabulary.
+          InputError: where `load_corpus` does; a split is shorter than a phase's sequence and its last target; a token
+            id does not fit the model's vocabulary; or the model to begin with is another one.
         """
+        if workdir is None:
+            self._check_init()
         corpus = self.data.load()
         for split in ("train", "validation") if self.eval_interval else ("train",):
             size = len(corpus.split(split))
@@ -128,6 +142,31 @@ class CharLMExperiment(ExperimentConfig):
         """Parameters from the seed."""
         return CharLM(self.model).init(jax.random.key(self.seed), jnp.zeros((1, 1), jnp.int32))["params"]
 
+    def pretrained_params(self) -> Any:
+        """The parameters of `init`; None where there is no `init`.
+
+        Raises:
+          InputError: the weights cannot be loaded, or are not those of such a model.
+        """
+        if self.init is None:
+            return None
+        self._check_init()
+        return load_pretrained(self.init, CharLM)[1]
+
+    def _check_init(self) -> None:
+        """Raises InputError unless the model of `init` is this one, but for its windows and what drops out."""
+
+        def read(directory: Path) -> CharLMConfig:
+            found = read_char_lm_config(directory)
+            same = found.sinusoid_dim == self.model.sinusoid_dim or self.model.positions != "transformer_xl"
+            return dataclasses.replace(found, position_dim=self.model.position_dim) if same else found
+
+        self.check_init(read, *_KEPT)
+
+    def write_model(self, directory: Path, params: Any, *, phase: int, workdir: Path | None = None) -> None:
+        """Writes the model, with the windows of the phase."""
+        save_pretrained(directory, self.model_in_phase(phase), params)
+
     def loss(self, phase: int, params: Any, microbatch: jax.Array, key: jax.Array) -> jax.Array:
         """Mean nats a character."""
         return self._nats(phase, params, microbatch, deterministic=False, rngs={"dropout": key}).mean()
@@ -138,10 +177,15 @@ class CharLMExperiment(ExperimentConfig):
         count = min(self.eval_sequences, (len(text) - 1) // length)
         return np.stack([text[i * length : (i + 1) * length + 1] for i in range(count)])
 
-    def validator(self, phase: int, data: Corpus, batch_size: int, mesh: Mesh) -> Callable[[Any], dict[str, float]]:
+    def validator(self, phase: int, data: Corpus, batch_size: int, mesh: Mesh) -> Validator:
         """Bits per character on `validation_rows`, with no context across sequences."""
         rows = self.validation_rows(phase, data.split("validation"))
-        return Validator(self, phase, rows, rows[:, 1:].size, batch_size, mesh)
+        count, size = len(rows), rows[:, 1:].size
+        sees = (
+            f"the first {size:,} characters of {len(data.split('validation')):,}, as {count} sequences that do not see "
+            "each other; eval.py lets every character see what is before it"
+        )
+        return Validator(self, phase, rows, size, batch_size, mesh, sees)
 
     def nats(self, phase: int, params: Any, rows: jax.Array, weights: jax.Array) -> jax.Array:
         """The sum of nats over the sequences uint8 `[B, T + 1]` whose weight, float32 `[B]`, is 1 and not 0."""

@@ -19,9 +19,12 @@ from jax.sharding import Mesh
 from longformer_jax.errors import InputError
 from longformer_jax.files import read_json, user_path, write_text
 from longformer_jax.training.serialization import build, check, convert_fields, to_config_dict
+from longformer_jax.weights.hub import find_directory
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+    from longformer_jax.training.validation import Validator
 
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
@@ -32,14 +35,10 @@ OBJECTIVES = {
     "masked_lm": ("longformer_jax.training.masked_lm", "MaskedLMExperiment"),
 }
 
-DECAYS = ("constant", "linear", "cosine", "polynomial")
+# What is to be done about data that are not where they were.
+_MOVED = "if it has moved, say to where by --config.data.path of train.py or --data_path of eval.py"
 
-# What may differ when a workdir is resumed: nothing here changes what is learnt, but for the dropout masks, which
-# follow from how a batch is cut. That the data at another path are the same, their digest tells.
-_HARMLESS = re.compile(
-    r"(log|eval|checkpoint)_interval|eval_sequences|keep_checkpoints|mesh\..*|data\.(path|validation_path|data_dir|cache_dir)"
-    r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device"
-)
+DECAYS = ("constant", "linear", "cosine", "polynomial")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +148,7 @@ class ExperimentConfig(abc.ABC):
       model: the architecture.
       phases: the stages, in order.
       data: where the data comes from.
+      init: the weights to begin with, a model's directory or its name on the Hugging Face hub. None: random ones.
       optimizer, mesh: see there.
       seed: of parameters, dropout and the order of the data.
       log_interval: steps between lines of the log.
@@ -161,6 +161,7 @@ class ExperimentConfig(abc.ABC):
     model: Any
     phases: tuple[Phase, ...]
     data: Any
+    init: str | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
@@ -172,6 +173,8 @@ class ExperimentConfig(abc.ABC):
 
     # The kind's name in OBJECTIVES.
     objective: ClassVar[str]
+    # The model, as `load_pretrained` takes it.
+    model_class: ClassVar[str]
     # What a token is called, in full and in the log.
     unit: ClassVar[str] = "tokens"
     unit_symbol: ClassVar[str] = "tok"
@@ -179,8 +182,6 @@ class ExperimentConfig(abc.ABC):
     score: ClassVar[str] = "bpc"
     score_name: ClassVar[str] = "bits per token"
     score_scale: ClassVar[float] = math.log(2)
-    # Whether there is a validation before training, too.
-    validates_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -245,16 +246,49 @@ class ExperimentConfig(abc.ABC):
         """A scalar, whose mean over the microbatches, trees of arrays `[B / A, …]`, is minimised; traced."""
 
     @abc.abstractmethod
-    def validator(self, phase: int, data: Any, batch_size: int, mesh: Mesh) -> Callable[[Any], dict[str, float]]:
+    def validator(self, phase: int, data: Any, batch_size: int, mesh: Mesh) -> "Validator":
         """A function of parameters that gives what a validation reports, the `score` first."""
 
     @abc.abstractmethod
     def flops_per_token(self, phase: int, params: Any) -> float:
         """Model FLOPs of training for each token."""
 
-    def export(self, workdir: Path, params: Any) -> str | None:
-        """Writes what the run is for, when it has ended, and says so in a line of the log."""
-        return None
+    @abc.abstractmethod
+    def write_model(self, directory: Path, params: Any, *, phase: int, workdir: Path | None = None) -> None:
+        """Writes a model, for `load_pretrained`.
+
+        Args:
+          directory: a new or empty one.
+          params: such as this experiment trains.
+          phase: the last one that they were trained in.
+          workdir: of their run.
+        """
+
+    # What they have in common.
+
+    @property
+    def validates_first(self) -> bool:
+        """Whether there is a validation before training, too."""
+        return self.init is not None
+
+    def check_init(self, read: Callable[[Path], Any], *fields: str) -> None:
+        """Raises InputError unless `read` finds, in the directory of `init`, a model with these fields of `model`."""
+        if self.init is None:
+            return
+        try:
+            found = read(find_directory(self.init))
+        except InputError as error:
+            raise InputError(f"init is {self.init!r}, which cannot be read: {error}") from None
+        self.check_init_fields(found, *fields)
+
+    def check_init_fields(self, found: Any, *fields: str) -> None:
+        """Raises InputError unless the configuration of `init` has these fields of `model`."""
+        for field in fields:
+            value, expected = getattr(found, field), getattr(self.model, field)
+            if value != expected:
+                raise InputError(
+                    f"init is {self.init!r}, whose {field} is {value!r}; expected {expected!r}, model.{field}"
+                )
 
     # What follows from the phases.
 
@@ -272,6 +306,10 @@ class ExperimentConfig(abc.ABC):
                 return index
         return len(self.phases) - 1
 
+    def last_phase(self, step: int) -> int:
+        """The index of the phase that took the last of `step` finished steps (the first, when none is finished)."""
+        return self.phase_at(max(step - 1, 0))
+
     def tokens_at(self, step: int) -> int:
         """How many tokens `step` steps have trained on."""
         tokens = 0
@@ -287,13 +325,25 @@ class ExperimentConfig(abc.ABC):
         """Writes what `open_data` tells the data by."""
         write_text(workdir / DATA_FILE, json.dumps({"name": data.name, "fingerprint": data.fingerprint}) + "\n")
 
-    def open_data(self, workdir: Path) -> Any:
+    def open_data(self, workdir: Path, data_path: str | Path | None = None) -> Any:
         """The data of a run that goes on or is evaluated.
+
+        Args:
+          workdir: of the run.
+          data_path: where the data is now, if not at `data.path`.
 
         Raises:
           InputError: where `load_data` does, or the content is another one than when the run began.
         """
-        data = self.load_data(workdir)
+        if data_path is not None:
+            moved = dataclasses.replace(self.data, path=str(user_path("data_path", data_path)))
+            return dataclasses.replace(self, data=moved).open_data(workdir)
+        try:
+            data = self.load_data(workdir)
+        except InputError as error:
+            if self.data.path is None or user_path("data.path", self.data.path).exists():
+                raise
+            raise InputError(f"{error} ({_MOVED})") from None
         path = workdir / DATA_FILE
         if not path.is_file():  # written by an earlier version
             return data
@@ -303,7 +353,7 @@ class ExperimentConfig(abc.ABC):
         if began_with != data.fingerprint:
             raise InputError(
                 f"data is {data.name}, which has changed since the run in {str(workdir)!r} began; expected the same "
-                "content, or another workdir"
+                f"content ({_MOVED}), or another workdir"
             )
         return data
 
@@ -362,46 +412,8 @@ class ExperimentConfig(abc.ABC):
             )
         return cls.from_dict(read_json(path))
 
-    def check_resumes(self, previous: Self) -> None:
-        """Raises InputError, naming the fields, if continuing a run of `previous` under this would mix two experiments.
-
-        Intervals, the mesh and the like may change, and the last phase may get more steps where its learning rate does
-        not depend on their number: without decay, and with a warm-up of the same length.
-        """
-        old, new = _flatten(previous.to_dict()), _flatten(self.to_dict())
-        last_steps = f"phases[{len(previous.phases) - 1}].steps"
-        may_extend = (
-            len(self.phases) == len(previous.phases)
-            and self.phases[-1].steps > previous.phases[-1].steps
-            and self.optimizer.decay == "constant"
-            and len({config.optimizer.warmup(config.phases[-1].steps) for config in (self, previous)}) == 1
-        )
-        changed = [
-            f"{field} ({old.get(field)!r}, now {new.get(field)!r})"
-            for field in sorted(old.keys() | new.keys())
-            if old.get(field) != new.get(field)
-            and not _HARMLESS.fullmatch(field)
-            and not (field == last_steps and may_extend)
-        ]
-        if changed:
-            raise InputError(
-                f"the workdir holds a run of another configuration: {', '.join(changed)} changed; "
-                "expected the same configuration or another workdir"
-            )
-
 
 def _kind(objective: object) -> type[ExperimentConfig]:
     check(objective in [*OBJECTIVES], "objective", objective, f"one of {', '.join(OBJECTIVES)}")
     module, name = OBJECTIVES[str(objective)]
     return getattr(importlib.import_module(module), name)
-
-
-def _flatten(value: object, path: str = "") -> dict[str, object]:
-    """{"phases[0].steps": 10, …}"""
-    if isinstance(value, dict):
-        items = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
-    elif isinstance(value, list):
-        items = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
-    else:
-        return {path: value}
-    return {name: leaf for key, item in items for name, leaf in _flatten(item, key).items()}

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from longformer_jax.checkpoints import DIRECTORY, Checkpoints, has_checkpoint
+from longformer_jax.checkpoints import DIRECTORY, Checkpoints, find_checkpoint, has_checkpoint
 from longformer_jax.errors import InputError
 from longformer_jax.files import check_kinds, locked, user_path
 from longformer_jax.training.config import CONFIG_FILE, DATA_FILE, ExperimentConfig
@@ -25,29 +25,32 @@ from longformer_jax.training.metrics import (
     MetricsLog,
     plot_curve,
     read_metrics,
+    short_count,
 )
 from longformer_jax.training.monitor import DivergenceError, StepMonitor
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.processes import check_same, together
+from longformer_jax.training.resumption import check_resumes
 from longformer_jax.training.sharding import accumulation_steps, check_memory, make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
+from longformer_jax.training.workdir import MODEL_DIRECTORY, leave_model
 
 # `profile` traces this many steps, after as many others in which caches get warm.
 _PROFILED_STEPS = 3
 
-_MODEL, _PROFILE = "model", "profile"
+_PROFILE = "profile"
 # What a workdir may hold.
 _FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, CURVE_FILE, "tokenizer.json")
-_DIRECTORIES = (DIRECTORY, BOARD_DIRECTORY, _MODEL, _PROFILE)
+_DIRECTORIES = (DIRECTORY, BOARD_DIRECTORY, MODEL_DIRECTORY, _PROFILE)
 
 
 def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = False) -> State:
     """Trains through all phases, or on from where `workdir` stands, and returns the last state.
 
     The workdir gets config.json, data.json, checkpoints/, metrics.jsonl, curve.png, tensorboard/ where tensorboardX is
-    installed, and what the kind of experiment leaves. On SIGTERM or Ctrl-C the state is saved and returned early; a
-    second Ctrl-C is a KeyboardInterrupt. With several processes, call this in each of them after
-    `jax.distributed.initialize`, with a workdir that they share.
+    installed, what else the kind of experiment needs, and at the end model/, for `load_pretrained`. On SIGTERM or
+    Ctrl-C the state is saved and returned early; a second Ctrl-C is a KeyboardInterrupt. With several processes, call
+    this in each of them after `jax.distributed.initialize`, with a workdir that they share.
 
     Args:
       config: what to train.
@@ -87,7 +90,7 @@ def _claim(config: ExperimentConfig, workdir: Path, held: contextlib.ExitStack) 
     files, directories = ([workdir / name for name in names] for names in (_FILES, _DIRECTORIES))
     check_kinds(*files, directories=directories)
     if has_checkpoint(workdir):
-        config.check_resumes(ExperimentConfig.load(workdir))
+        check_resumes(config, ExperimentConfig.load(workdir), find_checkpoint(workdir))
         return config.open_data(workdir)
     _check_new(config, workdir)
     return config.load_data()
@@ -113,9 +116,8 @@ def _run(
         with MetricsLog(workdir, step=start, total_steps=config.total_steps, numbers=numbers) as log:
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
-                f"{parameters / 1e6:.1f}M parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
-                f"(data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}), "
-                + (f"continuing after step {start:,}" if start else "from the beginning")
+                f"{short_count(parameters)} parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
+                f"(data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}), " + _where_it_begins(config, workdir, start)
             )
             run = _Loop(config, workdir, data, mesh, accumulate, checkpoints, log, stop, profile, start)
             try:
@@ -139,10 +141,10 @@ def _check_new(config: ExperimentConfig, workdir: Path) -> None:
             raise InputError(
                 f"workdir is {str(workdir)!r}, whose {CONFIG_FILE} is not of a run ({error}); expected a new directory"
             ) from None
-        config.check_resumes(previous)
+        check_resumes(config, previous, 0)
         _check_not_lost(previous, workdir)
         return
-    for name in (METRICS_FILE, CURVE_FILE, _MODEL):
+    for name in (METRICS_FILE, CURVE_FILE, MODEL_DIRECTORY):
         if (workdir / name).exists():
             raise InputError(
                 f"workdir is {str(workdir)!r}, which holds {name}, but no {CONFIG_FILE}; expected a new directory"
@@ -159,6 +161,17 @@ def _check_not_lost(config: ExperimentConfig, workdir: Path) -> None:
             f"workdir is {str(workdir)!r}, whose {METRICS_FILE} goes to step {last:,}, but without a checkpoint to go "
             f"on from; expected its {DIRECTORY}, or another directory (to begin anew in it, remove {METRICS_FILE})"
         )
+
+
+def _where_it_begins(config: ExperimentConfig, workdir: Path, start: int) -> str:
+    """What a run says of the step that it starts from, and a finished one of how to go on."""
+    if start < config.total_steps:
+        return f"continuing after step {start:,}" if start else "from the beginning"
+    way = f"--config.init={workdir / MODEL_DIRECTORY} in another workdir begins with its model"
+    if config.optimizer.decay == "constant":
+        last = len(config.phases) - 1
+        way = f"--config.phases[{last}].steps above {config.phases[last].steps:,} trains for longer, and {way}"
+    return f"already finished with step {start:,}; {way}"
 
 
 @dataclasses.dataclass
@@ -194,8 +207,9 @@ class _Loop:
     def _conclude(self, state: State) -> None:
         """What a run that has come to its end leaves and says; again when started again, as it may have been killed."""
         config = self.config
-        if exported := config.export(self.workdir, state["params"]):
-            self.log.say(exported)
+        directory = leave_model(config, self.workdir, state["params"])
+        reader = f"load_pretrained({str(directory)!r}, {config.model_class})"
+        self.log.say(f"wrote the model to {directory}; {reader} reads it")
         if config.validates_first and jax.process_index() == 0:
             records = read_metrics(self.workdir / METRICS_FILE, (config.unit, config.score))
             found = {record["step"]: record[config.score] for record in records if record["split"] == "validation"}
@@ -206,6 +220,7 @@ class _Loop:
     def _train_phase(self, index: int, state: State, step: int, end: int) -> tuple[State, int]:
         """The steps after `step` up to `end`, fewer if told to stop; returns the state and its number of steps."""
         config, phase, accumulate = self.config, self.config.phases[index], self.accumulate[index]
+        self.log.say(f"compiling phase {index + 1} of {len(config.phases)}")
         began = time.perf_counter()
         train_step = compile_train_step(config, index, accumulate, self.mesh)
         self.log.say(
@@ -223,6 +238,7 @@ class _Loop:
         validate = None
         if config.eval_interval:
             validate = config.validator(index, self.data, phase.batch_size // accumulate, self.mesh)
+            self.log.say(f"validation is of {validate.sees}")
             if config.validates_first and step == 0:
                 self._report_validation(index, step, validate(state["params"]))
         monitor = StepMonitor(config.log_interval, self._reporter(index, state["params"]))

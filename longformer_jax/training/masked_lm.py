@@ -5,7 +5,7 @@ import functools
 import hashlib
 import importlib.resources
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,24 +18,20 @@ from jax.sharding import Mesh
 from longformer_jax.data import TokenCorpus, load_token_corpus, mask_tokens, row_batches
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
-from longformer_jax.files import check_unused, replacing, user_path
+from longformer_jax.files import replacing
 from longformer_jax.models import ForMaskedLM, LongformerConfig
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.flops import encoder_flops_per_token
 from longformer_jax.training.serialization import check, convert_fields
-from longformer_jax.training.sharding import replicated
 from longformer_jax.training.validation import Validator
 from longformer_jax.weights import load_pretrained, load_tokenizer, roberta_to_longformer, save_pretrained
 from longformer_jax.weights.conversion import POSITIONS
-from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.pretrained import read_model_config
 from longformer_jax.weights.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# What the model that is written to a workdir is called there.
-MODEL_DIRECTORY = "model"
 TOKENIZER_FILE = "tokenizer.json"
 
 # Streams of random numbers beside that of dropout, which counts microbatches.
@@ -119,8 +115,7 @@ class MaskedLMExperiment(ExperimentConfig):
 
     Attributes:
       model: the model to train and write.
-      init: the weights to begin with, a directory or a name on the Hugging Face hub, of RoBERTa's or Longformer's kind.
-        RoBERTa becomes a Longformer where `model` is one. None: random ones.
+      init: of RoBERTa's or Longformer's kind. RoBERTa becomes a Longformer where `model` is one.
       positions: how the rows of the position table beyond those of `init` are made, "copied" (over and over) or
         "random".
       mask_probability: the part of the tokens that is to be predicted; of these 80% are masked, 10% replaced, 10% kept.
@@ -130,15 +125,14 @@ class MaskedLMExperiment(ExperimentConfig):
 
     model: LongformerConfig
     data: TokenDataConfig = TokenDataConfig()
-    init: str | None = None
     positions: str = "copied"
     mask_probability: float = 0.15
     mask_token_id: int = 50264
     special_token_ids: tuple[int, ...] = (0, 1, 2, 3, 50264)
 
     objective: ClassVar[str] = "masked_lm"
+    model_class: ClassVar[str] = "ForMaskedLM"
     score_name: ClassVar[str] = "bits per masked token"
-    validates_first: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,6 +145,11 @@ class MaskedLMExperiment(ExperimentConfig):
             field, length = f"phases[{index}].sequence_length", phase.sequence_length
             check(length >= 3, field, length, "at least 3, room for <s>, a token and </s>")
             check(length <= self.model.max_length, field, length, f"at most {self.model.max_length}, model.max_length")
+
+    @property
+    def validates_first(self) -> bool:
+        """Always: what the model knew before is the paper's first figure."""
+        return True
 
     @property
     def trained_model(self) -> LongformerConfig:
@@ -172,7 +171,7 @@ class MaskedLMExperiment(ExperimentConfig):
         if self.init is None:
             return None
         found, params = load_pretrained(self.init, ForMaskedLM, seed=self.seed)
-        self._check_init(found, *_KEPT)
+        self.check_init_fields(found, *_KEPT)
         # A Longformer of its own length stays what it is.
         if self.model.attention_mode == "sliding_window" and found.max_length <= self.model.max_length:
             found, params = roberta_to_longformer(
@@ -183,39 +182,18 @@ class MaskedLMExperiment(ExperimentConfig):
                 positions=self.positions,
                 seed=self.seed,
             )
-        self._check_init(found, "attention_mode", "max_position_embeddings")
+        self.check_init_fields(found, "attention_mode", "max_position_embeddings")
         layers = {name: leaf for name, leaf in params["longformer"]["layers"].items() if not name.endswith("_global")}
         return params | {"longformer": params["longformer"] | {"layers": layers}}
 
-    def _check_init(self, found: LongformerConfig, *fields: str) -> None:
-        for field in fields:
-            value, expected = getattr(found, field), getattr(self.model, field)
-            if value != expected:
-                raise InputError(
-                    f"init is {self.init!r}, whose {field} is {value!r}; expected {expected!r}, model.{field}"
-                )
-
-    def export(self, workdir: Path, params: Any) -> str:
-        """Writes the model and its tokenizer to WORKDIR/model."""
-        directory = workdir / MODEL_DIRECTORY
-        mesh = jax.tree.leaves(params)[0].sharding.mesh
-        params = jax.jit(lambda params: params, out_shardings=replicated(mesh))(params)
-        if jax.process_index() == 0:
-            self.write_model(directory, jax.device_get(params), self.tokenizer(workdir))
-        return f"wrote the model to {directory}; load_pretrained({str(directory)!r}) reads it"
-
-    def write_model(self, directory: Path, params: Any, tokenizer: "Tokenizer") -> None:
-        """Writes a model of such parameters as this experiment trains, for `load_pretrained` and for transformers.
-
-        It takes the place of what `directory` held.
-        """
+    def write_model(self, directory: Path, params: Any, *, phase: int, workdir: Path | None = None) -> None:
+        """Writes the model, for transformers, too, and its tokenizer."""
         if self.model.global_projections:
             layers = params["longformer"]["layers"]
             copies = {f"{name}_global": layers[name] for name in ("query", "key", "value")}
             params = params | {"longformer": params["longformer"] | {"layers": layers | copies}}
-        with replacing(directory) as partial:
-            save_pretrained(partial, self.model, params, ForMaskedLM)
-            save_tokenizer(partial, tokenizer, self.model.max_length)
+        save_pretrained(directory, self.model, params, ForMaskedLM)
+        save_tokenizer(directory, self.tokenizer(workdir), self.model.max_length)
 
     # Data.
 
@@ -238,12 +216,8 @@ class MaskedLMExperiment(ExperimentConfig):
           InputError: the tokenizer or the documents cannot be had, the tokenizer's ids are not the experiment's, or
             the model to begin with is another one.
         """
-        if workdir is None and self.init is not None:
-            try:
-                found = read_model_config(find_directory(self.init))
-            except InputError as error:
-                raise InputError(f"init is {self.init!r}, which cannot be read: {error}") from None
-            self._check_init(found, *_KEPT)
+        if workdir is None:
+            self.check_init(read_model_config, *_KEPT)
         tokenizer = self.tokenizer(workdir)
         self.check_tokens(Packer.of(tokenizer, self.phases[0].sequence_length))
         corpora = {length: self.data.load(tokenizer, length) for length in {p.sequence_length for p in self.phases}}
@@ -357,13 +331,17 @@ class MaskedLMExperiment(ExperimentConfig):
         key = jax.random.fold_in(jax.random.key(self.seed), _VALIDATION_MASKS)
         return jax.device_get(_mask_rows(self, rows, index, key))
 
-    def validator(self, phase: int, data: TokenData, batch_size: int, mesh: Mesh) -> Callable[[Any], dict[str, float]]:
+    def validator(self, phase: int, data: TokenData, batch_size: int, mesh: Mesh) -> Validator:
         """Bits per masked token of the first `eval_sequences` sequences of the validation split."""
         rows = data.rows(phase, "validation")[: self.eval_sequences]
         rows = self.validation_rows(rows, np.arange(len(rows)))
         masked = int(rows["weights"].sum())
         self.check_masked(masked, len(rows["weights"]))
-        return Validator(self, phase, rows, masked, batch_size, mesh)
+        sees = (
+            f"{masked:,} masked tokens in the first {len(rows['weights'])} sequences of "
+            f"{len(data.rows(phase, 'validation')):,}"
+        )
+        return Validator(self, phase, rows, masked, batch_size, mesh, sees)
 
     def check_masked(self, tokens: int, rows: int) -> None:
         """Raises InputError if there is no masked token in so many rows of a split."""
@@ -387,23 +365,3 @@ def _mask_rows(config: MaskedLMExperiment, rows: jax.Array, index: jax.Array, ke
 
 def _embedded_text() -> str:
     return str(importlib.resources.files("longformer_jax.data") / "tiny_shakespeare.txt")
-
-
-def export_model(workdir: str | Path, directory: str | Path, step: int | None = None) -> None:
-    """Writes the model of a checkpoint, which need not be the last one, as a run does at its end.
-
-    Args:
-      workdir: of a masked-LM run.
-      directory: a new or empty one; gets config.json, the weights and the tokenizer, for `load_pretrained` and for
-        transformers.
-      step: which checkpoint; None is the latest.
-
-    Raises:
-      InputError: the workdir holds no such run or checkpoint, it is damaged, or `directory` has something in it.
-    """
-    from longformer_jax.training.workdir import restore_params  # imports Orbax
-
-    workdir, directory = user_path("workdir", workdir), user_path("directory", directory)
-    check_unused("directory", directory)
-    config = MaskedLMExperiment.load(workdir)
-    config.write_model(directory, restore_params(workdir, step), config.tokenizer(workdir))

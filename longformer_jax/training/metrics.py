@@ -124,6 +124,11 @@ def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]
     return records
 
 
+def short_count(number: int) -> str:
+    """In full below a million, else in millions: 12,345 or 41.3M."""
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f}M"
+
+
 def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:
     """Draws curve.png: the score against what was trained on, of training and validation.
 

@@ -20,7 +20,14 @@ class Validator:
     """Mean bits of all predictions of a phase's model; for kinds of experiments that have a method `nats`."""
 
     def __init__(
-        self, config: ExperimentConfig, phase: int, rows: Any, predictions: int, batch_size: int, mesh: Mesh
+        self,
+        config: ExperimentConfig,
+        phase: int,
+        rows: Any,
+        predictions: int,
+        batch_size: int,
+        mesh: Mesh,
+        sees: str,
     ) -> None:
         """Puts the rows on the devices.
 
@@ -30,7 +37,9 @@ class Validator:
           predictions: how many nats are added up over all rows.
           batch_size: rows at once.
           mesh: the devices.
+          sees: what is looked at, in words, for the log.
         """
+        self.sees = sees
         count = len(jax.tree.leaves(rows)[0])
         batches = math.ceil(count / batch_size)
         weights = np.ones(count, np.float32)

@@ -1,11 +1,21 @@
-"""The parameters in a workdir that train.py has written."""
+"""What a run has left, or leaves, in its workdir: its parameters, and the model that it was for."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from longformer_jax import checkpoints
+from longformer_jax.files import check_unused, replacing, user_path
+from longformer_jax.models import CharLMConfig
+from longformer_jax.training.char_lm import CharLMExperiment
 from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.sharding import replicated
 from longformer_jax.training.step import abstract_params
+
+# What a run that has ended leaves there.
+MODEL_DIRECTORY = "model"
 
 
 def restore_params(workdir: str | Path, step: int | None = None) -> Any:
@@ -19,3 +29,56 @@ def restore_params(workdir: str | Path, step: int | None = None) -> Any:
       InputError: there is no such checkpoint, a file of it is missing or changed, or it has another architecture.
     """
     return checkpoints.restore_params(workdir, abstract_params(ExperimentConfig.load(workdir)), step)
+
+
+def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMConfig, Any]:
+    """The character LM of a run, whether it has ended or not.
+
+    Args:
+      workdir: of the run.
+      step: which checkpoint; None is the latest.
+
+    Returns:
+      The configuration, with the windows of the phase in which the checkpoint was made, and the parameters, float32 on
+      the default device. Settings that belong to the devices of the training, `remat` and `implementation`, are those
+      of a new configuration.
+
+    Raises:
+      InputError: the workdir holds no run, one of another kind, or no such checkpoint; or it is damaged.
+    """
+    experiment = CharLMExperiment.load(workdir)
+    step = checkpoints.find_checkpoint(workdir, step)
+    model = experiment.model_in_phase(experiment.last_phase(step))
+    return dataclasses.replace(model, remat=False, implementation=None), restore_params(workdir, step)
+
+
+def export_model(workdir: str | Path, directory: str | Path, step: int | None = None) -> None:
+    """Writes the model of a checkpoint, which need not be the last one, as a run does at its end.
+
+    Args:
+      workdir: of the run.
+      directory: a new or empty one; gets config.json and the weights, for `load_pretrained`, and of a masked LM, which
+        transformers reads as well, the tokenizer.
+      step: which checkpoint; None is the latest.
+
+    Raises:
+      InputError: the workdir holds no run or no such checkpoint, it is damaged, or `directory` has something in it.
+    """
+    workdir, directory = user_path("workdir", workdir), user_path("directory", directory)
+    check_unused("directory", directory)
+    config = ExperimentConfig.load(workdir)
+    step = checkpoints.find_checkpoint(workdir, step)
+    params = restore_params(workdir, step)
+    with replacing(directory) as partial:
+        config.write_model(partial, params, phase=config.last_phase(step), workdir=workdir)
+
+
+def leave_model(config: ExperimentConfig, workdir: Path, params: Any) -> Path:
+    """Writes the model of a run that has ended, in place of what was there; all processes call this."""
+    directory = workdir / MODEL_DIRECTORY
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    params = jax.jit(lambda params: params, out_shardings=replicated(mesh))(params)
+    if jax.process_index() == 0:
+        with replacing(directory) as partial:
+            config.write_model(partial, jax.device_get(params), phase=len(config.phases) - 1, workdir=workdir)
+    return directory

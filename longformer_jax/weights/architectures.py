@@ -1,6 +1,6 @@
 """The models that have weights, and what Hugging Face calls them."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import flax.linen as nn
@@ -19,8 +19,8 @@ from longformer_jax.models import (
     LongformerConfig,
 )
 
-# A class of models, or a functools.partial of one.
-ModelFactory = Callable[[LongformerConfig], nn.Module]
+# A class of models, which is called with its configuration, or a functools.partial of one.
+ModelFactory = Callable[[Any], nn.Module]
 
 # By the ending of Hugging Face's name, which begins with Longformer or Roberta.
 _MODELS = {
@@ -45,6 +45,23 @@ def abstract_params(module: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of each parameter, by its path "a/b/c"."""
     flat: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: init_params(module, 0)), sep="/")
     return flat
+
+
+def differences(found: Mapping[str, tuple[int, ...]], module: nn.Module) -> str:
+    """How the shapes of parameters, by path, differ from those of a module's; "" where they do not."""
+    expected = {path: x.shape for path, x in abstract_params(module).items()}
+    return listing(
+        [
+            f"{path} is {found.get(path, 'missing')} instead of {expected.get(path, 'absent')}"
+            for path in sorted(found.keys() | expected.keys())
+            if found.get(path) != expected.get(path)
+        ]
+    )
+
+
+def listing(wrong: list[str]) -> str:
+    """The first few of what is wrong with tensors; "" where nothing is."""
+    return f"{len(wrong)} tensors differ: {'; '.join(wrong[:4])}{'; …' if len(wrong) > 4 else ''}" if wrong else ""
 
 
 def init_params(module: nn.Module, seed: int) -> Any:

@@ -15,6 +15,9 @@ _log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 
+# The model_type of a `CharLM`, which Hugging Face does not have; weights/char_lm.py reads and writes it.
+CHAR_LM = "longformer_char_lm"
+
 # What transformers takes for fields that a config.json leaves out.
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
@@ -75,7 +78,8 @@ def config_from_hugging_face(values: Mapping[str, Any], *, global_projections: b
     """
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise InputError(f"model_type is {kind!r}; expected one of {', '.join(_KINDS)}")
+        hint = " (load_pretrained(source, CharLM) reads this one)" if kind == CHAR_LM else ""
+        raise InputError(f"model_type is {kind!r}; expected one of {', '.join(_KINDS)}{hint}")
     if (positions := values.get("position_embedding_type")) not in (None, "absolute"):
         raise InputError(f"position_embedding_type is {positions!r}; expected 'absolute'")
     for name in ("is_decoder", "add_cross_attention", "autoregressive"):

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,21 @@ from safetensors.numpy import save_file
 
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing, user_path, write_text
-from longformer_jax.models import Longformer, LongformerConfig
+from longformer_jax.models import CharLM, CharLMConfig, Longformer, LongformerConfig
 from longformer_jax.models.checks import check_bool, check_seed
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
     ModelFactory,
     abstract_params,
+    differences,
     ending_of,
     init_params,
+    listing,
     make_module,
     model_called,
     model_of,
 )
+from longformer_jax.weights.char_lm import load_char_lm_files, save_char_lm
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import CONFIG, config_to_hugging_face, read_config, read_values
 from longformer_jax.weights.stored_tensor import StoredTensor
@@ -43,6 +46,13 @@ _DECODER_BIAS = "lm_head.decoder.bias"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
+@overload
+def load_pretrained(
+    source: str | os.PathLike[str], model: type[CharLM], *, revision: str | None = None
+) -> tuple[CharLMConfig, Any]: ...
+
+
+@overload
 def load_pretrained(
     source: str | os.PathLike[str],
     model: ModelFactory = Longformer,
@@ -51,7 +61,18 @@ def load_pretrained(
     num_labels: int | None = None,
     ignore_head: bool = False,
     seed: int = 0,
-) -> tuple[LongformerConfig, Any]:
+) -> tuple[LongformerConfig, Any]: ...
+
+
+def load_pretrained(
+    source: str | os.PathLike[str],
+    model: ModelFactory = Longformer,
+    *,
+    revision: str | None = None,
+    num_labels: int | None = None,
+    ignore_head: bool = False,
+    seed: int = 0,
+) -> tuple[Any, Any]:
     """Loads a model's configuration and parameters.
 
     Weights of RoBERTa (XLM-RoBERTa, CamemBERT) load into the same encoder with full attention; `roberta_to_longformer`
@@ -63,7 +84,7 @@ def load_pretrained(
     Args:
       source: a directory that transformers, `save_pretrained` or `longformer_jax.weights.convert` has written, or the
         name of a model on the Hugging Face hub.
-      model: the class whose parameters are wanted, `Longformer` or one with a head.
+      model: the class whose parameters are wanted, `Longformer`, one with a head, or `CharLM`.
       revision: on the hub: branch, tag or commit.
       num_labels: of a classification head that is initialised; None is what config.json says. Another number than
         config.json's leaves its `id2label` behind.
@@ -81,6 +102,11 @@ def load_pretrained(
     """
     check_seed(seed)
     check_bool("ignore_head", ignore_head)
+    if model is CharLM:
+        for name, value, expected in (("num_labels", num_labels, None), ("ignore_head", ignore_head, False)):
+            if value is not expected:
+                raise InputError(f"{name} is {value!r}; expected {expected!r}, as a CharLM has no such head")
+        return load_char_lm_files(source, revision)
     directory = find_directory(source, revision)
     stored_config = read_model_config(directory)
     config = stored_config
@@ -125,12 +151,16 @@ def find_model(directory: Path) -> ModelFactory:
 
 
 def save_pretrained(
-    directory: str | os.PathLike[str], config: LongformerConfig, params: Any, model: ModelFactory | None = None
+    directory: str | os.PathLike[str],
+    config: LongformerConfig | CharLMConfig,
+    params: Any,
+    model: ModelFactory | None = None,
 ) -> None:
     """Writes model.safetensors and config.json, which transformers loads as its class of the same name.
 
     Full attention without global projections is written as RoBERTa, all else as Longformer; transformers passes over
-    dilation, and over what else its Longformer does not have.
+    dilation, and over what else its Longformer does not have. A character LM, which transformers does not have, is
+    written under the names of its parameters here, and with the windows of `config`.
 
     Args:
       directory: made where there is none; files of these two names are replaced.
@@ -140,6 +170,10 @@ def save_pretrained(
     Raises:
       InputError: the parameters are not those of the model.
     """
+    if isinstance(config, CharLMConfig):
+        if model not in (None, CharLM):
+            raise InputError(f"model is {model!r}; expected CharLM, as config is a CharLMConfig")
+        return save_char_lm(directory, config, params)
     flat = flatten_dict(params, sep="/")
     model = model or _model_of_params(flat)
     if model is Longformer and "pooler/kernel" not in flat:
@@ -220,7 +254,7 @@ def _gather(
     if wrong:
         elsewhere = names.elsewhere(stored) if "embeddings.word_embeddings.weight" not in stored else None
         raise InputError(
-            f"the weights in {directory} are not what its {CONFIG} describes: {_listing(wrong)}"
+            f"the weights in {directory} are not what its {CONFIG} describes: {listing(wrong)}"
             + (f" (only some names of tensors begin with {elsewhere!r}; expected all or none)" if elsewhere else "")
         )
     if "lm_head" in present and config.tie_word_embeddings:
@@ -295,7 +329,7 @@ def _load_converted(
         if x.shape != expected[path].shape
     ]
     if wrong:
-        raise InputError(f"the parameters in {directory} are not those of the model: {_listing(wrong)}")
+        raise InputError(f"the parameters in {directory} are not those of the model: {listing(wrong)}")
     return params
 
 
@@ -326,17 +360,5 @@ def _model_of_params(flat: Mapping[str, Any]) -> ModelFactory:
 
 
 def _check_params(flat: Mapping[str, Any], module: Any) -> None:
-    expected = {path: x.shape for path, x in abstract_params(module).items()}
-    found = {path: tuple(np.shape(x)) for path, x in flat.items()}
-    wrong = [
-        f"{path} is {found.get(path, 'missing')} instead of {expected.get(path, 'absent')}"
-        for path in sorted(found.keys() | expected.keys())
-        if found.get(path) != expected.get(path)
-    ]
-    if wrong:
-        raise InputError(f"params are not those of {type(module).__name__}: {_listing(wrong)}")
-
-
-def _listing(wrong: list[str]) -> str:
-    """The first few of many."""
-    return f"{len(wrong)} tensors differ: {'; '.join(wrong[:4])}{'; …' if len(wrong) > 4 else ''}"
+    if wrong := differences({path: tuple(np.shape(x)) for path, x in flat.items()}, module):
+        raise InputError(f"params are not those of {type(module).__name__}: {wrong}")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,9 @@ from absl.testing import flagsaver
 
 from longformer_jax.data import load_corpus
 from longformer_jax.errors import InputError
-from longformer_jax.evaluation import evaluate, sample_text
+from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.models import CharLM
-from longformer_jax.training import DataConfig, restore_params, train
+from longformer_jax.training import DataConfig, load_char_lm, restore_params, train
 from tests.training.tiny import CONFIG
 
 
@@ -49,6 +51,7 @@ def test_stream(workdir):
 
 
 def test_a_checkpoint_is_evaluated_with_the_windows_of_its_phase(workdir):
+    assert load_char_lm(workdir, step=10)[0] == CONFIG.model_in_phase(0)
     result = evaluate(workdir, split="test", protocol="stream", step=10)
     assert result.bits_per_character == pytest.approx(expected_bits(workdir, (4, 8), 10), rel=1e-5)
     assert abs(expected_bits(workdir, (8, 16), 10) - result.bits_per_character) > 1e-4
@@ -63,6 +66,37 @@ def test_paper_agrees_with_stream_where_the_context_is_the_same(workdir):
     first_forty = evaluate(workdir, split="test", protocol="stream", limit=40)
     rest = (stream.bits_per_character * 399 - first_forty.bits_per_character * 40) / 359
     assert paper.bits_per_character == pytest.approx(rest, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"protocol": "stream"}, {"sequence_length": 64, "stride": 16}])
+def test_a_text_of_ones_own(workdir, tmp_path, options):
+    """The run's test split as a file has the figures of the split, by the run and by the model that it has left."""
+    (tmp_path / "mine.txt").write_bytes((workdir.parent / "text").read_bytes()[3600:])
+    ours = evaluate(workdir, split="test", **options)
+    for result in (
+        evaluate(workdir, data=tmp_path / "mine.txt", **options),
+        evaluate_model(workdir / "model", data=tmp_path / "mine.txt", **options),
+    ):
+        assert (result.bits_per_character, result.characters) == (ours.bits_per_character, ours.characters)
+        assert result.split == "mine.txt"
+    assert str(result).startswith(
+        f"mine.txt, protocol {options.get('protocol', 'paper')}: {ours.bits_per_character:.4f}"
+    )
+
+
+def test_a_text_that_has_moved(workdir, tmp_path):
+    moved = shutil.copytree(workdir, tmp_path / "run")
+    values = json.loads((moved / "config.json").read_text())
+    values["data"]["path"] = str(tmp_path / "elsewhere")
+    (moved / "config.json").write_text(json.dumps(values))
+    hint = r"\(if it has moved, say to where by --config.data.path of train.py or --data_path of eval.py\)"
+    with pytest.raises(InputError, match=rf"^path is '.*/elsewhere', which is missing; expected a file {hint}$"):
+        evaluate(moved, protocol="stream")
+    text = workdir.parent / "text"
+    assert evaluate(moved, data_path=text, protocol="stream", limit=9).characters == 9
+    (tmp_path / "other").write_bytes(text.read_bytes()[::-1])
+    with pytest.raises(InputError, match=f"^data is other, which has changed since .* the same content {hint}, or ano"):
+        evaluate(moved, data_path=tmp_path / "other", protocol="stream")
 
 
 def test_limit(workdir):
@@ -88,6 +122,9 @@ def test_sample(workdir):
         ),
         ({"sequence_length": 0}, r"sequence_length is 0; expected at least 1"),
         ({"limit": 0}, r"limit is 0; expected at least 1"),
+        ({"data": "none"}, r"^data: path is 'none', which is missing; expected a file$"),
+        ({"data": "mine", "split": "test"}, r"^split is 'test', but data is 'mine'; expected one of them$"),
+        ({"data": "mine", "data_path": "there"}, r"^data_path is 'there', but data is 'mine'; expected one of them$"),
         ({"step": 7, "protocol": "stream"}, r"expected checkpoint 7"),
         ({}, r"sequence_length is 32256; expected less than the 400 characters"),
     ],
@@ -183,7 +220,8 @@ def test_eval_writes_text(workdir, run_eval):
     [
         ([], "--workdir is missing; expected --workdir=DIRECTORY"),
         (["--model=m"], "--data is missing; expected --model=MODEL with --data=TEXTS"),
-        (["--workdir=w", "--data=d"], "--model is missing; expected --model=MODEL with --data=TEXTS"),
+        (["--data=d"], "--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS"),
+        (["--workdir=w", "--data=d", "--sample=3"], "--data is 'd', but --sample is given; expected one of them"),
         (["--workdir=w", "--model=m", "--data=d"], "--workdir is 'w', but --model is given; expected one of them"),
         (["--sample=9", "--model=m", "--data=d"], "--sample is 9, but --model is given; expected one of them"),
         (["--seed=9", "--model=m", "--data=d"], "--seed is 9, but --model is given; expected one of them"),
@@ -199,7 +237,10 @@ def test_eval_writes_text(workdir, run_eval):
             "workdir is '~nobody-of-that-name', whose user has no home here; expected",
         ),
         (["--model=m/n/o", "--data=d"], "source is 'm/n/o', which is no directory"),
-        (["--model=m", "--data=d", "--stride=2"], "stride is 2, but 'm' is a masked LM and no run"),
+        (
+            ["--model=tests/golden/encoder/RobertaForMaskedLM", "--data=d", "--stride=2"],
+            "stride is 2, but 'tests/golden/encoder/RobertaForMaskedLM' is a masked LM and no run; expected no options",
+        ),
         (["--workdir=w", "--batch_size=0"], "flag --batch_size=0: 0 is not a"),
         (["--workdir=w", "--steps=1"], "Unknown command line flag 'steps'"),
         (["--workdir=w"], "workdir is 'w', which has no config.json"),

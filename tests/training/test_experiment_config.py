@@ -21,6 +21,7 @@ from longformer_jax.training import (
     OptimizerConfig,
     TokenDataConfig,
 )
+from longformer_jax.training.resumption import check_resumes
 from tests.training.tiny import CONFIG
 
 
@@ -250,20 +251,81 @@ def changed(edit: Callable[[dict[str, Any]], None]) -> ExperimentConfig:
     ],
 )
 def test_harmless_changes_resume(edit: Callable[[dict[str, Any]], None]) -> None:
-    changed(edit).check_resumes(CONFIG)
+    check_resumes(changed(edit), CONFIG, 20)
 
 
 @pytest.mark.parametrize(
-    "optimizer", [{"decay": "linear"}, {"decay": "cosine"}, {"warmup_fraction": 0.5}], ids=lambda fields: str(fields)
+    ("optimizer", "why"),
+    [
+        ({"decay": "linear"}, "with optimizer.decay='linear' their rates follow from the steps of the whole phase; to"),
+        ({"decay": "cosine"}, "with optimizer.decay='cosine' their rates follow from the steps of the whole phase; to"),
+        (
+            {"warmup_fraction": 0.5},
+            r"phases\[1\] warmed up for 4 steps \(--config.optimizer.warmup_steps=4 keeps that\)",
+        ),
+    ],
+    ids=["linear", "cosine", "warmup"],
 )
-def test_more_steps_must_not_change_the_rates_of_earlier_ones(optimizer: dict[str, Any]) -> None:
+def test_more_steps_must_not_change_the_rates_of_earlier_ones(optimizer: dict[str, Any], why: str) -> None:
     """As a longer decay or warm-up would: the state must stay a function of configuration and step."""
     values = CONFIG.to_dict()
     values["optimizer"].update(optimizer)
     previous = ExperimentConfig.from_dict(values)
     values["phases"][1]["steps"] += 20
-    with pytest.raises(InputError, match=r"phases\[1\]\.steps \(8, now 28\)"):
-        ExperimentConfig.from_dict(values).check_resumes(previous)
+    with pytest.raises(InputError, match=rf"phases\[1\]\.steps \(8, now 28\) changed, but 14 steps are done and {why}"):
+        check_resumes(ExperimentConfig.from_dict(values), previous, 14)
+    check_resumes(ExperimentConfig.from_dict(values), previous, 12)  # the phase has not begun
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "why"),
+    [
+        (6, (30, 8), None),
+        (12, (30, 8), None),
+        (6, (6, 8), None),
+        (6, (5, 8), "only the phase that they have come to may get another end, after them"),
+        (13, (30, 8), "only the phase that they have come to may get another end, after them"),
+        (13, (12, 1), None),
+        (0, (1, 1), None),
+    ],
+)
+def test_steps_that_are_ahead_may_change(step: int, steps: tuple[int, int], why: str | None) -> None:
+    """Without warm-up and decay: of the phase that a run has come to, as long as its end is, and of later ones."""
+    values = CONFIG.to_dict()
+    values["optimizer"]["warmup_steps"] = 0
+    previous = ExperimentConfig.from_dict(values)
+    for phase, count in zip(values["phases"], steps, strict=True):
+        phase["steps"] = count
+    config = ExperimentConfig.from_dict(values)
+    if why is None:
+        check_resumes(config, previous, step)
+    else:
+        with pytest.raises(
+            InputError, match=f"changed, but {step} steps are done and {why}; to train for longer, --conf"
+        ):
+            check_resumes(config, previous, step)
+
+
+def test_a_warm_up_may_be_said_in_another_way() -> None:
+    values = CONFIG.to_dict()
+    previous = ExperimentConfig.from_dict(values)
+    values["phases"][0]["steps"] = 30
+    with pytest.raises(
+        InputError, match=r"phases\[0\] warmed up for 1 steps \(--config.optimizer.warmup_steps=1 keeps"
+    ):
+        check_resumes(ExperimentConfig.from_dict(values), previous, 6)
+    values["optimizer"]["warmup_steps"] = 1
+    check_resumes(ExperimentConfig.from_dict(values), previous, 6)
+
+
+def test_a_phase_that_has_not_begun_may_be_another() -> None:
+    phase = dataclasses.replace(CONFIG.phases[1], sequence_length=16, learning_rate=1e-4, steps=3)
+    check_resumes(dataclasses.replace(CONFIG, phases=(CONFIG.phases[0], phase)), CONFIG, 12)
+    check_resumes(dataclasses.replace(CONFIG, phases=(*CONFIG.phases, phase)), CONFIG, 20)
+    with pytest.raises(
+        InputError, match=r": phases\[1\]\.learning_rate \(0\.001, now 0\.0001\), .* changed; expected the"
+    ):
+        check_resumes(dataclasses.replace(CONFIG, phases=(CONFIG.phases[0], phase)), CONFIG, 13)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +343,6 @@ def test_more_steps_must_not_change_the_rates_of_earlier_ones(optimizer: dict[st
 )
 def test_other_changes_do_not_resume(edit: Callable[[dict[str, Any]], None], names: list[str]) -> None:
     with pytest.raises(InputError, match="^the workdir holds a run of another configuration") as raised:
-        changed(edit).check_resumes(CONFIG)
+        check_resumes(changed(edit), CONFIG, 20)
     for name in names:
         raised.match(name)

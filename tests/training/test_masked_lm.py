@@ -19,6 +19,7 @@ from longformer_jax.training import (
     OptimizerConfig,
     TokenDataConfig,
 )
+from longformer_jax.training.resumption import check_resumes
 from longformer_jax.training.sharding import make_mesh, put_batch
 from longformer_jax.training.step import abstract_params, abstract_state, compile_train_step, init_state
 from longformer_jax.weights import load_pretrained, roberta_to_longformer
@@ -73,7 +74,7 @@ def test_kinds_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^objective is 'translation'; expected one of char_lm, masked_lm$"):
         ExperimentConfig.from_dict(CONFIG.to_dict() | {"objective": "translation"})
     with pytest.raises(InputError, match=r"another configuration: .*objective \('char_lm', now 'masked_lm'\)"):
-        CONFIG.check_resumes(tiny.CONFIG)
+        check_resumes(CONFIG, tiny.CONFIG, 20)
     without = tiny.CONFIG.to_dict()  # as workdirs were written before there were other kinds
     del without["objective"]
     assert ExperimentConfig.from_dict(without) == tiny.CONFIG
@@ -281,7 +282,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
         CONFIG.model, max_position_embeddings=34, attention_mode="full", global_projections=False, attention_window=512
     )
     config = with_text(folder, dataclasses.replace(CONFIG, model=model, phases=CONFIG.phases[:1]))
-    config.write_model(folder / "model", init_state(config, MESH)["params"], config.tokenizer())
+    config.write_model(folder / "model", init_state(config, MESH)["params"], phase=0)
     return folder / "model"
 
 

@@ -88,7 +88,7 @@ def test_going_on_gives_the_same_bits(
     assert scores(tmp_path, "validation") == scores(finished[0], "validation")
     first, last = (scores(tmp_path, "validation")[step] for step in (0, 12))
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"wrote the model to {tmp_path / 'model'}; load_pretrained({str(tmp_path / 'model')!r}) reads it",
+        f"wrote the model to {tmp_path / 'model'}; load_pretrained({str(tmp_path / 'model')!r}, ForMaskedLM) reads it",
         f"validation bpc {first:.4f} before training, {last:.4f} after",
     ]
 
@@ -219,7 +219,10 @@ def test_a_model_that_is_no_run_is_scored_as_one(
     before = scores(tmp_path / "run", "validation")[0]
     result = evaluate_model(str(model), data=str(documents), sequence_length=32, limit=short.eval_sequences)
     assert result.bits_per_token == pytest.approx(before, rel=1e-5)
-    assert str(result).startswith("all, step 0: ")
+    assert str(result).startswith(f"documents: {result.bits_per_token:.4f} bits per masked token over ")
+    of_the_run = evaluate(finished[0], data=str(documents), limit=short.eval_sequences)
+    assert (of_the_run.split, of_the_run.step) == ("documents", 12)
+    assert of_the_run.bits_per_token == result.bits_per_token
     longer = evaluate_model(str(model), data=str(documents))
     assert longer.tokens % config.model.max_length == 0
 
@@ -230,11 +233,11 @@ def test_a_model_that_is_no_run_is_scored_as_one(
         ({"split": "test"}, r"split is 'test'; expected one of train, validation"),
         (
             {"protocol": "stream"},
-            r"protocol is 'stream', but '.*' holds a masked_lm run; expected no options but split",
+            r"protocol is 'stream', but '.*' holds a masked_lm run; expected no options but data, data_path, split",
         ),
         (
             {"stride": 5},
-            r"stride is 5, but '.*' holds a masked_lm run; expected no options but split, step, batch_size",
+            r"stride is 5, but '.*' holds a masked_lm run; expected no options but data, data_path, split, step,",
         ),
         ({"limit": 0}, r"limit is 0; expected at least 1"),
         ({"step": 7}, r"workdir is '.*', with checkpoints \[10, 12\]; expected checkpoint 7 in it"),

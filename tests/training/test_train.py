@@ -5,19 +5,23 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from longformer_jax import CharLM, load_char_lm, load_pretrained, save_pretrained
 from longformer_jax.data import train_batches
 from longformer_jax.errors import InputError
 from longformer_jax.files import locked
 from longformer_jax.training import DataConfig, DivergenceError, ExperimentConfig, MeshConfig, restore_params, train
+from longformer_jax.training.loop import _where_it_begins
 from longformer_jax.training.metrics import read_metrics
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.step import compile_train_step
@@ -48,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_workdir(finished: tuple[Path, str]) -> None:
     workdir, _ = finished
-    expected = {"config.json", "data.json", "checkpoints", "metrics.jsonl", "curve.png"}
+    expected = {"config.json", "data.json", "checkpoints", "metrics.jsonl", "curve.png", "model"}
     assert {path.name for path in workdir.iterdir()} - {"tensorboard"} == expected
     assert ExperimentConfig.load(workdir) == CONFIG
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["15", "20"]
@@ -99,11 +103,77 @@ def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, str], capsy
     before = (workdir / "metrics.jsonl").read_text()
     assert digest(train(CONFIG, workdir)) == expected
     assert (workdir / "metrics.jsonl").read_text() == before
-    assert "continuing after step 20" in capsys.readouterr().out
+    (line, _) = capsys.readouterr().out.splitlines()
+    assert line.endswith(
+        f"already finished with step 20; --config.phases[1].steps above 8 trains for longer, and "
+        f"--config.init={workdir / 'model'} in another workdir begins with its model"
+    )
+
+
+def test_how_to_go_on_where_rates_decay(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """More steps of a phase would change the steps that are done."""
+    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, decay="linear"))
+    assert _where_it_begins(config, tmp_path, 20) == (
+        f"already finished with step 20; --config.init={tmp_path / 'model'} in another workdir begins with its model"
+    )
 
 
 def test_parameters_of_a_run(finished: tuple[Path, str]) -> None:
     assert restore_params(finished[0])["embed"]["embedding"].shape == (256, 16)
+
+
+def test_the_model_of_a_run_goes_round_and_begins_another(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, _ = finished
+    config, params = load_char_lm(workdir)
+    assert config == CONFIG.model_in_phase(1)
+    assert load_char_lm(workdir, step=15)[0] == config
+    save_pretrained(tmp_path / "saved", config, params)
+    tokens = jnp.arange(100)[None] % 256
+    logits = CharLM(config).apply({"params": params}, tokens)
+    for directory in (tmp_path / "saved", workdir / "model"):
+        found, loaded = load_pretrained(directory, CharLM)
+        assert found == config
+        np.testing.assert_array_equal(CharLM(found).apply({"params": loaded}, tokens), logits)
+
+    phase = dataclasses.replace(CONFIG.phases[1], steps=2)
+    another = dataclasses.replace(CONFIG, init=str(tmp_path / "saved"), phases=(phase,))
+    train(another, tmp_path / "run")
+    ((began, bpc), *_) = records(tmp_path / "run", "step", "bpc")
+    assert (began, bpc) == (0, records(workdir, "split", "step", "bpc")[-1][-1])
+    output = capsys.readouterr().out
+    assert (
+        "validation is of the first 288 characters of 111,540, as 6 sequences that do not see each other; eval.py lets "
+        "every character see what is before it\n"
+    ) in output
+    assert re.search(rf"\nvalidation bpc {bpc:.4f} before training, [\d.]+ after\n", output)
+    assert "load_pretrained('" in output and "/run/model', CharLM) reads it\n" in output
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_heads": 4, "mlp_dim": 64}, "whose num_heads is 2; expected 4, model.num_heads"),
+        ({"position_dim": 8}, "whose position_dim is None; expected 8, model.position_dim"),
+        ({"positions": "rotary"}, "whose positions is 'transformer_xl'; expected 'rotary', model.positions"),
+        ({"dilations": (1, 1)}, "whose dilations is (1, 2); expected (1, 1), model.dilations"),
+    ],
+)
+def test_another_model_to_begin_with(finished: tuple[Path, str], fields: dict[str, Any], message: str) -> None:
+    model = dataclasses.replace(CONFIG.model, **fields)
+    config = dataclasses.replace(CONFIG, init=str(finished[0] / "model"), model=model)
+    with pytest.raises(InputError, match=f"^init is '.*/model', {re.escape(message)}$"):
+        config.load_data()
+
+
+def test_a_workdir_is_no_model_to_begin_with(finished: tuple[Path, str], tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, init=str(finished[0]))
+    with pytest.raises(InputError, match=r"^init is .* is of a run; expected that of a model, such as '.*/model'$"):
+        train(config, tmp_path / "run")
+    # What may differ: the width of the sinusoid under its other name, windows, and what drops out.
+    model = dataclasses.replace(CONFIG.model, position_dim=16, dropout_rate=0.0)
+    dataclasses.replace(CONFIG, init=str(finished[0] / "model"), model=model).load_data()
 
 
 def test_another_experiment_in_the_same_workdir(finished: tuple[Path, str]) -> None:
@@ -228,8 +298,12 @@ def test_lines_and_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     output = capsys.readouterr()
     assert output.err == ""  # no progress bar where there is no terminal
     lines = output.out.splitlines()
-    assert lines[0].startswith("0.0M parameters on tiny_shakespeare, 1 x cpu (data=1, fsdp=1), from the beginning")
+    assert lines[0].startswith("9,024 parameters on tiny_shakespeare, 1 x cpu (data=1, fsdp=1), from the beginning")
     assert any(line.startswith("step 4/20  phase 1  bpc ") and " char/s  eta 0:00:0" in line for line in lines)
+    assert [line for line in lines if line.startswith("compiling")] == [
+        "compiling phase 1 of 2",
+        "compiling phase 2 of 2",
+    ]
     assert not any("validation" in line for line in lines)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 

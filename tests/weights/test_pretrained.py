@@ -14,7 +14,6 @@ from checkpoint import ENCODER, NAMES, assert_same, config_of, flat, model_of, t
 from safetensors.numpy import load_file, save_file
 
 from longformer_jax import (
-    CharLM,
     ForMaskedLM,
     ForMultipleChoice,
     ForQuestionAnswering,
@@ -371,7 +370,7 @@ def test_weights_of_pytorch(tmp_path: Path) -> None:
     assert_same(load_pretrained(tmp_path)[1], load_pretrained(ENCODER / "RobertaModel")[1])
 
 
-@pytest.mark.parametrize("model", [CharLM, "ForMaskedLM", None, dict])
+@pytest.mark.parametrize("model", ["ForMaskedLM", None, dict])
 def test_models_without_weights(model) -> None:
     with pytest.raises(InputError, match="model is .*; expected one of Longformer, ForMaskedLM"):
         load_pretrained(ENCODER / "RobertaModel", model)

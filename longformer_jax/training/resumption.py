@@ -1,0 +1,88 @@
+"""What may differ between a run's configuration and the one under which it goes on."""
+
+import itertools
+import re
+
+from longformer_jax.errors import InputError
+from longformer_jax.training.config import ExperimentConfig
+
+# What may differ: nothing here changes what is learnt, but for the dropout masks, which
+# follow from how a batch is cut. That the data at another path are the same, their digest tells.
+_HARMLESS = re.compile(
+    r"(log|eval|checkpoint)_interval|eval_sequences|keep_checkpoints|mesh\..*|data\.(path|validation_path|data_dir|cache_dir)"
+    r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device"
+)
+# What may differ as long as the steps that are done would be the same.
+_SCHEDULE = re.compile(r"phases\[\d+\]\.steps|optimizer\.(warmup_steps|warmup_fraction|max_warmup_steps)")
+
+
+def check_resumes(config: ExperimentConfig, previous: ExperimentConfig, step: int) -> None:
+    """Raises InputError, naming the fields, if continuing a run of `previous` would mix two experiments.
+
+    Intervals, the mesh and the like may change. So may phases that have not begun, and the steps of the one that has,
+    where the learning rates of the steps that are done do not depend on their number: without decay, and with a warm-up
+    of the same length.
+
+    Args:
+      config: under which the run is to go on.
+      previous: the configuration of the run.
+      step: how many steps it has done.
+    """
+    old, new = _flatten(previous.to_dict()), _flatten(config.to_dict())
+    begun = _begun(previous, step)
+    same_past = _begun(config, step) == begun and config.total_steps >= step
+
+    def may_change(field: str) -> bool:
+        number = re.match(r"phases\[(\d+)\]", field)
+        is_ahead = number is not None and int(number[1]) >= len(begun)
+        return bool(_HARMLESS.fullmatch(field) or same_past and (is_ahead or _SCHEDULE.fullmatch(field)))
+
+    differing = [field for field in sorted(old.keys() | new.keys()) if old.get(field) != new.get(field)]
+    if fields := [field for field in differing if not may_change(field)]:
+        changed = ", ".join(f"{field} ({old.get(field)!r}, now {new.get(field)!r})" for field in fields)
+        why = _why_fixed(config, begun, step) if all(map(_SCHEDULE.fullmatch, fields)) else ""
+        raise InputError(
+            f"the workdir holds a run of another configuration: {changed} changed{why}; expected the same "
+            "configuration or another workdir"
+        )
+
+
+def _begun(config: ExperimentConfig, step: int) -> list[tuple[int, int, int]]:
+    """What the learning rates of the first `step` steps follow from, for each phase that has begun.
+
+    That is where it begins, for how many steps it warms up, and its number of steps, or 0 where that plays no part.
+    """
+    starts = itertools.accumulate((phase.steps for phase in config.phases), initial=0)
+    is_constant = config.optimizer.decay == "constant"
+    return [
+        (start, config.optimizer.warmup(phase.steps), 0 if is_constant else phase.steps)
+        for start, phase in zip(starts, config.phases, strict=False)
+        if start < step
+    ]
+
+
+def _why_fixed(config: ExperimentConfig, begun: list[tuple[int, int, int]], step: int) -> str:
+    """Why the numbers of steps cannot be those of `config`, where the phases that have begun are `begun`."""
+    now, index = _begun(config, step), len(begun) - 1
+    warmup = begun[index][1]
+    if config.optimizer.decay != "constant":
+        why = f"with optimizer.decay={config.optimizer.decay!r} their rates follow from the steps of the whole phase"
+    elif len(now) == len(begun) and now[:index] == begun[:index] and now[index][1] != warmup:
+        why = f"phases[{index}] warmed up for {warmup} steps (--config.optimizer.warmup_steps={warmup} keeps that)"
+    else:
+        why = "only the phase that they have come to may get another end, after them"
+    return (
+        f", but {step:,} steps are done and {why}; to train for longer, --config.init=WORKDIR/model in another "
+        "workdir begins with this run's model"
+    )
+
+
+def _flatten(value: object, path: str = "") -> dict[str, object]:
+    """{"phases[0].steps": 10, …}"""
+    if isinstance(value, dict):
+        items = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+    else:
+        return {path: value}
+    return {name: leaf for key, item in items for name, leaf in _flatten(item, key).items()}
