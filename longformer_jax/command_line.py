@@ -8,12 +8,13 @@ import re
 import signal
 import sys
 import sysconfig
+import textwrap
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -96,8 +97,60 @@ def _second_interrupt_ends() -> Iterator[None]:
         os.close(receiver)
 
 
-def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Parses as absl would, but says in one line what is wrong."""
+class _OrNone(flags.ArgumentParser):
+    """What another parser takes, or None."""
+
+    def __init__(self, parser: flags.ArgumentParser) -> None:
+        self._parser = parser
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+def accept_none() -> None:
+    """Lets None override any field of a configuration; whether the field may be None, the experiment says."""
+    from ml_collections import config_flags
+
+    for kind, parser in {
+        bool: flags.BooleanParser(),
+        int: flags.IntegerParser(),
+        float: flags.FloatParser(),
+        str: flags.ArgumentParser(),
+    }.items():
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
+
+
+def parse_flags(arguments: Sequence[str], module: str, more_help: Callable[[], list[str]] = list) -> list[str]:
+    """Parses as absl would, but says in one line what is wrong, and helps in fewer.
+
+    Args:
+      arguments: the command line, with the program's name.
+      module: the name of the one that defines the flags, and whose docstring begins the help.
+      more_help: the lines that end it.
+    """
+    rest = [
+        argument for argument in arguments if argument not in ("-h", "-help", "--help", "--helpshort", "--helpfull")
+    ]
+    remaining = _parse_flags(rest)
+    if len(rest) < len(arguments):
+        print("\n".join([*_help(module), *more_help()]))
+        sys.exit(0)
+    return remaining
+
+
+def _help(module: str) -> Iterator[str]:
+    """What a command is for, and its flags."""
+    yield inspect.cleandoc(sys.modules[module].__doc__ or "") + "\n"
+    for flag in flags.FLAGS.get_flags_for_module(module):
+        lead = f"  --{flag.name}{'' if flag.boolean else '=…'}"
+        yield textwrap.fill(f"{lead:<22}{flag.help}", 120, subsequent_indent=" " * 22)
+    yield ""
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(arguments))
     except Exception as error:  # a file of configs/ is a program, which may raise anything

@@ -1,0 +1,98 @@
+"""Evaluates what train.py left in a workdir, or a model: eval.py of a checkout, longformer-eval elsewhere.
+
+  longformer-eval --workdir=runs/quickstart --split=validation --protocol=stream
+  longformer-eval --workdir=runs/enwik8_small --split=test --protocol=paper
+  longformer-eval --workdir=runs/quickstart --sample=500 --temperature=0.8
+  longformer-eval --workdir=runs/roberta_base --split=validation
+  longformer-eval --workdir=runs/quickstart --data=FILE --protocol=stream
+  longformer-eval --model=runs/quickstart/model --data=FILE --protocol=stream
+  longformer-eval --model=roberta-base --data=TEXTS --sequence_length=512
+
+It prints bits per character or masked token, or the sample.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from longformer_jax.command_line import check_devices, one_line_for_errors, parse_flags, print_anything, print_log
+from longformer_jax.errors import InputError
+from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
+from longformer_jax.host_memory import reuse_freed_memory
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_MODEL = flags.DEFINE_string("model", None, "In place of a run: a model, its directory or name on the hub.")
+_DATA = flags.DEFINE_string(
+    "data",
+    None,
+    "A text of your own to score: a file; of a masked LM also a directory or pattern of files, or tfds:NAME.",
+)
+flags.DEFINE_integer("step", None, "Which checkpoint; the latest without.")
+
+# Options of an evaluation: those that are not given are left to the kind of experiment.
+flags.DEFINE_string("data_path", None, "Where the text of a run is now, if it has moved.")
+flags.DEFINE_string("split", None, "train, validation or test; test without, or validation where there is no test.")
+flags.DEFINE_string(
+    "protocol",
+    None,
+    "paper: overlapping sequences, the last --stride characters of each are scored. "
+    "stream: one pass with a cache, every character is scored. Of a character LM; paper without.",
+)
+flags.DEFINE_integer("sequence_length", None, "Characters of a sequence of the paper's protocol, or a model's tokens.")
+flags.DEFINE_integer("stride", None, "How far a sequence of the paper's protocol begins after the last; 512 without.")
+flags.DEFINE_integer("batch_size", None, "Sequences at once; 8 without.", lower_bound=1)
+flags.DEFINE_integer("limit", None, "Score so many characters only, or sequences of a masked LM.")
+_EVALUATION = ("data_path", "split", "protocol", "sequence_length", "stride", "batch_size", "limit")
+
+# Options of a sample.
+_SAMPLE = flags.DEFINE_integer("sample", None, "Writes so many characters of text instead.")
+flags.DEFINE_string("prompt", None, "What the sample goes on from; a line's end without.")
+flags.DEFINE_integer("seed", None, "Of the sample; 0 without.")
+flags.DEFINE_float("temperature", None, "Of the sample; 0 takes the most likely character; 1 without.")
+flags.DEFINE_integer("top_k", None, "Sample among the k most likely characters only.")
+flags.DEFINE_float("top_p", None, "Sample among the characters that together hold this probability.")
+_SAMPLING = ("prompt", "seed", "temperature", "top_k", "top_p")
+
+
+def _given(*names: str) -> dict[str, Any]:
+    return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].value is not None}
+
+
+def _refuse(names: Sequence[str], reason: str) -> None:
+    for name, value in _given(*names).items():
+        raise InputError(f"--{name} is {value!r}, but {reason}")
+
+
+def _run() -> str:
+    model, data = _MODEL.value, _DATA.value
+    if model is not None:
+        _refuse(["workdir", "sample", *_SAMPLING], "--model is given; expected one of them")
+        if data is None:
+            raise InputError("--data is missing; expected --model=MODEL with --data=TEXTS")
+        return str(evaluate_model(model, data=data, **_given("step", *_EVALUATION)))
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS")
+    if _SAMPLE.value is None:
+        _refuse(_SAMPLING, "--sample is missing; expected --sample=LENGTH with it")
+        return str(evaluate(_WORKDIR.value, **_given("step", "data", *_EVALUATION)))
+    _refuse(["data", *_EVALUATION], "--sample is given; expected one of them")
+    return sample_text(_WORKDIR.value, _SAMPLE.value, **_given("step", *_SAMPLING))
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the figure or the sample; exits with 2 on bad input, and with 1 when a file or the memory fails."""
+    logging.set_verbosity(logging.FATAL)  # Orbax tells every step of a restore
+    print_log()
+    reuse_freed_memory()
+    print_anything()
+    with one_line_for_errors():
+        if len(arguments) > 1:
+            raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
+        check_devices()
+        print(_run())
+
+
+def run() -> None:
+    """The command."""
+    app.run(main, flags_parser=lambda arguments: parse_flags(arguments, __name__))

@@ -1,0 +1,99 @@
+"""Trains a character language model, or pretrains a masked one: train.py of a checkout, longformer-train elsewhere.
+
+  longformer-train --config=quickstart --workdir=runs/quickstart
+  longformer-train --config=roberta_base --workdir=runs/roberta_base --config.data.path=DIRECTORY
+  longformer-train --config=my_experiment.py:variant --workdir=runs/mine --config.init=runs/quickstart/model
+
+Fields of the configuration can be overridden: --config.seed=1 --config.phases[0].windows=32,32,64,64
+--config.optimizer.clip_norm=None; with --config=…, --help lists them. The same command continues an interrupted run. On
+several machines, start it in each with --distributed and a workdir that they share.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from longformer_jax.command_line import (
+    accept_none,
+    check_devices,
+    fail,
+    one_line_for_errors,
+    parse_flags,
+    print_anything,
+    print_log,
+)
+from longformer_jax.errors import InputError
+from longformer_jax.host_memory import reuse_freed_memory
+from longformer_jax.scripts.configurations import configuration_first, known_configurations, overrides
+from longformer_jax.training import DivergenceError, ExperimentConfig, train
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE.py or FILE.py:VARIANT, or one of those below.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, curve.")
+_PROFILE = flags.DEFINE_bool("profile", False, "Writes a trace of a few steps to WORKDIR/profile.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Joins the other processes of a cluster (Slurm, Kubernetes, MPI or TPU) that run this command.",
+)
+
+
+def _read_config() -> ExperimentConfig:
+    if not flags.FLAGS["config"].present:
+        raise InputError("--config is missing; expected --config=FILE.py or --config=FILE.py:variant")
+    try:
+        return ExperimentConfig.from_config_dict(_CONFIG.value)
+    except OSError as error:  # ml_collections keeps it until the first use
+        raise InputError(f"--config cannot be read: {' '.join(str(error.__cause__).split())}") from None
+
+
+def _join_cluster() -> None:
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise InputError(f"--distributed finds no cluster ({error}); expected a process that one has started") from None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the experiment; exits with 2 on bad input, and with 1 when the loss, a file or the memory fails."""
+    logging.set_verbosity(logging.FATAL)  # Orbax tells every step of a save, and what fails in each of its threads
+    print_log()
+    reuse_freed_memory()
+    print_anything()
+    try:
+        with one_line_for_errors():
+            if len(arguments) > 1:
+                raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
+            config = _read_config()
+            if not _WORKDIR.value:
+                raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
+            if _DISTRIBUTED.value:
+                _join_cluster()
+            check_devices()
+            train(config, _WORKDIR.value, profile=_PROFILE.value)
+    except DivergenceError as error:
+        fail(1, error)
+
+
+def _more_help() -> list[str]:
+    """The fields of the configuration, where there is one, else the names of those that there are."""
+    if flags.FLAGS["config"].present:
+        return ["Fields of the configuration, each of which can be overridden:", *overrides(_CONFIG.value)]
+    return ["Configurations that come with the library:", *known_configurations()]
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    try:
+        # ml_collections looks for what is overridden itself, and only after the configuration.
+        sys.argv = configuration_first(arguments)
+    except InputError as error:
+        fail(2, error)
+    accept_none()
+    return parse_flags(sys.argv, __name__, _more_help)
+
+
+def run() -> None:
+    """The command."""
+    app.run(main, flags_parser=_parse)
