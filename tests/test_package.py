@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A package may import itself and what stands after it, nothing that stands before.
 LAYERS = {
+    "scripts": {"evaluation", "training", "models", "data", "weights", "attention"},
     "evaluation": {"training", "models", "data", "weights", "attention"},
     "training": {"models", "data", "weights", "attention"},
     "weights": {"models", "attention"},

@@ -152,7 +152,7 @@ def test_sample_refuses(workdir, tmp_path):
 @pytest.fixture
 def run_eval(capsys):
     """eval.py in this process: (exit status, output, errors)."""
-    module = importlib.import_module("eval")  # once, as it defines flags
+    module = importlib.import_module("longformer_jax.scripts.evaluate")  # once, as it defines flags
 
     def run(*arguments):
         status = 0
@@ -193,14 +193,14 @@ def test_eval_says_when_the_memory_is_too_small(workdir, run_eval, monkeypatch):
     def evaluate(workdir):
         return jnp.zeros(2**60, jnp.int8)
 
-    monkeypatch.setattr("eval.evaluate", evaluate)
+    monkeypatch.setattr("longformer_jax.scripts.evaluate.evaluate", evaluate)
     status, output, errors = run_eval(f"--workdir={workdir}")
     assert (status, output) == (1, "")
     assert errors.startswith("error: the memory is too small (") and len(errors.splitlines()) == 1
 
 
 def test_an_interrupt_takes_one_line(workdir, run_eval, monkeypatch):
-    monkeypatch.setattr("eval.evaluate", lambda workdir: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("longformer_jax.scripts.evaluate.evaluate", lambda workdir: signal.raise_signal(signal.SIGINT))
     assert run_eval(f"--workdir={workdir}") == (130, "", "error: interrupted\n")
 
 

@@ -1,5 +1,6 @@
 """train.py as a user meets it: from the command line, with signals, and on two processes."""
 
+import dataclasses
 import re
 import signal
 import socket
@@ -10,8 +11,10 @@ from subprocess import Popen
 
 import pytest
 
-from longformer_jax.training import ExperimentConfig, restore_params
+from longformer_jax.scripts.configurations import overrides
+from longformer_jax.training import ExperimentConfig, OptimizerConfig, restore_params
 from longformer_jax.training.metrics import read_metrics
+from tests.training.tiny import CONFIG
 
 CONFIG_FLAG = "--config=tests/training/tiny.py"
 ENDLESS = "--config.phases[1].steps=1000000"
@@ -60,7 +63,11 @@ def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "--config is missing; expected --config=FILE.py or --config=FILE.py:variant"),
-        (["--config=none.py"], "--config cannot be read: Failed loading config file"),
+        (
+            ["--config=none.py"],
+            "--config is 'none.py', which is no file; expected FILE.py, FILE.py:VARIANT, or in place",
+        ),
+        (["--config", "none"], "--config is 'none', which is no file; expected FILE.py, FILE.py:VARIANT, or in place"),
         ([CONFIG_FLAG], "--workdir is missing; expected --workdir=DIRECTORY"),
         ([CONFIG_FLAG, "--workdir="], "--workdir is missing; expected --workdir=DIRECTORY"),
         ([CONFIG_FLAG, "run"], "argument 'run' is not a flag; expected flags that begin with --"),
@@ -74,7 +81,7 @@ def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
             [CONFIG_FLAG, "--distributed", "--workdir=w"],
             "--distributed finds no cluster (coordinator_address should be",
         ),
-        (["--config=none.py", "--config.seed=1"], "--config=none.py cannot be read: "),
+        (["--config.seed=None", CONFIG_FLAG, "--workdir=w"], "seed is None; expected an integer"),
         (
             [CONFIG_FLAG, "--workdir=~nobody-of-that-name/x"],
             "workdir is '~nobody-of-that-name/x', whose user has no home",
@@ -85,6 +92,7 @@ def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
         ),
         ([f"{CONFIG_FLAG}:big"], f"flag {CONFIG_FLAG}:big: Error whilst parsing config file: TypeError: get_config() "),
         (["--config=configs/char_lm/enwik8_small.py:big"], "config variant is 'big'; expected '', 'fast' or 'smoke'"),
+        (["--config=enwik8_small:big"], "config variant is 'big'; expected '', 'fast' or 'smoke'"),
     ],
 )
 def test_bad_input_takes_one_line(run_python: Callable, arguments: list[str], message: str) -> None:
@@ -93,6 +101,25 @@ def test_bad_input_takes_one_line(run_python: Callable, arguments: list[str], me
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: {message}")
+
+
+def test_help_lists_the_fields_with_what_overrides_them(run_python: Callable) -> None:
+    """Before the configuration as after it."""
+    result = run_python("train.py", "--config.optimizer.clip_norm=None", "--help", CONFIG_FLAG, "--config.seed=3")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("Trains a character language model, ") and len(lines) < 80
+    fields = lines[lines.index("Fields of the configuration, each of which can be overridden:") + 1 :]
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(clip_norm=None), seed=3)
+    assert fields == overrides(config.to_config_dict())
+    assert {"--config.seed=3", "--config.data.path=None", "--config.phases[1].windows=8,16"} <= {*fields}
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_is_short(run_python: Callable, script: str) -> None:
+    result = run_python(script, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "--workdir=" in result.stdout and len(result.stdout.splitlines()) < 45
 
 
 CONFIG_CALL = "from longformer_jax.models import CharLMConfig\ndef get_config():\n    return "
