@@ -46,13 +46,13 @@ def _block_spans(walk: Walk, dilation: int, own_ids: jax.Array, other_ids: jax.A
     end = theirs.least.shape[-1]
     most_blocks = -(-(walk.rows + walk.left + walk.right) // walk.columns) + 1
     # Clipped, the candidates would repeat the last block: they are counted up to there only.
-    n = block.start[:, None] // walk.columns + jnp.arange(min(most_blocks, end))
-    reached = n * walk.columns < block.stop[:, None]
-    theirs = jax.tree.map(lambda x: x[:, block.other_residue[:, None], jnp.minimum(n, end - 1)], theirs)
+    n = (block.start[:, None] // walk.columns + jnp.arange(min(most_blocks, end))[None])[None]
+    reached = n * walk.columns < block.stop[None, :, None]
+    theirs = jax.tree.map(lambda x: x[:, block.other_residue[:, None], jnp.minimum(n[0], end - 1)], theirs)
     overlaps = reached & (theirs.least <= mine.most) & (theirs.most >= mine.least)
     start, stop = jnp.where(overlaps, n, end).min(-1), jnp.where(overlaps, n + 1, 0).max(-1)
     differs = reached & ~(mine.is_one & theirs.is_one & (theirs.most == mine.most))
-    beside = jnp.maximum(block.first + block.shift, 0)[:, None] // walk.columns
+    beside = jnp.maximum(block.first + block.shift, 0)[None, :, None] // walk.columns
     clear_start = jnp.where(differs & (n < beside), n + 1, 0).max(-1)
     clear_stop = jnp.where(differs & (n >= beside), n, end).min(-1)
     return jnp.stack([start, stop, clear_start, clear_stop], axis=1)

@@ -266,7 +266,7 @@ class _GroupMask:
         b, r, h = jnp.meshgrid(
             jnp.arange(batch), jnp.arange(group.dilation), jnp.arange(group.start, group.stop), indexing="ij"
         )
-        self.batch, self.residue, self.head = (x.reshape(-1, 1, 1) for x in (b, r, h))
+        self.batch, self.residue, self.head = (x.reshape(1, -1, 1, 1) for x in (b, r, h))
 
     def clip(self, query_length: int, key_length: int) -> tuple[int, int]:
         """The band's (lower, upper) without what no query of these lengths can reach; lower > upper where empty."""

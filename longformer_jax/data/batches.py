@@ -8,7 +8,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.integers import check_integer
 
 # Grain's shuffle is a permutation of 32-bit integers, computed index by index: no memory, no set-up time.
-_MAX_SEQUENCES = 2**32
+MAX_SEQUENCES = 2**32
 
 
 def train_batches(
@@ -56,8 +56,8 @@ def train_batches(
         )
     # A view [N - T, T + 1]: nothing is copied before a batch is drawn.
     windows = np.lib.stride_tricks.sliding_window_view(data, sequence_length + 1)
-    if len(windows) >= _MAX_SEQUENCES:
-        raise InputError(f"data has {len(windows):,} windows; expected fewer than {_MAX_SEQUENCES:,}")
+    if len(windows) >= MAX_SEQUENCES:
+        raise InputError(f"data has {len(windows):,} windows; expected fewer than {MAX_SEQUENCES:,}")
     return _shuffled_batches(windows, batch_size, seed, start_step, process_index, process_count)
 
 
@@ -89,8 +89,8 @@ def row_batches(
         raise InputError(f"rows is {rows.dtype} of shape {rows.shape}; expected a two-dimensional array of integers")
     if rows.size == 0:
         raise InputError(f"rows is empty, of shape {rows.shape}; expected at least one row of one token")
-    if len(rows) >= _MAX_SEQUENCES:
-        raise InputError(f"rows has {len(rows):,} rows; expected fewer than {_MAX_SEQUENCES:,}")
+    if len(rows) >= MAX_SEQUENCES:
+        raise InputError(f"rows has {len(rows):,} rows; expected fewer than {MAX_SEQUENCES:,}")
     return _shuffled_batches(rows, batch_size, seed, start_step, process_index, process_count)
 
 

@@ -59,9 +59,9 @@ def mask_tokens(
 
     tokens = tokens.astype(jnp.int32)
     choice_key, action_key, token_key = jax.random.split(key, 3)
-    chosen = jax.random.uniform(choice_key, tokens.shape) < mask_probability
-    action = jax.random.uniform(action_key, tokens.shape)
-    ordinary = jax.random.randint(token_key, tokens.shape, 0, vocab_size - len(special))
+    chosen = jax.random.uniform(choice_key, tokens.shape, jnp.float32) < mask_probability
+    action = jax.random.uniform(action_key, tokens.shape, jnp.float32)
+    ordinary = jax.random.randint(token_key, tokens.shape, 0, vocab_size - len(special), jnp.int32)
     for token in special:  # in ascending order, each shifts the numbers from it on: n becomes the n-th ordinary id
         chosen &= tokens != token
         ordinary += ordinary >= token

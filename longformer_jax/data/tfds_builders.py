@@ -1,22 +1,30 @@
 """enwik8 and text8 as TensorFlow Datasets, stored as ArrayRecord: nothing here needs TensorFlow."""
 
+import concurrent.futures
 import hashlib
+import http.client
+import io
 import logging
 import os
+import sys
+import threading
+import urllib.request
 import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from longformer_jax.errors import InputError
 from longformer_jax.files import user_path
 
 _RECORD_BYTES = 100_000
+_PATIENCE = 15  # seconds, for a connection and for what comes next on it
 
 
 class LargeText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -51,7 +59,11 @@ class LargeText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             file = manual_file(self.name, Path(dl_manager.manual_dir))
         except AssertionError:  # how TFDS says that there is no manual directory
             file = None
-        text = self._download(dl_manager) if file is None else self._read(file, origin=str(file))
+        if file is None:
+            text = self._download()
+        else:
+            with file.open("rb") as opened:
+                text = self._read(opened, packed=file.suffix == ".zip", origin=str(file))
         starts = np.cumsum(list(self.SPLIT_SIZES.values()))[:-1]
         splits = np.split(np.frombuffer(text, dtype=np.uint8), starts)
         return {name: self._generate_examples(data) for name, data in zip(self.SPLIT_SIZES, splits, strict=True)}
@@ -60,31 +72,25 @@ class LargeText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for start in range(0, len(data), _RECORD_BYTES):
             yield start // _RECORD_BYTES, {"bytes": data[start : start + _RECORD_BYTES]}
 
-    def _download(self, dl_manager: tfds.download.DownloadManager) -> bytes:
+    def _download(self) -> bytes:
         try:
-            file = Path(dl_manager.download(self.URL))
-        except (OSError, tfds.download.DownloadError) as error:
+            return self._read(io.BytesIO(_fetch(self.URL)), packed=True, origin=self.URL)
+        except (OSError, http.client.HTTPException) as error:
             raise InputError(
-                f"{self.name} could not be downloaded from {self.URL} ({error}); expected the network, or a path that "
-                f"holds {self.name}.zip"
+                f"{self.name} could not be downloaded from {self.URL} ({error}); expected the network, or a path "
+                f"(train.py's --config.data.path) that holds {self.name}.zip"
             ) from error
-        try:
-            return self._read(file, origin=self.URL)
-        except InputError:  # TFDS would take its copy of the file the next time, too
-            file.unlink()
-            file.with_name(f"{file.name}.INFO").unlink(missing_ok=True)
-            raise
 
-    def _read(self, file: Path, origin: str) -> bytes:
+    def _read(self, file: BinaryIO, packed: bool, origin: str) -> bytes:
         """The text in `file`, plain or zipped, checked against its size and MD5; `origin` names the file in errors."""
-        if file.suffix == ".zip":
+        if packed:
             try:
                 with zipfile.ZipFile(file) as archive:
                     text = archive.read(self.name)
             except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
                 raise InputError(f"{origin} is damaged ({error}); expected an archive of {self.name}") from error
         else:
-            text = file.read_bytes()
+            text = file.read()
         size = sum(self.SPLIT_SIZES.values())
         if len(text) != size:
             raise InputError(f"{origin} holds {len(text):,} bytes; expected the {size:,} of {self.name}")
@@ -177,6 +183,32 @@ def prepare(
             raise
         # Another process was first with the final rename; its records are as good.
     return make_builder(data_dir=data_dir, file_format="array_record")
+
+
+def _fetch(url: str) -> bytes:
+    """What is found at a URL, with a line and a progress bar on standard error.
+
+    Raises:
+      OSError, http.client.HTTPException: it is not to be had, or the server says nothing for `_PATIENCE` seconds.
+    """
+    print(f"downloading {url}", file=sys.stderr, flush=True)
+    opened: concurrent.futures.Future[http.client.HTTPResponse] = concurrent.futures.Future()
+
+    def open_url() -> None:
+        try:
+            opened.set_result(urllib.request.urlopen(url, timeout=_PATIENCE))
+        except Exception as error:
+            opened.set_exception(error)
+
+    # Looking up a name knows no time limit, hence the thread, and a little more time than the connection has.
+    threading.Thread(target=open_url, daemon=True).start()
+    content = io.BytesIO()
+    with opened.result(1.2 * _PATIENCE) as response:
+        size = int(response.headers.get("Content-Length") or 0) or None
+        with tqdm(total=size, unit="B", unit_scale=True, disable=None) as bar:
+            while chunk := response.read(1 << 16):
+                bar.update(content.write(chunk))
+    return content.getvalue()
 
 
 def _md5(text: bytes | np.ndarray) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import char_lm, masked_lm
+from longformer_jax.settings import pinned
 from longformer_jax.training import ExperimentConfig
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import CHAR_LM, read_values
@@ -17,6 +18,7 @@ EVALUATIONS = {"char_lm": char_lm.evaluate, "masked_lm": masked_lm.evaluate}
 EVALUATIONS_OF_MODELS = {"char_lm": char_lm.evaluate_model, "masked_lm": masked_lm.evaluate_model}
 
 
+@pinned()
 def evaluate(workdir: str | Path, **options: Any) -> Any:
     """Evaluates a run by the function of its kind, the entry of `EVALUATIONS`, whose options these are.
 
@@ -29,6 +31,7 @@ def evaluate(workdir: str | Path, **options: Any) -> Any:
     return function(workdir, **options)
 
 
+@pinned()
 def evaluate_model(model: str, *, data: str, **options: Any) -> Any:
     """Scores documents with a model that is no run by the function of its kind, an entry of `EVALUATIONS_OF_MODELS`.
 
@@ -48,6 +51,7 @@ def _check_options(function: Callable[..., Any], options: dict[str, Any], what: 
             raise InputError(f"{name} is {value!r}, but {what}; expected no options but {', '.join(known)}")
 
 
+@pinned()
 def sample_text(workdir: str | Path, length: int, **options: Any) -> str:
     """Writes `length` characters with a character LM; see `char_lm.sample_text` for the options.
 

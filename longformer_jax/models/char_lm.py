@@ -195,9 +195,12 @@ class Block(nn.Module):
         key_positions = query_positions[0] - past + jnp.arange(past + T)
         if cfg.positions == "transformer_xl":
             width = cfg.sinusoid_dim
-            relative = self.param("relative", nn.initializers.lecun_normal(), (width, H * D)).reshape(width, H, D)
+            relative = self.param("relative", nn.initializers.lecun_normal(), (width, H * D), jnp.float32).reshape(
+                width, H, D
+            )
             content_bias, position_bias = (
-                self.param(name, nn.initializers.zeros, (H, D)).astype(query.dtype) for name in ("u", "v")
+                self.param(name, nn.initializers.zeros, (H, D), jnp.float32).astype(query.dtype)[None, None]
+                for name in ("u", "v")
             )
             basis = band_basis(width, min(self.window * self.dilation, past + T - 1))
             by_sinusoid = _seen_from(basis.coefficients, relative, query + position_bias)
@@ -218,7 +221,7 @@ class Block(nn.Module):
             key_offset=past,
             scale=D**-0.5,
             dropout_rate=dropout_rate,
-            dropout_seed=jax.random.bits(self.make_rng("dropout")) if dropout_rate else None,
+            dropout_seed=jax.random.bits(self.make_rng("dropout"), dtype=jnp.uint32) if dropout_rate else None,
             implementation=cfg.implementation,
         )
 
@@ -303,7 +306,7 @@ class CharLM(nn.Module):
         if cfg.tie_embeddings:
             kernel = embed.embedding.T
         else:
-            kernel = self.param("head", nn.initializers.lecun_normal(), (cfg.embed_dim, cfg.vocab_size))
+            kernel = self.param("head", nn.initializers.lecun_normal(), (cfg.embed_dim, cfg.vocab_size), jnp.float32)
         # [B * T, E]: see Block.
         flat = x.reshape(-1, cfg.embed_dim)
         logits = jnp.dot(flat, kernel.astype(x.dtype), preferred_element_type=jnp.float32)

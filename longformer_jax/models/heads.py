@@ -75,8 +75,8 @@ class _LMHead(nn.Module):
             init = nn.initializers.normal(cfg.initializer_range)
             table = nn.Embed(cfg.vocab_size, cfg.hidden_size, embedding_init=init, name="decoder").embedding
         logits = jnp.einsum("ne,ve->nv", y, table.astype(y.dtype), preferred_element_type=jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,))
-        return (logits + bias).reshape(*x.shape[:2], cfg.vocab_size)
+        bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,), jnp.float32)
+        return (logits + bias[None]).reshape(*x.shape[:2], cfg.vocab_size)
 
 
 class ForSequenceClassification(nn.Module):

@@ -142,7 +142,7 @@ class EncoderLayer(nn.Module):
     def _attend(self, query, key, value, **kwargs) -> Any:
         cfg = self.config
         rate = 0.0 if self.deterministic else cfg.attention_probs_dropout_prob
-        seed = jax.random.bits(self.make_rng("dropout")) if rate else None
+        seed = jax.random.bits(self.make_rng("dropout"), dtype=jnp.uint32) if rate else None
         return banded_attention(
             query, key, value, dropout_rate=rate, dropout_seed=seed, implementation=cfg.implementation, **kwargs
         )

@@ -33,7 +33,8 @@ def frequencies(width: int) -> np.ndarray:
 
 def angles(positions: jax.Array, turns_per_step: np.ndarray) -> jax.Array:
     """Angles at integer positions [...] of frequencies uint32 [F]: float32 [..., F], radians in [-pi, pi)."""
-    turns = positions.astype(jnp.uint32)[..., None] * turns_per_step
+    positions = jnp.asarray(positions)
+    turns = positions.astype(jnp.uint32)[..., None] * jnp.expand_dims(turns_per_step, range(positions.ndim))
     return turns.astype(jnp.int32).astype(jnp.float32) * (2 * np.pi / 2**32)
 
 
@@ -101,8 +102,7 @@ def relative_query(query: jax.Array, positions: jax.Array, turns_per_step: np.nd
       [..., T, H, 2 F] of query's dtype.
     """
     sine_part, cosine_part = jnp.split(query.astype(jnp.float32), 2, axis=-1)
-    angle = angles(positions, turns_per_step)[:, None, :]
-    sine, cosine = jnp.sin(angle), jnp.cos(angle)
+    sine, cosine = _sine_and_cosine(query, positions, turns_per_step)
     rotated = [sine_part * sine + cosine_part * cosine, cosine_part * sine - sine_part * cosine]
     return jnp.concatenate(rotated, axis=-1).astype(query.dtype)
 
@@ -116,6 +116,11 @@ def relative_key(positions: jax.Array, turns_per_step: np.ndarray) -> jax.Array:
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
     """Rotary position embedding (Su et al. 2021), pairs (k, k + D / 2): [..., T, H, D] at integers [T]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    angle = angles(positions, frequencies(x.shape[-1]))[:, None, :]
-    sine, cosine = jnp.sin(angle), jnp.cos(angle)
+    sine, cosine = _sine_and_cosine(x, positions, frequencies(x.shape[-1]))
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)
+
+
+def _sine_and_cosine(x: jax.Array, positions: jax.Array, turns_per_step: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Of the angles at integers [T], for x [..., T, H, 2 F]: float32 [..., T, 1, F], every other axis being 1."""
+    angle = jnp.expand_dims(angles(positions, turns_per_step)[:, None], range(x.ndim - 3))
+    return jnp.sin(angle), jnp.cos(angle)

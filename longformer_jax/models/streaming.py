@@ -22,6 +22,7 @@ from longformer_jax.models.checks import (
     check_tokens,
     check_within,
 )
+from longformer_jax.settings import pinned_random
 
 Cache = dict
 
@@ -76,6 +77,7 @@ def prefill(
 _extend = jax.jit(extend, static_argnums=0)
 
 
+@pinned_random()
 def generate(
     config: CharLMConfig,
     params,

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from longformer_jax.data import Corpus, check_vocab, load_corpus, train_batches
+from longformer_jax.data.batches import MAX_SEQUENCES
 from longformer_jax.errors import InputError
 from longformer_jax.models import CharLM, CharLMConfig
 from longformer_jax.training.config import ExperimentConfig, Phase
@@ -105,8 +106,9 @@ class CharLMExperiment(ExperimentConfig):
         """The corpus, with every split long enough for every phase and its token ids known to the model.
 
         Raises:
-          InputError: where `load_corpus` does; a split is shorter than a phase's sequence and its last target; a token
-            id does not fit the model's vocabulary; or the model to begin with is another one.
+          InputError: where `load_corpus` does; a split is shorter than a phase's sequence and its last target; the
+            training split has 2**32 windows or more; a token id does not fit the model's vocabulary; or the model to
+            begin with is another one.
         """
         if workdir is None:
             self._check_init()
@@ -120,6 +122,12 @@ class CharLMExperiment(ExperimentConfig):
                     phase.sequence_length,
                     f"less than the {size:,} characters of the {split} split of {corpus.name}",
                 )
+        windows = len(corpus.split("train")) - min(phase.sequence_length for phase in self.phases)
+        if windows >= MAX_SEQUENCES:
+            raise InputError(
+                f"data is {corpus.name}, whose train split has {windows:,} windows; expected fewer than "
+                f"{MAX_SEQUENCES:,}, such as of a smaller fraction in data.split"
+            )
         check_vocab(corpus, self.model.vocab_size)
         return corpus
 

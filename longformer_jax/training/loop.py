@@ -16,6 +16,7 @@ import jax
 from longformer_jax.checkpoints import DIRECTORY, Checkpoints, find_checkpoint, has_checkpoint
 from longformer_jax.errors import InputError
 from longformer_jax.files import check_kinds, locked, user_path
+from longformer_jax.settings import pinned
 from longformer_jax.training.config import CONFIG_FILE, DATA_FILE, ExperimentConfig
 from longformer_jax.training.flops import peak_flops
 from longformer_jax.training.metrics import (
@@ -44,6 +45,7 @@ _FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, CURVE_FILE, "tokenizer.json")
 _DIRECTORIES = (DIRECTORY, BOARD_DIRECTORY, MODEL_DIRECTORY, _PROFILE)
 
 
+@pinned()
 def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = False) -> State:
     """Trains through all phases, or on from where `workdir` stands, and returns the last state.
 

@@ -264,7 +264,7 @@ class MaskedLMExperiment(ExperimentConfig):
     def prepare(self, batch: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         """Masks a batch `[A, B / A, T]`. A row's masks follow from its place in the batch, however that is cut."""
         count, rows = batch.shape[:2]
-        index = jnp.arange(count)[:, None] + count * jnp.arange(rows)
+        index = jnp.arange(count)[:, None] + count * jnp.arange(rows)[None]
         masked = jax.vmap(functools.partial(self.mask_rows, key=jax.random.fold_in(key, _TRAINING_MASKS)))(batch, index)
         weights = masked["weights"]  # the mean over microbatches of their weighted sums is the mean over all targets
         return masked | {"weights": weights * (count / jnp.maximum(weights.sum(), 1))}

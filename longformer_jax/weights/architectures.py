@@ -18,6 +18,7 @@ from longformer_jax.models import (
     Longformer,
     LongformerConfig,
 )
+from longformer_jax.settings import pinned_random
 
 # A class of models, which is called with its configuration, or a functools.partial of one.
 ModelFactory = Callable[[Any], nn.Module]
@@ -64,6 +65,7 @@ def listing(wrong: list[str]) -> str:
     return f"{len(wrong)} tensors differ: {'; '.join(wrong[:4])}{'; …' if len(wrong) > 4 else ''}" if wrong else ""
 
 
+@pinned_random()
 def init_params(module: nn.Module, seed: int) -> Any:
     """Parameters as training from scratch has them."""
     one_token = jnp.zeros((1,) * (3 if isinstance(module, ForMultipleChoice) else 2), jnp.int32)

@@ -10,11 +10,13 @@ from longformer_jax.errors import InputError
 from longformer_jax.integers import as_integer
 from longformer_jax.models import LongformerConfig
 from longformer_jax.models.checks import check_seed
+from longformer_jax.settings import pinned_random
 
 POSITIONS = ("copied", "random")
 _DEFAULT_WINDOW = 512
 
 
+@pinned_random()
 def roberta_to_longformer(
     config: LongformerConfig,
     params: Any,
@@ -77,7 +79,7 @@ def roberta_to_longformer(
         table = jnp.concatenate([table[:reserved], table[rows]])
     else:
         shape = (length - config.max_length, config.hidden_size)
-        new_rows = config.initializer_range * jax.random.normal(jax.random.key(seed), shape)
+        new_rows = config.initializer_range * jax.random.normal(jax.random.key(seed), shape, jnp.float32)
         table = jnp.concatenate([table, new_rows])
     encoder = {**encoder, "layers": layers, "position_embeddings": {"embedding": table}}
     return new_config, {**params, "longformer": encoder} if "longformer" in params else encoder

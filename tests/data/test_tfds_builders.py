@@ -2,6 +2,7 @@ import hashlib
 import http.server
 import logging
 import shutil
+import socket
 import threading
 import zipfile
 from functools import partial
@@ -156,10 +157,30 @@ def test_a_failed_download(site, tmp_path):
 
 
 def test_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr("tensorflow_datasets.core.download.downloader.MAX_RETRIES", 0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(InputError, match="enwik8 could not be downloaded from http.*; expected the network, or a path"):
         load_corpus("enwik8", data_dir=tmp_path)
+
+
+def test_a_server_that_says_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("longformer_jax.data.tfds_builders._PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/enwik8.zip"
+        monkeypatch.setattr(Enwik8, "URL", url)
+        message = rf"^enwik8 could not be downloaded from {url} \(.*\); expected the network, or a path \(train\.py's"
+        with pytest.raises(InputError, match=message):
+            load_corpus("enwik8", data_dir=tmp_path)
+    assert f"downloading {url}\n" in capsys.readouterr().err
+
+
+def test_a_name_that_is_looked_up_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("longformer_jax.data.tfds_builders._PATIENCE", 0.2)
+    never = threading.Event()
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: never.wait())
+    with pytest.raises(InputError, match=r"^enwik8 could not be downloaded"):
+        load_corpus("enwik8", data_dir=tmp_path)
+    never.set()
 
 
 def write_other_text(manual):

@@ -118,6 +118,17 @@ def test_how_to_go_on_where_rates_decay(finished: tuple[Path, str], tmp_path: Pa
     )
 
 
+def test_settings_of_jax_do_not_change_a_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    with (
+        jax.enable_x64(True),
+        jax.default_prng_impl("rbg"),
+        jax.threefry_partitionable(False),
+        jax.numpy_rank_promotion("raise"),
+        jax.disable_jit(True),
+    ):
+        assert digest(train(CONFIG, tmp_path)) == finished[1]
+
+
 def test_parameters_of_a_run(finished: tuple[Path, str]) -> None:
     assert restore_params(finished[0])["embed"]["embedding"].shape == (256, 16)
 
@@ -249,6 +260,15 @@ def test_signals_ask_to_stop(number: int) -> None:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+def test_a_text_with_too_many_windows_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "text").open("wb") as file:
+        file.truncate(5 * 2**30)  # a hole: hashing it would take a quarter of a minute
+    config = dataclasses.replace(CONFIG, data=DataConfig(path=str(tmp_path / "text"), split=(0.9, 0.05, 0.05)))
+    with pytest.raises(InputError, match=r"^data is text, whose train split has 4,831,838,176 windows; expected fewer"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

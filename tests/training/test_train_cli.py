@@ -282,6 +282,12 @@ def test_kill_loses_at_most_what_was_not_written(start_python: Callable, tmp_pat
         assert restore_params(tmp_path)["embed"]["embedding"].shape == (256, 16)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 TWO_PROCESSES = """
 import dataclasses, sys
 import jax
@@ -296,14 +302,53 @@ print("last step", int(state["step"]), flush=True)
 """
 
 
+TWO_PROCESSES_THAT_DIFFER = """
+import contextlib, dataclasses, sys
+from pathlib import Path
+import jax
+port, index, folder = sys.argv[1:]
+index, folder = int(index), Path(folder)
+jax.distributed.initialize(f"localhost:{port}", 2, index)
+from longformer_jax import InputError
+from longformer_jax.files import locked
+from longformer_jax.training import DataConfig, train
+from tests.training.tiny import CONFIG
+(folder / f"text{index}").write_bytes(bytes(range(97 + index, 107)) * 500)
+texts = DataConfig(path=str(folder / f"text{index}"))
+run = folder / "run"
+for config, workdir, lock in (
+    (dataclasses.replace(CONFIG, seed=index), run, False),
+    (CONFIG, folder / f"run{index}", False),
+    (dataclasses.replace(CONFIG, data=texts), run, False),
+    (CONFIG, run, index == 0),
+):
+    with locked("workdir", run) if lock else contextlib.nullcontext():
+        try:
+            train(config, workdir)
+        except InputError as error:
+            print(error)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_differ_are_refused_in_all_of_them(start_python: Callable, tmp_path: Path) -> None:
+    both = [start_python("-c", TWO_PROCESSES_THAT_DIFFER, port, i, tmp_path) for port in [free_port()] for i in (0, 1)]
+    differs = [
+        f"{name} of process 1 is not that of process 0; expected the same in all processes of a run"
+        for name in ("config", "workdir", "data")
+    ]
+    printed = [process.communicate(timeout=600)[0].splitlines() for process in both]
+    for lines, held in zip(printed, ("workdir is '", "process 0 of the run cannot start, and says why"), strict=True):
+        *lines, last = (line for line in lines if not line.startswith("[Gloo]"))
+        assert lines == differs and last.startswith(held)
+
+
 @pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_and_match_one(
     start_python: Callable, run_python: Callable, tmp_path: Path
 ) -> None:
     def start_both(workdir: Path, steps: int) -> list[Popen[str]]:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         return [start_python("-c", TWO_PROCESSES, port, index, workdir, steps) for index in (0, 1)]
 
     # To the end: the losses are those of one process.
