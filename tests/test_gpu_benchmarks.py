@@ -58,18 +58,6 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["speed"] == results["speed"]
 
 
-@pytest.mark.slow
-def test_the_sweep_of_mosaics_kernels(tmp_path: Path) -> None:
-    file = tmp_path / "results.json"
-    ran = run("benchmarks.gpu", "--tiny", "--sweep", f"--output={file}")
-    assert not ran.returncode, ran.stderr[-3000:]
-    records = json.loads(file.read_text())["sweep"]
-    found = [(record["implementation"], record["kernel"]) for record in records]
-    assert found == [(name, kernel) for name in ("pallas_mosaic_gpu", "pallas_mosaic_mma") for kernel in PASSES]
-    assert all(record["milliseconds"] > 0 for record in records)
-    assert len(ran.stdout.splitlines()) == 2 * (4 + len(PASSES))
-
-
 @pytest.mark.parametrize("dims", HEAD_DIMS)
 @pytest.mark.parametrize("kernel", PASSES)
 def test_the_model_of_the_hopper_kernels(kernel: str, dims: tuple[int, int]) -> None:

@@ -6,7 +6,7 @@
     python -m benchmarks.gpu --retry                         what has failed, once more, then the rest
     python -m benchmarks.gpu --choose=FILE                   what None is to mean on that GPU, from what FILE holds
     python -m benchmarks.gpu --train=10 --data=FILE          a real run of ten minutes on a file's bytes
-    python -m benchmarks.gpu --sweep                         Mosaic's kernels with all tilings, as a table
+    python -m benchmarks.gpu --sweep                         Mosaic's kernels with many tilings, as tables
     python -m benchmarks.gpu --implementation=NAME           one of the kernels; default: all that the device can run
     python -m benchmarks.gpu --tiny --output=FILE            a rehearsal on any device: interpreted, small shapes
 
@@ -39,7 +39,7 @@ STARTED = time.monotonic()
 if "--tiny" in sys.argv:  # each warpgroup that is interpreted holds a thread of XLA while it waits for another
     os.environ.setdefault("PJRT_NPROC", "8")
 
-from benchmarks.gpu import choose, plan, report  # noqa: E402
+from benchmarks.gpu import choose, plan, report, sweep  # noqa: E402
 from benchmarks.gpu.results import OK, SKIPPED, Results, default_path  # noqa: E402
 from benchmarks.gpu.supervisor import Supervisor, ends_with_children  # noqa: E402
 
@@ -59,7 +59,7 @@ def main() -> int:
     )
     parser.add_argument("--train", type=float, metavar="MINUTES", help="a real run in place of the stages")
     parser.add_argument("--data", type=Path, help="of the real run")
-    parser.add_argument("--sweep", action="store_true", help="all tilings of Mosaic's kernels in place of the stages")
+    parser.add_argument("--sweep", action="store_true", help="many tilings of Mosaic's kernels in place of the stages")
     parser.add_argument("--tiny", action="store_true", help="small shapes and interpreted kernels, for any device")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu_DEVICE.json")
     options = parser.parse_args()
@@ -73,8 +73,8 @@ def main() -> int:
         print(choose.write(Results(options.choose)))
         return 0
     implementations = tuple(options.implementation or plan.OURS)
-    if options.sweep or options.train is not None:
-        return _in_this_process(options, implementations)
+    if options.train is not None:
+        return _train(options, implementations[0])
 
     deadline = STARTED + 60 * options.minutes - SPARE
     with tempfile.TemporaryDirectory() as folder:  # where the results go is known when the device is
@@ -100,30 +100,25 @@ def main() -> int:
         implementations = tuple(name for name in implementations if name != "pallas_mosaic_gpu")
     supervisor = Supervisor(results, deadline, say=_say)
     try:
-        for name in options.only or plan.STAGES:
+        for name in (plan.SWEEP,) if options.sweep else options.only or plan.STAGES:
             _say(f"{name}, {deadline - time.monotonic():.0f} s left")
             stage = plan.stage(name, implementations, results, tiny=options.tiny)
             supervisor.run(stage.jobs, stage.side_by_side)
     finally:  # when told to end, too
-        print(report.summary(results), flush=True)
+        print(sweep.tables(results) if options.sweep else report.summary(results), flush=True)
     print(f"written to {results.path}" + ("" if supervisor.complete else "; the same command goes on from there"))
     parts = (results[part] for part in ("correctness", "same_bits"))
     return int(any(record["outcome"] not in (OK, SKIPPED) for records in parts for record in records))
 
 
-def _in_this_process(options: argparse.Namespace, implementations: tuple[str, ...]) -> int:
+def _train(options: argparse.Namespace, implementation: str) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from benchmarks.gpu import device, sweep, training
+    from benchmarks.gpu import device, training
 
     facts = device.facts()
     results = Results(options.output or default_path(FOLDER, facts["device"]), afresh=options.afresh)
     results.values |= facts
-    if options.sweep:
-        for name in implementations:
-            if name in sweep.TILINGS and (options.tiny or facts["is_hopper"] or name != "pallas_mosaic_gpu"):
-                print(sweep.sweep(results, name, tiny=options.tiny))
-        return 0
-    config = training.experiment("smoke" if options.tiny else "fast", implementations[0])
+    config = training.experiment("smoke" if options.tiny else "fast", implementation)
     if options.tiny:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, implementation="xla"))
     training.train(results, options.train, options.data, config)

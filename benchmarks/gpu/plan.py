@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.gpu import correctness, speed
+from benchmarks.gpu import correctness, speed, sweep
 from benchmarks.gpu.results import OK, SKIPPED, Results
 from benchmarks.gpu.supervisor import Job
 
@@ -23,6 +23,7 @@ PEERS = {
     "flex": "torch",
 }
 STAGES = ("core", "headline", "correctness", "training", "shapes", "lengths", "profile")
+SWEEP = "sweep"  # a stage for itself
 FLEX = {"seconds": 150.0, "task_seconds": 75.0}  # PyTorch compiles half a minute for each layer
 TRAINING_PHASES = (1, 3, 5)
 TRAINING_VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
@@ -43,7 +44,7 @@ class Stage(NamedTuple):
 
 
 def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: bool = False) -> Stage:
-    """One of STAGES for some implementations, and their peers.
+    """One of STAGES, or SWEEP, for some implementations, and their peers.
 
     An implementation of which no core case has passed is left out of all that follows.
     """
@@ -67,6 +68,10 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
         sides = [] if tiny else [*implementations, "xla"]
         tasks = {side: speed.tasks_of(side, speed.OTHER_LAYERS, ["both"]) for side in sides}
         return Stage([Job(f"shapes_{side}", todo, seconds=40, timed=True) for side, todo in tasks.items()], 2)
+    if name == SWEEP:
+        tasks = {one: sweep.tasks_of(one, tiny=tiny) for one in implementations}
+        jobs = [Job(f"sweep_{one}", todo, seconds=3600, timed=True) for one, todo in tasks.items() if todo]
+        return _patient(Stage(jobs, 2), tiny)
     headline = [layer for layer in speed.LAYERS if layer.length == speed.HEADLINE and layer.dilation == 1]
     layers = list(TINY_LAYERS) if tiny else headline if name == "headline" else list(speed.LAYERS)
     seconds = 45.0 if name == "headline" else 40.0

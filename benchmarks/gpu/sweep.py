@@ -1,107 +1,169 @@
-"""The tuning space of Mosaic's kernels: every pass with every tiling that compiles, as tables."""
+"""The tuning space of Mosaic's kernels: every pass with many tilings, the default ones first."""
 
 import dataclasses
+import functools
 import itertools
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu.results import Results
-from benchmarks.gpu.timing import measure_jax
+from benchmarks.gpu.results import OK, SKIPPED, Record, Results
+from benchmarks.gpu.timing import prepare_jax
 from longformer_jax.attention.pallas import hopper_gpu, mma_gpu
 from pallas_kernels.block_sizes import PASSES
 from pallas_kernels.mosaic.attention import HEAD_DIMS
 from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq
 from pallas_kernels.mosaic.forward import forward
-from pallas_kernels.mosaic.tiling import Gpu, MmaTiling, Tiling, hopper_tiling, mma_tiling
+from pallas_kernels.mosaic.tiling import MmaTiling, Tiling, hopper_tiling, mma_tiling
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
 
-# Three warpgroups have no registers for 128 columns; a program with one item has no use for more than one at a time.
-_SIZES = (1, 64), (1, 128), (2, 64), (2, 128), (3, 64)
-_SCHEDULES = (1, True), (2, True), (1, False)
-_LOOPS = (3, True, True), (4, True, True), *((stages, False, loop) for stages in (2, 3, 4) for loop in (True, False))
 AnyTiling = Tiling | MmaTiling
-TILINGS: dict[str, tuple[AnyTiling, ...]] = {
-    "pallas_mosaic_gpu": tuple(
-        Tiling(*sizes, stages, own_stages, overlap, persistent, loop)
-        for sizes, (stages, overlap, loop), (own_stages, persistent) in itertools.product(_SIZES, _LOOPS, _SCHEDULES)
+# What promises most first: in this order are tilings tried that differ from the default in as many ways.
+SPACES: dict[str, tuple[type[AnyTiling], dict[str, tuple[Any, ...]]]] = {
+    "pallas_mosaic_gpu": (
+        Tiling,
+        {
+            "warpgroups": (3, 2, 1),
+            "own_in_registers": (True, False),
+            "delta_inside": (True, False),
+            "turns": (True, False),
+            "overlap": (True, False),
+            "unmasked_loop": (True, False),
+            "own_stages": (2, 1),
+            "stages": (4, 3, 2),
+            "columns": (64, 128),
+            "persistent": (True, False),
+        },
     ),
-    "pallas_mosaic_mma": tuple(itertools.starmap(MmaTiling, itertools.product((16, 32, 64, 128), (True, False)))),
+    "pallas_mosaic_mma": (MmaTiling, {"columns": (16, 32, 64, 128), "unmasked_loop": (True, False)}),
 }
-_GPUS = {"pallas_mosaic_gpu": hopper_gpu, "pallas_mosaic_mma": mma_gpu}
+_HEADLINE = (64, 64)
+_MOST_CHANGES = 3  # from the default tiling; of other head_dims than the headline's one less
+_SHOWN = 6  # of a kernel, in the table
 
 
-def _changes(dims: tuple[int, int], kernel: str, candidate: AnyTiling) -> int:
-    """In how many ways the tiling is not the default one."""
-    default = dataclasses.asdict((hopper_tiling if isinstance(candidate, Tiling) else mma_tiling)(kernel, *dims))
-    return sum(default[name] != value for name, value in dataclasses.asdict(candidate).items())
+def _default(dims: tuple[int, int], kernel: str, space: type[AnyTiling]) -> AnyTiling:
+    return (hopper_tiling if space is Tiling else mma_tiling)(kernel, *dims)
 
 
-def runner(
-    kernel: str, dims: tuple[int, int], gpu: Gpu, *, length: int, window: int, heads: int, interpret: bool
-) -> Callable:
-    """tiling -> milliseconds of one pass in bfloat16, B=1, `window` keys to either side."""
-    key_dim, value_dim = dims
-    spec = Spec(window, window, 0, (1,) * heads, key_dim**-0.5, 0.0, interpret)
+def _is_worth_a_try(dims: tuple[int, int], kernel: str, tiling: AnyTiling) -> bool:
+    if isinstance(tiling, MmaTiling):
+        return True
+    full = tiling.warpgroups == 3 or dims == (128, 128)  # of dkdv no registers are left for keys and values
+    return not (
+        (tiling.delta_inside and kernel != "dq")
+        or (tiling.own_in_registers and kernel == "dkdv" and full)
+        or (tiling.warpgroups == 3 and tiling.columns == 128)  # there are no registers for it
+        or (tiling.own_stages > 1 and not tiling.persistent)  # a program with one item has no use for more
+    )
 
-    def array(index: int, head_dim: int) -> jax.Array:
-        return jax.random.normal(jax.random.key(index), (1, length, heads, head_dim), "bfloat16")
 
-    query, key, value, dout = array(0, key_dim), array(1, key_dim), array(2, value_dim), array(3, value_dim)
-    row = jnp.ones((1, length, heads), jnp.float32)
+def _tilings(space: type[AnyTiling], values: dict[str, tuple[Any, ...]]) -> Iterator[AnyTiling]:
+    for combination in itertools.product(*values.values()):
+        try:
+            yield space(**dict(zip(values, combination, strict=True)))
+        except ValueError:  # one that contradicts itself
+            continue
 
-    def run(tiling: AnyTiling, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+
+def cases(implementation: str) -> list[tuple[tuple[int, int], str, AnyTiling]]:
+    """(head_dims, kernel, tiling): what differs from the default in fewest ways first, the headline's head_dims ahead
+    of the others."""
+    space, values = SPACES[implementation]
+
+    def distance(case: tuple[tuple[int, int], str, AnyTiling]) -> int:
+        dims, kernel, tiling = case
+        default = _default(dims, kernel, space)
+        return sum(getattr(default, name) != getattr(tiling, name) for name in values) + (dims != _HEADLINE)
+
+    every = itertools.product(HEAD_DIMS, PASSES, _tilings(space, values))
+    return sorted((x for x in every if _is_worth_a_try(*x) and distance(x) <= _MOST_CHANGES), key=distance)
+
+
+def tasks_of(implementation: str, *, tiny: bool = False) -> list[dict[str, Any]]:
+    """`tiny` is a rehearsal: interpreted, the default tilings, small shapes."""
+    name = implementation.removesuffix("_interpret")
+    if name not in SPACES:
+        return []
+    chosen = cases(name)
+    shape = {"length": 32768, "window": 256, "heads": 12}
+    if tiny:
+        chosen, shape = chosen[: len(PASSES)], {"length": 128, "window": 40, "heads": 1}
+    key = {"part": "sweep", "implementation": implementation} | shape
+    return [
+        key | {"kernel": kernel, "key_dim": dims[0], "value_dim": dims[1]} | dataclasses.asdict(tiling)
+        for dims, kernel, tiling in chosen
+    ]
+
+
+def prepare(task: dict[str, Any]) -> Callable[[], Record]:
+    """Compiles one pass in bfloat16, B=1, `window` keys to either side; dq's time is that of delta, too.
+
+    Raises:
+      NotImplementedError: the compiler does not take the tiling, as with too little shared memory.
+    """
+    run, shapes = call_of(task)
+    try:
+        measure = prepare_jax(run, *shapes)
+    except Exception as error:
+        raise NotImplementedError(f"{type(error).__name__}: {error}"[:200]) from error
+    return lambda: measure(*_arrays(shapes))
+
+
+def call_of(task: dict[str, Any]) -> tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]:
+    """The pass and its arguments' shapes."""
+    name, kernel, window = task["implementation"].removesuffix("_interpret"), task["kernel"], task["window"]
+    interpret = name != task["implementation"]
+    space, _ = SPACES[name]
+    tiling = space(**{field.name: task[field.name] for field in dataclasses.fields(space)})
+
+    def run(*arrays: jax.Array) -> Any:
+        gpu = {"pallas_mosaic_gpu": hopper_gpu, "pallas_mosaic_mma": mma_gpu}[name](interpret)
+        query, key, value, _, dout, *rows = arrays
+        _, length, heads, key_dim = query.shape
+        spec = Spec(window, window, 0, (1,) * heads, key_dim**-0.5, 0.0, interpret)
         walk = Walk(length, length, window, window, 0, spec.dilations, tiling.rows, tiling.columns)
         if kernel == "forward":
-            query, key, value, *_ = arrays
             return forward(spec, walk, tiling, query, key, value, Limits(), gpu)
         if kernel == "dq":
-            return (backward_dq(spec, walk, tiling, arrays, Limits(), gpu),)
+            return backward_dq(spec, walk, tiling, arrays, Limits(), gpu)
         walk = walk.transposed(tiling.rows, tiling.columns)
-        return backward_dkdv(spec, walk, tiling, arrays, Limits(), gpu)
+        return backward_dkdv(spec, walk, tiling, (query, key, value, dout, *rows), Limits(), gpu)
 
-    def measure(tiling: AnyTiling) -> float:
-        return measure_jax(lambda *arrays: run(tiling, *arrays), query, key, value, dout, row, row)["milliseconds"]
-
-    return measure
+    return run, _shapes(task["length"], task["heads"], task["key_dim"], task["value_dim"])
 
 
-def sweep(results: Results, implementation: str, *, tiny: bool = False) -> str:
-    """Adds a record for each case that is not there yet, and returns all of them as a table, the fastest first.
+def _shapes(length: int, heads: int, key_dim: int, value_dim: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """query, key, value, out, dout, lse, dlse."""
+    dims = key_dim, key_dim, value_dim, value_dim, value_dim
+    row = jax.ShapeDtypeStruct((1, length, heads), jnp.float32)
+    return *(jax.ShapeDtypeStruct((1, length, heads, d), jnp.bfloat16) for d in dims), row, row
 
-    The defaults come first and what differs most from them last, as all take hours.
-    `tiny` is a rehearsal: interpreted, one tiling, small shapes.
-    """
-    tilings, all_dims, length = TILINGS[implementation], HEAD_DIMS, 32768
-    window, heads = 256, 12
-    if tiny:
-        tilings, all_dims, length, window, heads = tilings[:1], ((64, 64),), 128, 40, 1
-    gpu = _GPUS[implementation](interpret=tiny)
-    cases = sorted(itertools.product(all_dims, PASSES, tilings), key=lambda case: _changes(*case))
-    for dims, kernel, candidate in cases:
-        key = {"implementation": implementation, "kernel": kernel, "key_dim": dims[0], "value_dim": dims[1]}
-        key |= {"length": length} | vars(candidate)
-        if results.has("sweep", **key):
-            continue
-        measure = runner(kernel, dims, gpu, length=length, window=window, heads=heads, interpret=tiny)
-        try:
-            record = {"milliseconds": measure(candidate)}
-        except Exception as error:  # whatever the compiler has against it, such as too much shared memory
-            record = {"skipped": f"{type(error).__name__}: {error}"[:200]}
-        results.add("sweep", record, **key)
-        print(f"  {key} {record}", file=sys.stderr)
-    rows = sorted(
-        (r for r in results["sweep"] if r["implementation"] == implementation),
-        key=lambda r: (r["key_dim"], r["value_dim"], r["kernel"], r.get("milliseconds", 1e9)),
-    )
-    sizes = [field.name for field in dataclasses.fields(tilings[0])]
-    lines = [f"{implementation}:", ""]
-    lines += ["| " + " | ".join(["kernel", "head_dim", *sizes, "ms"]) + " |", "|---" * (3 + len(sizes)) + "|"]
-    for r in rows:
-        time = f"{r['milliseconds']:.3f}" if "milliseconds" in r else r["skipped"].split(":")[0]
-        cells = [r["kernel"], f"{r['key_dim']}, {r['value_dim']}", *(r[name] for name in sizes), time]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+
+@functools.cache
+def _arrays(shapes: tuple[jax.ShapeDtypeStruct, ...]) -> list[jax.Array]:
+    return [jax.random.normal(jax.random.key(n), x.shape, x.dtype) for n, x in enumerate(shapes)]
+
+
+def tables(results: Results) -> str:
+    """One for each implementation."""
+    return "\n\n".join(table(results, name) for name in dict.fromkeys(r["implementation"] for r in results["sweep"]))
+
+
+def table(results: Results, implementation: str) -> str:
+    """The fastest of every kernel, and what failed in another way than that the compiler did not take it."""
+    columns = ["kernel", "key_dim", "value_dim", *SPACES[implementation.removesuffix("_interpret")][1]]
+    lines = [f"{implementation}:", "", "| " + " | ".join([*columns, "ms"]) + " |", "|---" * (len(columns) + 1) + "|"]
+    found = [r for r in results["sweep"] if r["implementation"] == implementation and r["outcome"] != SKIPPED]
+    found.sort(key=lambda r: ([r[name] for name in columns[:3]], r.get("milliseconds", 0)))
+    for _, rows in itertools.groupby(found, key=lambda r: [r[name] for name in columns[:3]]):
+        failed, measured = [], []
+        for r in rows:
+            (measured if r["outcome"] == OK else failed).append(r)
+        for r in (*measured[:_SHOWN], *failed):
+            time = f"{r['milliseconds']:.3f}" if r["outcome"] == OK else r["outcome"]
+            lines.append("| " + " | ".join(map(str, [*(r[name] for name in columns), time])) + " |")
     return "\n".join(lines)

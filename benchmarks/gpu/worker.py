@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "profile": ("benchmarks.gpu.speed", "prepare_once"),
     "memcheck": ("benchmarks.gpu.correctness", "prepare"),
     "training": ("benchmarks.gpu.training", "prepare"),
+    "sweep": ("benchmarks.gpu.sweep", "prepare"),
 }
 UNUSABLE = 75  # exit status: the device refuses all that follows
 

@@ -5,7 +5,7 @@ import functools
 
 import jax
 
-from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq, row_terms
+from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq
 from pallas_kernels.mosaic.forward import forward
 from pallas_kernels.mosaic.tiling import Gpu, MmaTiling, Tiling, hopper_tiling, mma_tiling
 from pallas_kernels.spec import Limits, Spec
@@ -30,7 +30,7 @@ def _walk(
 ) -> tuple[Walk, Tiling | MmaTiling]:
     tiles = (hopper_tiling if gpu.has_wgmma else mma_tiling)(kernel, query.shape[-1], value.shape[-1])
     if isinstance(tiles, Tiling) and not gpu.overlap:
-        tiles = dataclasses.replace(tiles, overlap=False)
+        tiles = dataclasses.replace(tiles, overlap=False, turns=False)
     return spec.walk(kernel, query, key, rows=tiles.rows, columns=tiles.columns), tiles
 
 
@@ -59,8 +59,9 @@ def _attention_forward(spec: Spec, gpu: Gpu, query, key, value, limits: Limits):
 def _attention_backward(spec: Spec, gpu: Gpu, residuals, cotangents):
     query, key, value, limits, out, lse = residuals
     dout, dlse = cotangents
-    arrays = query, key, value, dout, *row_terms(out, dout, lse, dlse)
-    dq = backward_dq(spec, *_walk("dq", spec, gpu, query, key, value), arrays, limits, gpu)
+    arrays = query, key, value, out, dout, lse, dlse
+    dq, *row_terms = backward_dq(spec, *_walk("dq", spec, gpu, query, key, value), arrays, limits, gpu)
+    arrays = query, key, value, dout, *row_terms
     dk, dv = backward_dkdv(spec, *_walk("dkdv", spec, gpu, query, key, value), arrays, limits, gpu)
     return dq, dk, dv, None
 

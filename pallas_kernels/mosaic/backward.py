@@ -14,38 +14,40 @@ from jax import lax
 from pallas_kernels.mosaic.items import OwnRows
 from pallas_kernels.mosaic.kernel import Kernel
 from pallas_kernels.mosaic.launch import launch
-from pallas_kernels.mosaic.tiles import across, down, in_place, load_per_column, load_per_row
+from pallas_kernels.mosaic.tiles import across, down, in_place, load_per_column, load_per_row, load_tile
 from pallas_kernels.mosaic.tiling import Gpu, MmaTiling, Tiling
 from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.walk import Walk
 
 
-def row_terms(out: jax.Array, dout: jax.Array, lse: jax.Array, dlse: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What both kernels know of every row, float32 [B, T, H]: lse in bits, and what the softmax's gradient takes off.
-
-    Of a row that sees nothing they are inf, which makes its probabilities 0, and 0.
-    """
-    # Where dout was float32 before, XLA may compute delta with that; the kernels' products have what was rounded.
-    dout = lax.optimization_barrier(dout)
-    delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1) - dlse
-    dead = lse == -jnp.inf
-    return jnp.where(dead, jnp.inf, lse * LOG2_E), jnp.where(dead, 0.0, delta)
-
-
 def backward_dq(
     spec: Spec, walk: Walk, tiling: Tiling | MmaTiling, arrays: tuple[jax.Array, ...], limits: Limits, gpu: Gpu
-) -> jax.Array:
-    """dq. The walk is over queries; arrays: query, key, value, dout [B, T, H, D] and `row_terms`."""
-    query, key, value, dout, bits, delta = arrays
-    own, other = (query, dout, bits, delta), (key, value)
-    outputs = (jax.ShapeDtypeStruct(query.shape, query.dtype),)
-    return launch(_DQ, spec, walk, tiling, own, other, limits, outputs, gpu, own_is_query=True)[0]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dq, and what dkdv takes of every row, float32 [B, T, H]: lse in bits, and delta = sum(out * dout) - dlse, which
+    the softmax's gradient subtracts. Of a row that sees nothing they are inf, which makes its probabilities 0, and 0.
+
+    The walk is over queries; arrays: query, key, value, out, dout [B, T, H, D], lse and dlse [B, T, H].
+    """
+    query, key, value, out, dout, lse, dlse = arrays
+    bits = jnp.where(lse == -jnp.inf, jnp.inf, lse * LOG2_E)
+    shapes = jax.ShapeDtypeStruct(query.shape, query.dtype), jax.ShapeDtypeStruct(lse.shape, jnp.float32)
+
+    def run(kernel: Kernel, own: tuple[jax.Array, ...], outputs: tuple[jax.ShapeDtypeStruct, ...]):
+        return launch(kernel, spec, walk, tiling, own, (key, value), limits, outputs, gpu, own_is_query=True)
+
+    if tiling.delta_inside:
+        dq, delta = run(_DQ_AND_DELTA, (query, dout, out, bits, dlse), shapes)
+    else:
+        # Where dout was float32 before, XLA may compute delta with that; the kernels' products have what was rounded.
+        delta = _delta(out, lax.optimization_barrier(dout), bits, dlse)
+        (dq,) = run(_DQ, (query, dout, bits, delta), shapes[:1])
+    return dq, bits, delta
 
 
 def backward_dkdv(
     spec: Spec, walk: Walk, tiling: Tiling | MmaTiling, arrays: tuple[jax.Array, ...], limits: Limits, gpu: Gpu
 ) -> tuple[jax.Array, jax.Array]:
-    """dk and dv. The walk is over keys; arrays as `backward_dq`'s."""
+    """dk and dv. The walk is over keys; arrays: query, key, value, dout, and what `backward_dq` says of every row."""
     query, key, value, dout, bits, delta = arrays
     own, other = (key, value), (query, dout, bits, delta)
     outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in own)
@@ -53,15 +55,28 @@ def backward_dkdv(
     return dk, dv
 
 
+def _delta(out: jax.Array, dout: jax.Array, bits: jax.Array, dlse: jax.Array) -> jax.Array:
+    """Of arrays or tiles."""
+    delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1) - dlse
+    return jnp.where(bits == jnp.inf, 0.0, delta)
+
+
 def _start_dq(own: list[Any]):
     return load_per_row(own[2]), load_per_row(own[3])
+
+
+def _start_dq_and_delta(own: list[Any]):
+    _, dout, out, *lines = own
+    bits, dlse = map(load_per_row, lines[:2])
+    return bits, _delta(load_tile(out), load_tile(dout), bits, dlse)
 
 
 def _weigh_dq(
     rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
 ):
     bits, delta = state
-    (_, _, _, _, *query_ids), (_, _, *key_ids) = own, other
+    _, _, *key_ids = other
+    query_ids = own[len(own) - len(key_ids) :]
     s, dp = scores
     p = _probabilities(rows, s(), down(bits, rows.columns), n, is_edge, query_ids, key_ids)
     p, _, dp = _dropped(rows, p, dp())
@@ -70,6 +85,10 @@ def _weigh_dq(
 
 def _finish_dq(rows: OwnRows, sums: tuple[jax.Array, ...], state):
     return (sums[0] * rows.spec.scale,)
+
+
+def _finish_dq_and_delta(rows: OwnRows, sums: tuple[jax.Array, ...], state):
+    return *_finish_dq(rows, sums, state), state[1]
 
 
 def _start_dkdv(own: list[Any]):
@@ -108,5 +127,6 @@ def _dropped(rows: OwnRows, p: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax
 
 
 _DQ = Kernel("dq", scores=((0, 0), (1, 1)), sums=(0,), start=_start_dq, weigh=_weigh_dq, finish=_finish_dq)
+_DQ_AND_DELTA = _DQ._replace(start=_start_dq_and_delta, finish=_finish_dq_and_delta)
 # Transposed, [keys, queries], as the sums need them.
 _DKDV = Kernel("dkdv", scores=((0, 0), (1, 1)), sums=(0, 1), start=_start_dkdv, weigh=_weigh_dkdv, finish=_finish_dkdv)

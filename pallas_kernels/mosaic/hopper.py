@@ -19,7 +19,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic.items import OwnRows, Scalars, Schedule
 from pallas_kernels.mosaic.kernel import Arrays, Kernel, over_blocks
-from pallas_kernels.mosaic.tiles import down, empty_tile, in_place, multiply, store_numbers
+from pallas_kernels.mosaic.tiles import down, empty_tile, in_place, load_tile, multiply, store_numbers
 from pallas_kernels.mosaic.tiling import ROWS, Tiling
 from pallas_kernels.mosaic.views import shared_rows
 
@@ -69,6 +69,28 @@ class Ring(NamedTuple):
         lax.fori_loop(jnp.maximum(count - self.size, 0), count, wait, None)
 
 
+class Turns(NamedTuple):
+    """Who of the computing warpgroups may start products: each in turn, once for every block of an item.
+
+    barriers: one for each warpgroup, on which the one before arrives; none where all may at any time.
+    """
+
+    barriers: Any
+
+    @classmethod
+    def of(cls, tiling: Tiling) -> Self:
+        return cls(plgpu.Barrier(num_barriers=tiling.warpgroups) if tiling.turns else None)
+
+    def take(self, warpgroup: Any) -> None:
+        if self.barriers is not None:
+            plgpu.barrier_wait(self.barriers.at[warpgroup])
+
+    def pass_on(self, warpgroup: Any) -> None:
+        if self.barriers is not None:
+            following = warpgroup + 1
+            plgpu.barrier_arrive(self.barriers.at[jnp.where(following < self.barriers.shape[0], following, 0)])
+
+
 class Shared(NamedTuple):
     """In shared memory, rows of all arrays: slot, warpgroup and row of own ones, slot and row of other ones.
 
@@ -81,6 +103,7 @@ class Shared(NamedTuple):
     numbers: Any
     own_ring: Ring
     ring: Ring
+    turns: Turns
 
     @classmethod
     def of(cls, schedule: Schedule[Tiling], arrays: Arrays) -> Self:
@@ -93,6 +116,7 @@ class Shared(NamedTuple):
             numbers=plgpu.SMEM((readers, tiling.columns), jnp.int32),
             own_ring=Ring.with_barriers(tiling.own_stages, arrays=len(arrays.own) * readers, readers=readers),
             ring=Ring.with_barriers(tiling.stages, arrays=len(arrays.other), readers=readers),
+            turns=Turns.of(tiling),
         )
 
 
@@ -127,7 +151,7 @@ def compute(
         shared.own_ring.wait_full(i)
         own = [ref.at[shared.own_ring.slot(i), warpgroup] for ref in shared.own]
         release_own = functools.partial(shared.own_ring.release, i)
-        sums, state = compute_item(kernel, rows, own, shared.other, shared.ring, passed, release_own)
+        sums, state = compute_item(kernel, rows, own, shared, warpgroup, passed, release_own)
         results = kernel.finish(rows, sums, state)
         item = schedule.item(in_place(i), scalars)  # computed again, so as not to take registers meanwhile
         first = item.own_rows(warpgroup, numbers).first
@@ -144,7 +168,9 @@ def compute(
 
         return passed + item.block.count
 
+    pl.when(warpgroup == schedule.tiling.warpgroups - 1)(lambda: shared.turns.pass_on(warpgroup))
     lax.fori_loop(0, schedule.count(), work, jnp.int32(0))
+    pl.when(warpgroup == 0)(lambda: shared.turns.take(warpgroup))
     plgpu.wait_smem_to_gmem(0)
 
 
@@ -189,32 +215,33 @@ def compute_item(
     kernel: Kernel,
     rows: OwnRows,
     own: list[Any],
-    other: tuple[Any, ...],
-    ring: Ring,
+    shared: Shared,
+    warpgroup: Any,
     passed: Any,
     release_own: Callable[[], None],
 ) -> tuple[tuple[jax.Array, ...], Any]:
     """(sums, state) over all blocks of an item, of which the first is number `passed` of what goes through the ring."""
     begin, _, _, end = rows.bounds
     interpret, tiling = rows.spec.interpret, rows.item.schedule.tiling
+    ring, turns = shared.ring, shared.turns
 
     def slots(n: Any) -> list[Any]:
-        return [ref.at[ring.slot(passed + n)] for ref in other]
+        return [ref.at[ring.slot(passed + n)] for ref in shared.other]
 
     def pairs(n: Any) -> list[tuple[Any, Any]]:
-        return [(own[mine], slots(n)[theirs]) for mine, theirs in kernel.scores]
+        return [(operands[mine], slots(n)[theirs]) for mine, theirs in kernel.scores]
 
     def summed(n: Any) -> list[Any]:
         return [slots(n)[x] for x in kernel.sums]
 
-    def fence_lines(refs: list[Any]) -> None:
-        """Lines are read by loads, which without a fence need not be done when TMA is told to write there again."""
-        if any(len(ref.shape) == 1 for ref in refs):
+    def fence_loads(refs: list[Any], of_tiles: bool = False) -> None:
+        """Loads, which lines are read by, need not be done without a fence when TMA is told to write there again."""
+        if of_tiles or any(len(ref.shape) == 1 for ref in refs):
             plgpu.commit_smem()
 
     def weigh(is_edge: bool, n: Any, state: Any, scores: tuple[Callable, ...]):
         weighed = kernel.weigh(rows, own, slots(n), n, is_edge, scores, state)
-        fence_lines(slots(n))
+        fence_loads(slots(n))
         return weighed
 
     def product(pair: tuple[Any, Any]) -> jax.Array:
@@ -231,6 +258,8 @@ def compute_item(
     def skip(n, _) -> None:
         ring.wait_full(passed + n)
         ring.release(passed + n)
+        turns.take(warpgroup)
+        turns.pass_on(warpgroup)
 
     def step(is_edge, n, carry):
         sums, state = carry
@@ -240,6 +269,7 @@ def compute_item(
         return add_up(rescaled(sums, rescale), weights, n), state
 
     def weigh_and_wait(is_edge: bool, n: Any, state: Any, *scores: Callable):
+        turns.pass_on(warpgroup)  # the products are under way
         # The weights stay float32 here: rounded beside products in flight, all products would wait for each other.
         weighed = in_place(weigh(is_edge, n, state, scores))
         # Here because a branch, which this wait is, is what the assembler does not move the wait for sums across.
@@ -249,20 +279,23 @@ def compute_item(
     def step_beside_sums(is_edge, n, carry):
         sums, weights, state = carry
         then = functools.partial(weigh_and_wait, is_edge, n, state)
+        turns.take(warpgroup)
         sums, weighed = multiply(pairs(n), then, sums, weights, summed(n - 1), interpret)
         ring.release(passed + n - 1)
         weights, state, rescale = weighed
         return rescaled(sums, rescale), weights, state
 
     def done_with_own() -> None:
-        fence_lines(own)
+        fence_loads(own, of_tiles=tiling.own_in_registers)
         release_own()
 
     lax.fori_loop(0, begin, skip, None)
+    operands = {mine: load_tile(own[mine]) if tiling.own_in_registers else own[mine] for mine, _ in kernel.scores}
     sums, state = tuple(empty_tile(x.shape[-1]) for x in summed(begin)), kernel.start(own)
     if tiling.overlap:
         ring.wait_full(passed + begin)
         then = functools.partial(weigh_and_wait, True, begin, state)
+        turns.take(warpgroup)
         _, (weights, state, _) = multiply(pairs(begin), then, (), (), (), interpret)
         sums, weights, state = over_blocks(rows, step_beside_sums, begin + 1, (sums, weights, state))
         done_with_own()

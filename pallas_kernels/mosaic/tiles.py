@@ -36,6 +36,11 @@ def count_per_row() -> jax.Array:
     return plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=_PER_ROW)
 
 
+def load_tile(ref: Any) -> jax.Array:
+    """[64, D] of shared memory."""
+    return plgpu.load(ref, layout=_TILE)
+
+
 def load_per_row(ref: Any) -> jax.Array:
     """[64] of shared or global memory, one for each row."""
     return plgpu.load(ref, layout=_PER_ROW, optimized=False)
@@ -67,7 +72,7 @@ def multiply(
     """(sums + weights @ others, what `then` returns), both computed at the same time.
 
     Args:
-      pairs: references (own [64, D], other [columns, D]) to shared memory.
+      pairs: own [64, D], in registers or a reference to shared memory, and other [columns, D], a reference.
       then: gets a function for each pair that waits for own @ other^T, float32 [64, columns].
       sums: float32 [64, D].
       weights: float32 [64, columns], rounded to the type of `others`.
@@ -76,6 +81,8 @@ def multiply(
     if interpret and sums:  # the interpreter knows no products with an operand in registers
         _, result = multiply(pairs, then, (), (), (), interpret)
         return tuple(x + _dot(w, other) for x, w, other in zip(sums, weights, others, strict=True)), result
+    if interpret and any(isinstance(own, jax.Array) for own, _ in pairs):
+        return (), then(*(functools.partial(_dot, own, other.transpose((1, 0))) for own, other in pairs))
 
     def run(score_refs: Sequence[Any], sum_refs: Sequence[Any]):
         for ref, x in zip(sum_refs, sums, strict=True):

@@ -35,6 +35,11 @@ class Tiling:
       overlap: products of a block run while the next block's scores become weights, which takes registers.
       persistent: a program for each core of the GPU goes through several items; else each item has its own.
       unmasked_loop: blocks inside the band have a loop of their own, without masks, which takes registers.
+      own_in_registers: own rows go into the score products from registers, which spares shared memory a third to half
+        of its reads, in place of from shared memory.
+      delta_inside: dq computes delta, from `out` in shared memory, in place of XLA; no matter to other kernels.
+      turns: warpgroups start the products of a block one after the other, so that they are not all busy with their
+        softmax at the same time; only with `overlap`.
     """
 
     warpgroups: int
@@ -44,6 +49,9 @@ class Tiling:
     overlap: bool = True
     persistent: bool = True
     unmasked_loop: bool = True
+    own_in_registers: bool = False
+    delta_inside: bool = False
+    turns: bool = False
 
     def __post_init__(self) -> None:
         if self.warpgroups not in (1, 2, 3):
@@ -54,6 +62,8 @@ class Tiling:
             raise ValueError(f"own_stages is {self.own_stages}; at least 1 was expected")
         if self.stages < (least := 3 if self.overlap else 2):
             raise ValueError(f"stages is {self.stages}; with overlap={self.overlap} at least {least} are needed")
+        if self.turns and not (self.overlap and self.warpgroups > 1):
+            raise ValueError("turns is True; overlap and two or three warpgroups were expected with it")
 
     @property
     def rows(self) -> int:
@@ -79,6 +89,7 @@ class MmaTiling:
     rows: ClassVar[int] = ROWS
     threads: ClassVar[int] = 1
     persistent: ClassVar[bool] = False
+    delta_inside: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.columns <= 0 or self.columns % 16:

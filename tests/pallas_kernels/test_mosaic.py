@@ -100,6 +100,10 @@ def test_overlap_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         Tiling(2, 128, 3, persistent=False),
         Tiling(3, 64, 3, unmasked_loop=False),
         Tiling(2, 64, 2, own_stages=2, overlap=False),
+        Tiling(2, 64, 3, own_in_registers=True),
+        Tiling(3, 64, 3, delta_inside=True),
+        Tiling(3, 64, 3, turns=True),
+        Tiling(2, 64, 4, own_stages=2, own_in_registers=True, delta_inside=True, turns=True),
         MmaTiling(16),
         MmaTiling(128, unmasked_loop=False),
     ],
@@ -132,6 +136,16 @@ def test_lines_are_read_before_others_are_loaded_there(monkeypatch: pytest.Monke
     monkeypatch.setattr(tiles, "_dot", lambda weights, other: jnp.zeros((len(weights), other.shape[1]), jnp.float32))
     case = Case("lines", T=520, H=1, Dk=64, Dv=64, window=40, masked=True)
     interpreted("pallas_mosaic_gpu", case, "bfloat16")  # the interpreter raises at a race
+
+
+@pytest.mark.slow
+def test_own_rows_are_in_registers_before_others_are_loaded_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, of a program with several items."""
+    monkeypatch.setattr(tiles, "_dot", lambda x, y: jnp.zeros((len(x), y.shape[1]), jnp.float32))
+    tiling = Tiling(1, 64, 3, own_in_registers=True)
+    monkeypatch.setitem(tilings._TILINGS, ("forward", 64, 64), tiling)
+    case = Case("registers", T=520, H=1, Dk=64, Dv=64, window=40)
+    case.attend("pallas_mosaic_gpu_interpret")(*case.inputs("bfloat16"))
 
 
 @pytest.mark.slow
@@ -201,6 +215,12 @@ def test_too_few_stages_are_refused(stages: int, overlap: bool, least: int) -> N
     with pytest.raises(ValueError, match=f"stages is {stages}; with overlap={overlap} at least {least} are needed"):
         Tiling(2, 64, stages, overlap=overlap)
     Tiling(2, 64, least, overlap=overlap)
+
+
+@pytest.mark.parametrize("sizes", [{"warpgroups": 1}, {"overlap": False}])
+def test_turns_where_nobody_could_take_them_are_refused(sizes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="turns is True; overlap and two or three warpgroups were expected with it"):
+        Tiling(**{"warpgroups": 2, "columns": 64, "stages": 3, "turns": True} | sizes)
 
 
 @pytest.mark.parametrize(
