@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from benchmarks import sass
 
@@ -104,6 +104,43 @@ SPLIT_CASE = Case("bfloat16", 64, 64, ("segment_ids", "dropout"), "pallas_mosaic
 ROUNDED_CASES = tuple(Case("bfloat16", 64, 64, (), name) for name in ("pallas_mosaic_gpu", "xla"))
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A Hopper kernel, in bfloat16, with another tiling than its default: one of `python -m benchmarks.gpu --sweep`."""
+
+    kernel: str
+    dims: tuple[int, int]
+    changes: dict[str, Any]
+    implementation: ClassVar[str] = "pallas_mosaic_gpu"
+    is_mosaic: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        changes = [f"{name}={value}" for name, value in self.changes.items()]
+        return "-".join(["hopper", self.kernel, *map(str, self.dims), *changes])
+
+    @property
+    def tiling(self) -> Any:
+        from pallas_kernels.mosaic.tiling import hopper_tiling
+
+        return dataclasses.replace(hopper_tiling(self.kernel, *self.dims), **self.changes)
+
+
+_IDEAS = {"own_in_registers": True, "turns": True}
+VARIANTS = (
+    *(Variant("forward", dims, {idea: True}) for dims in ((64, 64), (128, 128)) for idea in _IDEAS),
+    Variant("forward", (64, 64), _IDEAS),
+    Variant("forward", (128, 64), {"turns": True}),
+    *(Variant("dq", dims, {idea: True}) for dims in ((64, 64), (128, 64)) for idea in (*_IDEAS, "delta_inside")),
+    Variant("dq", (64, 64), {"warpgroups": 3}),
+    Variant("dq", (64, 64), {"warpgroups": 3, "own_stages": 1, "delta_inside": True}),
+    Variant("dq", (64, 64), {**_IDEAS, "delta_inside": True}),
+    Variant("dq", (128, 128), {"own_in_registers": True}),
+    Variant("dkdv", (64, 64), {"warpgroups": 2, "own_in_registers": True}),
+    Variant("dkdv", (128, 64), {"own_in_registers": True}),
+)
+
+
 def target_config(target: str) -> str:
     gpu = TARGETS[target]
     return f"""
@@ -149,8 +186,13 @@ def compile_for(target: str, f: Callable, *arguments: Any, devices: int = 1) -> 
         return jax.jit(f).trace(*jax.tree.map(placed, arguments)).lower().compile()
 
 
-def call_of(case: Case) -> tuple[Callable, tuple[Any, ...]]:
-    """The op with its gradients, and trees of its arguments' shapes."""
+def call_of(case: Case | Variant) -> tuple[Callable, tuple[Any, ...]]:
+    """The op with its gradients, or one of its kernels, and trees of its arguments' shapes."""
+    if isinstance(case, Variant):
+        from benchmarks.gpu import sweep
+
+        return sweep.call_of(sweep.task_of(case.implementation, case.dims, case.kernel, case.tiling))
+
     import jax
 
     from longformer_jax import banded_attention
@@ -179,7 +221,7 @@ def call_of(case: Case) -> tuple[Callable, tuple[Any, ...]]:
     return both, (query, query, value, {n: x for n, x in limits.items() if n in wanted}, cotangents)
 
 
-def compile_case(target: str, case: Case) -> dict[str, dict[str, Any]]:
+def compile_case(target: str, case: Case | Variant) -> dict[str, dict[str, Any]]:
     """kernel -> registers of a thread, and its bytes that were spilled to memory.
 
     Of a Hopper kernel's machine code also the warpgroup products, the loads by TMA, the exponentials that are computed
@@ -333,7 +375,7 @@ def run_worker(*arguments: str) -> Any:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def measure(target: str, case: Case) -> dict[str, dict[str, Any]]:
+def measure(target: str, case: Case | Variant) -> dict[str, dict[str, Any]]:
     return run_worker(f"--target={target}", f"--case={case.name}")
 
 
@@ -345,7 +387,9 @@ def measure_rounded(target: str, case: Case) -> dict[str, int]:
     return run_worker(f"--target={target}", f"--case={case.name}", "--rounded")
 
 
-def measure_all(wanted: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case, dict[str, dict[str, Any]]]]:
+def measure_all[AnyCase: Case | Variant](
+    wanted: Sequence[tuple[str, AnyCase]],
+) -> Iterator[tuple[str, AnyCase, dict[str, dict[str, Any]]]]:
     """(target, case, what `measure` says) for all of them, in order; a compilation on each processor at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (target, case), found in zip(wanted, pool.map(lambda both: measure(*both), wanted), strict=True):
@@ -355,7 +399,7 @@ def measure_all(wanted: Sequence[tuple[str, Case]]) -> Iterator[tuple[str, Case,
 TABLE_HEAD = "| target | case | kernel | registers | spilled bytes |\n|---|---|---|---|---|"
 
 
-def table_rows(target: str, case: Case, found: dict[str, dict[str, Any]]) -> str:
+def table_rows(target: str, case: Case | Variant, found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(
         f"| {target} | {case.name} | {kernel} | {figures['registers']} | {figures['spilled']} |"
         for kernel, figures in sorted(found.items())
@@ -369,7 +413,9 @@ def measure_training_step(target: str, length: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
-    named = {case.name: case for case in (*CASES, *HOPPER_CASES, *MMA_CASES, SPLIT_CASE, *ROUNDED_CASES)}
+    named: dict[str, Any] = {
+        case.name: case for case in (*CASES, *HOPPER_CASES, *MMA_CASES, SPLIT_CASE, *ROUNDED_CASES, *VARIANTS)
+    }
     parser.add_argument("--case", choices=named, action="append", help="default: all, Hopper's for sm_90a only")
     parser.add_argument("--training-step", type=int, metavar="LENGTH", help="of the character model, in place of cases")
     parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)  # a worker's, as are the next two

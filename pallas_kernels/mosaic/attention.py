@@ -60,8 +60,8 @@ def _attention_backward(spec: Spec, gpu: Gpu, residuals, cotangents):
     query, key, value, limits, out, lse = residuals
     dout, dlse = cotangents
     arrays = query, key, value, out, dout, lse, dlse
-    dq, *row_terms = backward_dq(spec, *_walk("dq", spec, gpu, query, key, value), arrays, limits, gpu)
-    arrays = query, key, value, dout, *row_terms
+    dq, *terms = backward_dq(spec, *_walk("dq", spec, gpu, query, key, value), arrays, limits, gpu)
+    arrays = query, key, value, dout, *terms
     dk, dv = backward_dkdv(spec, *_walk("dkdv", spec, gpu, query, key, value), arrays, limits, gpu)
     return dq, dk, dv, None
 

@@ -20,26 +20,44 @@ from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.walk import Walk
 
 
+def row_terms(out: jax.Array, dout: jax.Array, lse: jax.Array, dlse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What both kernels know of every row, float32 [B, T, H]: lse in bits, and what the softmax's gradient takes off.
+
+    Of a row that sees nothing they are inf, which makes its probabilities 0, and 0.
+    """
+    # Where dout was float32 before, XLA may compute delta with that; the kernels' products have what was rounded.
+    dout, bits = lax.optimization_barrier(dout), _bits(lse)
+    return bits, _delta(out, dout, bits, dlse)
+
+
+def _bits(lse: jax.Array) -> jax.Array:
+    return jnp.where(lse == -jnp.inf, jnp.inf, lse * LOG2_E)
+
+
+def _delta(out: jax.Array, dout: jax.Array, bits: jax.Array, dlse: jax.Array) -> jax.Array:
+    """Of whole arrays, or inside a kernel of 64 rows."""
+    delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1) - dlse
+    return jnp.where(bits == jnp.inf, 0.0, delta)
+
+
 def backward_dq(
     spec: Spec, walk: Walk, tiling: Tiling | MmaTiling, arrays: tuple[jax.Array, ...], limits: Limits, gpu: Gpu
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """dq, and what dkdv takes of every row, float32 [B, T, H]: lse in bits, and delta = sum(out * dout) - dlse, which
-    the softmax's gradient subtracts. Of a row that sees nothing they are inf, which makes its probabilities 0, and 0.
+    """dq and, for dkdv, `row_terms`, of which the kernel computes delta where the tiling says so.
 
     The walk is over queries; arrays: query, key, value, out, dout [B, T, H, D], lse and dlse [B, T, H].
     """
     query, key, value, out, dout, lse, dlse = arrays
-    bits = jnp.where(lse == -jnp.inf, jnp.inf, lse * LOG2_E)
     shapes = jax.ShapeDtypeStruct(query.shape, query.dtype), jax.ShapeDtypeStruct(lse.shape, jnp.float32)
 
     def run(kernel: Kernel, own: tuple[jax.Array, ...], outputs: tuple[jax.ShapeDtypeStruct, ...]):
         return launch(kernel, spec, walk, tiling, own, (key, value), limits, outputs, gpu, own_is_query=True)
 
     if tiling.delta_inside:
+        bits = _bits(lse)
         dq, delta = run(_DQ_AND_DELTA, (query, dout, out, bits, dlse), shapes)
     else:
-        # Where dout was float32 before, XLA may compute delta with that; the kernels' products have what was rounded.
-        delta = _delta(out, lax.optimization_barrier(dout), bits, dlse)
+        bits, delta = row_terms(out, dout, lse, dlse)
         (dq,) = run(_DQ, (query, dout, bits, delta), shapes[:1])
     return dq, bits, delta
 
@@ -47,18 +65,12 @@ def backward_dq(
 def backward_dkdv(
     spec: Spec, walk: Walk, tiling: Tiling | MmaTiling, arrays: tuple[jax.Array, ...], limits: Limits, gpu: Gpu
 ) -> tuple[jax.Array, jax.Array]:
-    """dk and dv. The walk is over keys; arrays: query, key, value, dout, and what `backward_dq` says of every row."""
+    """dk and dv. The walk is over keys; arrays: query, key, value, dout [B, T, H, D] and `row_terms`."""
     query, key, value, dout, bits, delta = arrays
     own, other = (key, value), (query, dout, bits, delta)
     outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in own)
     dk, dv = launch(_DKDV, spec, walk, tiling, own, other, limits, outputs, gpu, own_is_query=False)
     return dk, dv
-
-
-def _delta(out: jax.Array, dout: jax.Array, bits: jax.Array, dlse: jax.Array) -> jax.Array:
-    """Of arrays or tiles."""
-    delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1) - dlse
-    return jnp.where(bits == jnp.inf, 0.0, delta)
 
 
 def _start_dq(own: list[Any]):

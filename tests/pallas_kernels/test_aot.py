@@ -14,6 +14,7 @@ from benchmarks.aot import (
     SPLIT_CASE,
     TABLE_HEAD,
     TARGETS,
+    VARIANTS,
     Case,
     measure_all,
     measure_rounded,
@@ -66,6 +67,16 @@ def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill() -> Non
             assert not figures["faults"], (case.name, kernel, figures["faults"])
             if hopper_tiling(name, case.key_dim, case.value_dim).overlap:
                 assert figures["beside_products"] >= 32, (kernel, figures)  # each thread's of a block
+
+
+def test_what_the_sweep_tries_beside_the_defaults_does_not_spill() -> None:
+    for _, variant, found in measure_all([("sm_90a", variant) for variant in VARIANTS]):
+        print(table_rows("sm_90a", variant, found), flush=True)
+        figures = found[f"banded_attention_{variant.kernel}"]
+        assert not figures["spilled"] and not figures["serialized"], (variant.name, figures)
+        assert not figures["faults"], (variant.name, figures["faults"])
+        if variant.tiling.overlap:
+            assert figures["beside_products"] >= 32, (variant.name, figures)
 
 
 @pytest.mark.parametrize("target", TARGETS)
