@@ -3,24 +3,56 @@
   .venv/bin/python tests/golden/check_export.py write DIR     (this project's environment)
   python tests/golden/check_export.py read DIR                (an environment with torch and transformers)
 
-Every model of tests/golden/encoder, a converted RoBERTa, and a Longformer with rows for more tokens.
-Passed with torch 2.13.0 and transformers 5.24.0.
+Every model of tests/golden/encoder, a converted RoBERTa, a Longformer with rows for more tokens, and the tokenizers of
+tests/golden/tokenizer: what the converter carries over and what training writes. Passed with torch 2.13.0 and
+transformers 5.24.0.
 """
 
 import json
 import pathlib
+import shutil
 import sys
 
 import numpy as np
 
 ENCODER = pathlib.Path(__file__).parent / "encoder"
 CONVERTED, RESIZED = "converted", "resized"
+TOKENIZERS = ENCODER.parent / "tokenizer"
+VARIANTS = json.loads((TOKENIZERS / "variants.json").read_text(encoding="utf-8"))
 
 
 def token_ids() -> np.ndarray:
     ids = np.random.default_rng(0).integers(4, 40, (2, 90))
     ids[1, 70:] = 1
     return ids
+
+
+def write_tokenizers(out: pathlib.Path) -> None:
+    """Converted, and saved as training saves its model's."""
+    from longformer_jax.weights import load_tokenizer
+    from longformer_jax.weights.convert import convert
+    from longformer_jax.weights.tokenizer import save_tokenizer
+
+    model = ENCODER / "RobertaModel"
+    for name, variant in VARIANTS.items():
+        source = out / "sources" / name
+        source.mkdir(parents=True)
+        for file in ("vocab.json", "merges.txt"):
+            shutil.copy(TOKENIZERS / file, source)
+        for file, values in variant["files"].items():
+            if values is None:
+                (source / file).unlink(missing_ok=True)
+            else:
+                (source / file).write_text(json.dumps(values), encoding="utf-8")
+        config = json.loads((model / "config.json").read_text())
+        kind = variant["files"]["config.json"]["model_type"].replace("longformer", "roberta")  # as the weights are
+        (source / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+        shutil.copy(model / "model.safetensors", source)
+        convert(source, out / "converted_tokenizers" / name, max_length=100, format="safetensors")
+        saved = out / "saved_tokenizers" / name
+        saved.mkdir(parents=True)
+        shutil.copy(out / CONVERTED / "config.json", saved)
+        save_tokenizer(saved, load_tokenizer(source), 100)
 
 
 def write(out: pathlib.Path) -> None:
@@ -42,6 +74,20 @@ def write(out: pathlib.Path) -> None:
         config, params = load_pretrained(out / name, ForMaskedLM)
         rows = [x[:, : config.max_length] for x in (ids, ids != 1, is_global)]
         np.save(out / f"{name}.npy", ForMaskedLM(config).apply({"params": params}, *rows).logits)
+    write_tokenizers(out)
+
+
+def read_tokenizers(out: pathlib.Path) -> None:
+    import transformers
+
+    for kind in ("converted_tokenizers", "saved_tokenizers"):
+        for name, variant in VARIANTS.items():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(out / kind / name)
+            for text, ids in variant["ids"]:
+                found = tokenizer(text) if isinstance(text, str) else tokenizer(*text)
+                assert found["input_ids"] == ids, (kind, name, text, ids, found["input_ids"])
+            assert kind == "converted_tokenizers" or tokenizer.mask_token == "<mask>"
+            print(kind, name, type(tokenizer).__name__, "the same ids")
 
 
 def read(out: pathlib.Path) -> None:
@@ -79,6 +125,7 @@ def read(out: pathlib.Path) -> None:
         difference = np.abs(logits.numpy() - np.load(out / f"{name}.npy"))[mask.bool().numpy()].max()
         print(f"{name}: {list(logits.shape)}, largest difference of a logit {difference:.1e}")
         assert difference < 1e-4
+    read_tokenizers(out)
 
 
 if __name__ == "__main__":
