@@ -31,23 +31,22 @@ class DeclaredTokens:
     Attributes:
       by_id: tokens whose ids are given.
       named: special tokens that have a role, by its name: "mask_token", …
-      extra: special tokens that have none.
+      extra: special tokens that have none; None where no file says whether there are any.
     """
 
     by_id: dict[int, "AddedToken"]
     named: dict[str, "AddedToken | str"]
-    extra: list["AddedToken | str"]
+    extra: list["AddedToken | str"] | None
 
     def add_to(self, tokenizer: "Tokenizer") -> None:
         """Adds what the tokenizer does not have as it is declared; raises InputError where an id would be another."""
         there = tokenizer.get_added_tokens_decoder().values()
-        tokens = [token for _, token in sorted(self.by_id.items()) if repr(token) not in set(map(repr, there))]
+        tokens: list[Any] = [x for _, x in sorted(self.by_id.items()) if repr(x) not in set(map(repr, there))]
         known = {token.content for token in [*there, *tokens]}
-        for declared in (*self.named.values(), *self.extra):
-            token = _special(declared)
-            if token.content not in known:
-                known.add(token.content)
+        for token in (*self.named.values(), *(self.extra or ())):
+            if content(token) not in known and token not in tokens:  # of two declarations of one token the last counts
                 tokens.append(token)
+        tokens = [_special(token) for token in tokens]
         roles = {content(token) for token in self.named.values()}
         for token in tokens:
             token.special = token.special or token.content in roles
@@ -108,14 +107,16 @@ def _read(directory, config, stored, roles) -> DeclaredTokens:
         fields |= optional_json(directory / "special_tokens_map.json")
     named = {key: _declared(fields.get(key, token)) for key, token in roles.items()}
     named |= {key: _declared(value) for key, value in fields.items() if _is_role(key, value)}
-    extra = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or []
-    if isinstance(extra, Mapping):
+    extra = _extra(config, fields)
+    if isinstance(extra, Mapping):  # with roles of their own
         named |= {key: _declared(value) for key, value in extra.items()}
-        extra = []
-    extra = [_declared(token) for token in extra]
+        extra = fields.get("additional_special_tokens")
+    extra = extra if extra is None else [_declared(token) for token in extra]
     named = {key: token for key, token in named.items() if token is not None}
     if "added_tokens_decoder" not in config:
-        special = {content(token) for token in (*named.values(), *extra)}
+        listed = _extra_of_config(config)
+        special = {content(token) for token in named.values()}
+        special |= {content(_declared(token)) for token in listed or () if isinstance(listed, list)}
         for text, token_id in optional_json(directory / "added_tokens.json").items():
             is_special = text in special
             by_id[token_id] = AddedToken(text, normalized=not is_special, special=is_special)
@@ -124,6 +125,21 @@ def _read(directory, config, stored, roles) -> DeclaredTokens:
         raise ValueError("an id is no integer")
     by_text = {token.content: token for token in by_id.values()}
     return DeclaredTokens(by_id, {key: by_text.get(content(token), token) for key, token in named.items()}, extra)
+
+
+def _extra_of_config(config: Mapping[str, Any]) -> Any:
+    """Special tokens without a standard role, under their new name or their old one; null is none of them."""
+    fields = ("extra_special_tokens", "additional_special_tokens")
+    found = next((config[field] for field in fields if config.get(field)), None)
+    return [] if found is None and any(field in config for field in fields) else found
+
+
+def _extra(config: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+    """The same with those of special_tokens_map.json, whose old name counts only where nothing else does."""
+    found, added = _extra_of_config(config), fields.get("extra_special_tokens")
+    if added is not config.get("extra_special_tokens") and isinstance(added, list):
+        return [*(found or ()), *(token for token in added if token not in (found or ()))]
+    return fields.get("additional_special_tokens") if found is None else found
 
 
 def _is_role(key: str, value: Any) -> bool:

@@ -230,7 +230,8 @@ def _refine_camembert(tokens: DeclaredTokens) -> None:
     mask = tokens.named.get("mask_token")
     if isinstance(mask, str):
         tokens.named["mask_token"] = AddedToken(mask, lstrip=True, special=True)
-    tokens.extra = tokens.extra or ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"]
+    if tokens.extra is None:
+        tokens.extra = ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"]
 
 
 def _parse(path: Path) -> "Tokenizer":
