@@ -64,13 +64,15 @@ def test_the_flags_of_a_configuration_leave_it_as_it_is(config: ExperimentConfig
 
 @pytest.mark.parametrize("config", [tiny.CONFIG, tiny_masked.CONFIG], ids=["char_lm", "masked_lm"])
 def test_every_optional_field_can_be_none_and_something_else(config: ExperimentConfig) -> None:
+    values = {int: 2, float: 0.5, str: "x"}  # and lists
+
     def optional(value: Any, path: str) -> list[tuple[str, Any]]:
         found = []
         for field in dataclasses.fields(value):
             item, kind = getattr(value, field.name), typing.get_type_hints(type(value))[field.name]
             name = f"{path}.{field.name}"
             if types.NoneType in typing.get_args(kind):
-                found.append((name, {int: 2, float: 0.5, str: "x"}[typing.get_args(kind)[0]]))
+                found.append((name, values.get(typing.get_args(kind)[0], "x,y")))
             elif dataclasses.is_dataclass(item):
                 found += optional(item, name)
         return found

@@ -48,7 +48,8 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
     if kind is Any or dataclasses.is_dataclass(kind) and isinstance(value, typing.cast(type, kind)):
         return value
     if isinstance(kind, types.UnionType):
-        if value is None and types.NoneType in typing.get_args(kind):
+        # A flag's None of a list is a list of it.
+        if value in (None, [None], (None,)) and types.NoneType in typing.get_args(kind):
             return None
         of_lists = [option for option in typing.get_args(kind) if typing.get_origin(option) is tuple]
         kind = of_lists[0] if of_lists and isinstance(value, list | tuple) else typing.get_args(kind)[0]
