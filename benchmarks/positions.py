@@ -40,7 +40,7 @@ def uncompressed() -> contextlib.AbstractContextManager:
     """What is traced within computes with all frequencies of the sinusoid."""
 
     def everything(width: int, reach: int) -> positions.Basis:
-        return positions.Basis(positions.frequencies(width), np.eye(width, dtype=np.float32))
+        return positions.Basis(positions.frequencies(width), None)
 
     return mock.patch.object(char_lm, "band_basis", everything)
 

@@ -226,21 +226,22 @@ class Block(nn.Module):
         )
 
 
-def _seen_from(coefficients: np.ndarray, relative: jax.Array, query: jax.Array) -> jax.Array:
+def _seen_from(coefficients: np.ndarray | None, relative: jax.Array, query: jax.Array) -> jax.Array:
     """The query from the side of a few sinusoids: coefficients [R, W], relative [W, H, D], query [B, T, H, D] ->
     [B, T, H, R] of query's dtype.
 
     What the parameters make of the coefficients is computed once for all queries, in float32, and rounded as the
     parameters would be; where there are few queries, as in generating, it is they that go through the parameters.
     """
-    R, W = coefficients.shape
     B, T, H, D = query.shape
-    exact = functools.partial(jnp.einsum, precision="highest")
-    if B * T * (D + R) * W < R * W * D + B * T * D * R:  # multiplications of a head
-        full = exact("bthd,whd->bthw", query.astype(jnp.float32), relative)
-        return exact("bthw,rw->bthr", full, coefficients).astype(query.dtype)
-    few = exact("rw,whd->rhd", coefficients, relative)
-    return jnp.einsum("bthd,rhd->bthr", query, few.astype(query.dtype))
+    if coefficients is not None:
+        R, W = coefficients.shape
+        exact = functools.partial(jnp.einsum, precision="highest")
+        if B * T * (D + R) * W < R * W * D + B * T * D * R:  # multiplications of a head
+            full = exact("bthd,whd->bthw", query.astype(jnp.float32), relative)
+            return exact("bthw,rw->bthr", full, coefficients).astype(query.dtype)
+        relative = exact("rw,whd->rhd", coefficients, relative)
+    return jnp.einsum("bthd,rhd->bthr", query, relative.astype(query.dtype))
 
 
 class CharLM(nn.Module):

@@ -20,9 +20,10 @@ BASIS_TOLERANCE = 3e-5
 # rounded, and its error grows by the square root of this at most.
 BASIS_ENERGY = 1.5
 # Of the least squares: the rest counts in the mean of its squares, and coefficients count so much in theirs.
-_RIDGE = 1e-12
-# From here on, all frequencies are taken: choosing some takes seconds and more, and leaves few of them out.
-_REACH_OF_ALL = 2**16
+_RIDGE = 1e-11
+# Where distances times width are more, all frequencies are taken: choosing some would take seconds and gigabytes, and
+# leave few of them out.
+_LARGEST_TABLE = 2**25
 
 
 def frequencies(width: int) -> np.ndarray:
@@ -46,7 +47,7 @@ class Basis(NamedTuple):
     """
 
     frequencies: np.ndarray  # uint32 [K], in 2**-32 turns a step
-    coefficients: np.ndarray  # float32 [2 K, width]
+    coefficients: np.ndarray | None  # float32 [2 K, width]; None where all are kept
 
 
 @functools.lru_cache(maxsize=256)
@@ -62,27 +63,28 @@ def band_basis(width: int, reach: int) -> Basis:
       reach: the largest distance, in positions.
     """
     all_frequencies, pairs = frequencies(width), width // 2
-    everything = Basis(all_frequencies, np.eye(width, dtype=np.float32))
-    if reach >= _REACH_OF_ALL:
+    everything = Basis(all_frequencies, None)
+    if (reach + 1) * width > _LARGEST_TABLE:
         return everything
     angle = np.arange(reach + 1)[:, None] * (all_frequencies * (2 * np.pi / 2**32))
-    sinusoid = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-    gram = sinusoid.T @ sinusoid / (reach + 1)
-    left, kept = gram.copy(), np.zeros(pairs, bool)
+    sinusoid = np.concatenate([np.sin(angle), np.cos(angle)], axis=1) / np.sqrt(reach + 1)
+    # A pivoted Cholesky factorisation of sinusoid.T @ sinusoid; `rest` is what the kept columns leave of the diagonal.
+    factor, rest, kept = np.zeros((width, 0)), (sinusoid**2).sum(0), np.zeros(pairs, bool)
     while True:
-        energy = np.diag(left)[:pairs] + np.diag(left)[pairs:]
-        new = np.where(kept, -1, energy).argmax()
+        new = np.where(kept, -1, rest[:pairs] + rest[pairs:]).argmax()
         kept[new] = True
         for column in (new, pairs + new):
-            left -= np.outer(left[:, column], left[column]) / (left[column, column] + _RIDGE)
+            left = sinusoid.T @ sinusoid[:, column] - factor @ factor[column]
+            left /= np.sqrt(left[column] + _RIDGE)
+            factor, rest = np.column_stack([factor, left]), rest - left**2
         if kept.all():
             return everything
-        if np.diag(left).max() > (BASIS_TOLERANCE / 3) ** 2:
+        if rest.max() > (BASIS_TOLERANCE / 3) ** 2:
             continue
-        few = np.flatnonzero(np.tile(kept, 2))
-        ridge = _RIDGE * np.eye(len(few))
-        coefficients = np.linalg.solve(gram[np.ix_(few, few)] + ridge, gram[few])
-        error = np.abs(sinusoid - sinusoid[:, few] @ coefficients).max()
+        few = np.tile(kept, 2)
+        products = sinusoid[:, few].T @ sinusoid
+        coefficients = np.linalg.solve(products[:, few] + _RIDGE * np.eye(few.sum()), products)
+        error = np.abs(sinusoid - sinusoid[:, few] @ coefficients).max() * np.sqrt(reach + 1)
         if error <= BASIS_TOLERANCE and (coefficients**2).sum() <= BASIS_ENERGY * width:
             return Basis(all_frequencies[kept], coefficients.astype(np.float32))
 

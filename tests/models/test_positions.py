@@ -91,6 +91,9 @@ def test_bfloat16_products_are_as_good_late_in_a_text(start: int) -> None:
 def basis_faults(width: int, reach: int) -> list[str]:
     """What is wrong with a basis, by float64: its error over all distances, and the size of its coefficients."""
     basis = band_basis(width, reach)
+    if basis.coefficients is None:
+        assert np.array_equal(basis.frequencies, frequencies(width))
+        return []
     kept, coefficients = basis.frequencies, basis.coefficients.astype(np.float64)
     assert coefficients.shape == (2 * len(kept), width) and np.isin(kept, frequencies(width)).all()
     distance = np.arange(reach + 1)[:, None]
@@ -118,16 +121,21 @@ def test_a_few_sinusoids_span_all_within_longer_bands(reaches: Sequence[int]) ->
 
 def test_dimensions_of_the_papers_bands() -> None:
     """What is appended to a head of the small model: fewer than the 512 of the sinusoid."""
-    dimensions = {reach: 2 * len(band_basis(512, reach).frequencies) for reach in (32, 128, 512, 1024, 2048, 8192)}
-    assert dimensions == {32: 20, 128: 52, 512: 126, 1024: 164, 2048: 202, 8192: 280}
+    most = {32: 24, 128: 56, 512: 130, 1024: 170, 2048: 208, 8192: 286}
+    dimensions = {reach: 2 * len(band_basis(512, reach).frequencies) for reach in most}
+    assert not {reach: found for reach, found in dimensions.items() if found > most[reach]}
 
 
 def test_all_frequencies_are_their_own_basis() -> None:
-    """Where a narrow sinusoid has none to spare, and beyond the reaches for which some are chosen."""
+    """Where a narrow sinusoid has none to spare, and where choosing some would take too long."""
     for width, reach in ((2, 100), (512, 2**16)):
         basis = band_basis(width, reach)
         np.testing.assert_array_equal(basis.frequencies, frequencies(width))
-        np.testing.assert_array_equal(basis.coefficients, np.eye(width))
+        assert basis.coefficients is None
+
+
+def test_a_basis_of_a_few_distances_costs_little_however_wide_the_sinusoid() -> None:
+    assert len(band_basis(2**23, 1).frequencies) < 10
 
 
 def test_low_precision_queries_are_rounded_once() -> None:
