@@ -135,7 +135,7 @@ def test_all_frequencies_are_their_own_basis() -> None:
 
 
 def test_a_basis_of_a_few_distances_costs_little_however_wide_the_sinusoid() -> None:
-    assert len(band_basis(2**23, 1).frequencies) < 10
+    assert len(band_basis(2**20, 1).frequencies) < 10
 
 
 def test_low_precision_queries_are_rounded_once() -> None:
