@@ -22,36 +22,38 @@ from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-_MODEL = flags.DEFINE_string("model", None, "In place of a run: a model, its directory or name on the hub.")
+_MODEL = flags.DEFINE_string("model", None, "Instead of a run: the directory of a model, or its name on the hub.")
 _DATA = flags.DEFINE_string(
     "data",
     None,
-    "A text of your own to score: a file; of a masked LM also a directory or pattern of files, or tfds:NAME.",
+    "Your own text to score: a file; for a masked LM also a directory, a glob pattern or tfds:NAME.",
 )
-flags.DEFINE_integer("step", None, "Which checkpoint; the latest without.")
+flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest.")
 
 # Options of an evaluation: those that are not given are left to the kind of experiment.
 flags.DEFINE_string("data_path", None, "Where the text of a run is now, if it has moved.")
-flags.DEFINE_string("split", None, "train, validation or test; test without, or validation where there is no test.")
+flags.DEFINE_string("split", None, "train, validation or test; default: test, or validation if there is no test.")
 flags.DEFINE_string(
     "protocol",
     None,
-    "paper: overlapping sequences, the last --stride characters of each are scored. "
-    "stream: one pass with a cache, every character is scored. Of a character LM; paper without.",
+    "For a character LM. paper, the default: overlapping sequences, of which the last --stride characters are scored. "
+    "stream: one pass with a cache, every character is scored.",
 )
-flags.DEFINE_integer("sequence_length", None, "Characters of a sequence of the paper's protocol, or a model's tokens.")
-flags.DEFINE_integer("stride", None, "How far a sequence of the paper's protocol begins after the last; 512 without.")
-flags.DEFINE_integer("batch_size", None, "Sequences at once; 8 without.", lower_bound=1)
-flags.DEFINE_integer("limit", None, "Score so many characters only, or sequences of a masked LM.")
+flags.DEFINE_integer("sequence_length", None, "Characters per sequence of the paper's protocol, or tokens (masked LM).")
+flags.DEFINE_integer(
+    "stride", None, "How far each sequence of the paper's protocol starts after the last; default: 512."
+)
+flags.DEFINE_integer("batch_size", None, "Sequences at once; default: 8.", lower_bound=1)
+flags.DEFINE_integer("limit", None, "Scores only this many characters, or sequences for a masked LM.")
 _EVALUATION = ("data_path", "split", "protocol", "sequence_length", "stride", "batch_size", "limit")
 
 # Options of a sample.
-_SAMPLE = flags.DEFINE_integer("sample", None, "Writes so many characters of text instead.")
-flags.DEFINE_string("prompt", None, "What the sample goes on from; a line's end without.")
-flags.DEFINE_integer("seed", None, "Of the sample; 0 without.")
-flags.DEFINE_float("temperature", None, "Of the sample; 0 takes the most likely character; 1 without.")
-flags.DEFINE_integer("top_k", None, "Sample among the k most likely characters only.")
-flags.DEFINE_float("top_p", None, "Sample among the characters that together hold this probability.")
+_SAMPLE = flags.DEFINE_integer("sample", None, "Instead of an evaluation: generates this many characters.")
+flags.DEFINE_string("prompt", None, "What the sample continues; default: a line break.")
+flags.DEFINE_integer("seed", None, "Of the sample; default: 0.")
+flags.DEFINE_float("temperature", None, "Of the sample; 0 takes the most likely character; default: 1.")
+flags.DEFINE_integer("top_k", None, "Samples among the k most likely characters only.")
+flags.DEFINE_float("top_p", None, "Samples among the most likely characters that together hold this probability.")
 _SAMPLING = ("prompt", "seed", "temperature", "top_k", "top_p")
 
 
