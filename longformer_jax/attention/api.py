@@ -56,12 +56,12 @@ def banded_attention(
 
     Args:
       query: [B, T, H, Dk], float32, float16 or bfloat16.
-      key: [B, S, H, Dk], of query's dtype; S and T are any lengths >= 1, with no padding needed.
+      key: [B, S, H, Dk], of query's dtype; S and T may be any lengths >= 1, without padding.
       value: [B, S, H, Dv], of query's dtype.
       window: one-sided: an int w is w steps left and w right (left only where causal), or a pair (left, right). Hugging
         Face's `attention_window`, a total of both sides, is twice this number.
       dilation: distance between neighbouring steps, in positions; an int, or one for each head.
-      causal: whether an int `window` looks left only.
+      causal: whether an int `window` means the left side only.
       key_mask: booleans [B, S], True where the key may be seen.
       segment_ids: integers [B, T] where S equals T, or a pair of [B, T] and [B, S]: a query sees keys of its own
         segment only. They are taken as int32; -2³¹ counts as the next number.
@@ -71,13 +71,16 @@ def banded_attention(
         position, key position), hence the same in every implementation.
       key_offset: the key position that is aligned with query 0; a Python int.
       return_lse: whether to return the log-sum-exp of the scores too.
-      implementation: "reference" (dense), "xla" (blockwise, memory linear in T, any device), "pallas_triton" (kernels
-        for NVIDIA GPUs from Ampere on, head_dim up to 256), "pallas_mosaic_gpu" (experimental: kernels for Hopper,
-        bfloat16 and float16, head_dim 64 or 128), "pallas_mosaic_mma" (experimental: the same for any NVIDIA GPU from
-        Ampere on, by JAX's living backend), one of the last three with "_interpret" (the same kernels on any
-        device, very slowly, to look into them) or None: the fastest that a GPU of this kind has shown to be right,
-        "xla" where none has, unless LONGFORMER_JAX_KERNELS in the environment is xla, triton, hopper or mma (auto: as
-        if it were not set). A name never falls back to another; the environment's falls back to "xla" for dtypes and
+      implementation: how it is computed:
+        - "reference": dense.
+        - "xla": blockwise, with memory linear in T, on any device.
+        - "pallas_triton": kernels for NVIDIA GPUs from Ampere on, head_dim up to 256.
+        - "pallas_mosaic_gpu", experimental: kernels for Hopper, bfloat16 and float16, head_dim 64 or 128.
+        - "pallas_mosaic_mma", experimental: the same for any NVIDIA GPU from Ampere on.
+        - one of the last three with "_interpret": the same kernels on any device, very slowly, for debugging.
+        - None: what LONGFORMER_JAX_KERNELS in the environment says: xla, triton, hopper or mma. If it is auto or not
+          set: the fastest that has been measured and found right on this kind of GPU, "xla" if none has.
+        A name never falls back to another implementation; the environment's choice falls back to "xla" for dtypes and
         head_dims that its kernels do not take.
 
     Returns:

@@ -38,14 +38,14 @@ class CharLMConfig:
     Attributes:
       vocab_size: number of token ids; 256 for bytes.
       embed_dim, num_layers, num_heads, mlp_dim: sizes.
-      windows: for each layer, bottom first, how many steps back a character sees (itself comes on top). An int means
-        every layer.
+      windows: for each layer, bottom first, how many steps back a character sees, besides itself. An int means every
+        layer.
       dilations: for each layer, the distance between those steps, in the first `dilated_heads` heads; the other heads
         have 1. An int means every layer.
       dilated_heads: number of heads with the layer's dilation (the paper: 2).
       positions: "transformer_xl" (relative, sinusoidal, with the biases u and v) or "rotary".
       position_dim: width of Transformer-XL's sinusoid; None means embed_dim, as in the paper. A narrower one has fewer
-        parameters and other numbers. A layer computes with as many dimensions of it as its windows can tell apart.
+        parameters and gives other logits. A layer computes only with the frequencies that its window can tell apart.
       tie_embeddings: whether the output projection is the transposed embedding.
       dropout_rate: after the embedding, the attention's projection and the feed-forward layer.
       attention_dropout_rate: on attention probabilities.
@@ -247,8 +247,8 @@ def _seen_from(coefficients: np.ndarray | None, relative: jax.Array, query: jax.
 class CharLM(nn.Module):
     """Predicts the next character at every position.
 
-    The parameters of all layers are stacked on a leading axis under "layers", whatever the windows, so that windows and
-    dilations can change between training phases while the parameters stay.
+    The parameters of all layers are stacked on a leading axis under "layers" and do not depend on the windows, so
+    windows and dilations can change between training phases while the parameters stay.
     """
 
     config: CharLMConfig

@@ -73,14 +73,14 @@ def invalid_rows(attention_mask: Any, global_attention_mask: Any) -> jax.Array |
 
 
 def global_capacity(global_attention_mask: Any, attention_mask: Any = None) -> int:
-    """The largest number of global tokens in a row, on the host: what `max_global_tokens` has to be at least.
+    """The largest number of global tokens in a row, counted on the host: the least value for `max_global_tokens`.
 
     Args:
       global_attention_mask: as of a `Longformer`, [B, T] or with more leading axes; may be None.
       attention_mask: the same; where it is 0, a token does not count, and where it is 2, it does in any case.
 
     Raises:
-      InputError: a mask is none.
+      InputError: a mask is not valid.
     """
     masks = [None if mask is None else np.asarray(mask) for mask in (global_attention_mask, attention_mask)]
     check_masks(*reversed(masks))

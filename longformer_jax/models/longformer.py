@@ -151,7 +151,7 @@ class EncoderLayer(nn.Module):
 class Longformer(nn.Module):
     """The encoder, with a pooler over the first token unless told otherwise.
 
-    The parameters of all layers are stacked on a leading axis under "layers", whatever the windows.
+    The parameters of all layers are stacked on a leading axis under "layers", for any windows.
     """
 
     config: LongformerConfig

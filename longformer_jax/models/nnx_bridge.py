@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def as_nnx(model: nn.Module, params: Any) -> "nnx.Module":
-    """A model with its parameters as one module of NNX, which is called as the model's `apply`, without parameters.
+    """One NNX module of a model and its parameters; it takes the arguments of the model's `apply`, without parameters.
 
     Its `nnx.Param`s hold the arrays of `params`, under the same names, and
     `nnx.to_pure_dict(nnx.state(module, nnx.Param))` gives them back. A call returns what the model returns in Linen.

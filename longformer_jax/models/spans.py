@@ -33,11 +33,11 @@ class Spans:
 def best_spans(logits: Any, answer_mask: Any, *, max_answer_length: int = 30, top_n: int = 1) -> Spans:
     """The `top_n` best answers of at most `max_answer_length` tokens in each row; under jit, both numbers are static.
 
-    All spans that may be are scored, in memory for B * T * `max_answer_length` numbers.
+    Scores all allowed spans, which takes memory for B * T * `max_answer_length` numbers.
 
     Args:
-      logits: [B, T, 2], as of `ForQuestionAnswering`.
-      answer_mask: booleans [B, T], True for tokens that an answer may begin and end with, as of `answer_mask`.
+      logits: [B, T, 2], as from `ForQuestionAnswering`.
+      answer_mask: booleans [B, T], True for tokens at which an answer may begin or end, as from `answer_mask`.
       max_answer_length: tokens of an answer, start and end included.
       top_n: how many spans to return.
 

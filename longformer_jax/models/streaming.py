@@ -38,7 +38,7 @@ def extend(config: CharLMConfig, params, cache: Cache, tokens: jax.Array) -> tup
     """Reads a chunk of any length: tokens [B, C] -> (logits float32 [B, C, V], cache).
 
     Raises:
-      InputError: as `CharLM`, also where `cache` is not of this model or number of rows.
+      InputError: as `CharLM`; also if `cache` belongs to another model or batch size.
     """
     logits_and_cache: Any = CharLM(config).apply({"params": params}, tokens, cache=cache)
     return logits_and_cache
@@ -61,7 +61,7 @@ def prefill(
       logits float32 [B, V] of the character after the last, and the cache.
 
     Raises:
-      InputError: as `extend`, or `chunk` is no number of characters.
+      InputError: as `extend`; also if `chunk` is less than 1.
     """
     check_tokens("tokens", tokens, config.vocab_size)
     chunk = check_size("chunk", chunk)
@@ -89,12 +89,12 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> jax.Array:
-    """Writes on from a prompt.
+    """Continues a prompt.
 
     Args:
       prompt: integers [B, P], P >= 1.
-      length: number of characters to write.
-      seed: of the sampling; the same seed gives the same text.
+      length: number of characters to generate.
+      seed: for sampling; the same seed gives the same text.
       temperature: divides the logits; 0 takes the most likely character.
       top_k: sample among the k most likely characters only.
       top_p: sample among the most likely characters that together hold this probability (nucleus sampling).
@@ -103,7 +103,7 @@ def generate(
       int32 [B, length].
 
     Raises:
-      InputError: the prompt has no character, or one outside of the vocabulary, or a setting is out of range.
+      InputError: the prompt is empty or has a character outside the vocabulary, or a setting is out of range.
     """
     check_tokens("prompt", prompt, config.vocab_size)
     characters = as_integer(length)

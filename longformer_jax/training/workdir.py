@@ -32,7 +32,7 @@ def restore_params(workdir: str | Path, step: int | None = None) -> Any:
 
 
 def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMConfig, Any]:
-    """The character LM of a run, whether it has ended or not.
+    """The character LM of a run, finished or not.
 
     Args:
       workdir: of the run.
@@ -40,8 +40,8 @@ def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMCo
 
     Returns:
       The configuration, with the windows of the phase in which the checkpoint was made, and the parameters, float32 on
-      the default device. Settings that belong to the devices of the training, `remat` and `implementation`, are those
-      of a new configuration.
+      the default device. Settings that depend on the training devices, `remat` and `implementation`, have their default
+      values.
 
     Raises:
       InputError: the workdir holds no run, one of another kind, or no such checkpoint; or it is damaged.

@@ -28,13 +28,13 @@ def roberta_to_longformer(
 ) -> tuple[LongformerConfig, Any]:
     """Lengthens the position table and gives global tokens projections of their own, copies of the ordinary ones.
 
-    The new table keeps the `pad_token_id + 1` reserved rows, and then repeats the other rows over and over, as long as
-    it takes. So a text as long as before and within the window gets the same output. A Longformer may be lengthened
-    too; it keeps its global projections.
+    The new table keeps the `pad_token_id + 1` reserved rows, and then repeats the other rows until it is full. So a
+    text that fitted before, and that fits the window, gets the same output. A Longformer may be lengthened too; it
+    keeps its global projections.
 
     Args:
       config, params: of any model, as `load_pretrained` returns them; both stay as they are.
-      max_length: the most tokens of a sequence that the new table shall serve.
+      max_length: the longest sequence, in tokens, that the new table serves.
       attention_window: of all layers, or of each, bottom first: both sides together. None is 512 for RoBERTa and no
         change for a Longformer.
       positions: "copied", or "random" for the paper's ablation (table 5): rows that RoBERTa did not have are drawn from
@@ -42,11 +42,11 @@ def roberta_to_longformer(
       seed: of the random rows.
 
     Returns:
-      The configuration and the parameters of the Longformer. No array is in them twice, but those that have not changed
-      are the arrays of `params`: donating them takes them from there, too.
+      The configuration and the parameters of the Longformer. No array is in them twice, but unchanged arrays are those
+      of `params`, so donating them deletes them there, too.
 
     Raises:
-      InputError: `max_length` is less than the table serves already, or another argument is none.
+      InputError: `max_length` is less than the table serves already, or another argument is not valid.
     """
     length = as_integer(max_length)
     if length is None or length < config.max_length:

@@ -78,18 +78,18 @@ def load_pretrained(
     Weights of RoBERTa (XLM-RoBERTa, CamemBERT) load into the same encoder with full attention; `roberta_to_longformer`
     makes a Longformer of them. Tensors decide: a "RoBERTa" with global projections and `attention_window` in its
     config.json, as AI2's conversion notebook leaves it, is the Longformer that it is. A head or pooler that the
-    checkpoint does not have at all is initialised, with a warning in the log; heads that `model` does not have are
-    passed over. So are words that all names of tensors begin with, as "module." (a warning says so).
+    checkpoint lacks is initialised, with a warning in the log; heads that `model` does not have are ignored. A prefix
+    that all tensor names share, such as "module.", is dropped, with a warning.
 
     Args:
       source: a directory that transformers, `save_pretrained` or `longformer_jax.weights.convert` has written, or the
         name of a model on the Hugging Face hub.
-      model: the class whose parameters are wanted, `Longformer`, one with a head, or `CharLM`.
+      model: the class to load: `Longformer`, one with a head, or `CharLM`.
       revision: on the hub: branch, tag or commit.
-      num_labels: of a classification head that is initialised; None is what config.json says. Another number than
-        config.json's leaves its `id2label` behind.
-      ignore_head: whether the head is initialised even where the checkpoint has one. The pooler is no head.
-      seed: of what is initialised.
+      num_labels: for a classification head that is initialised; None means config.json's number. With another number,
+        its `id2label` is dropped.
+      ignore_head: whether to initialise the head even if the checkpoint has one. The pooler does not count as a head.
+      seed: for initialisation.
 
     Returns:
       The configuration and the parameters, float32 on the default device.
@@ -158,14 +158,14 @@ def save_pretrained(
 ) -> None:
     """Writes model.safetensors and config.json, which transformers loads as its class of the same name.
 
-    Full attention without global projections is written as RoBERTa, all else as Longformer; transformers passes over
-    dilation, and over what else its Longformer does not have. A character LM, which transformers does not have, is
-    written under the names of its parameters here, and with the windows of `config`.
+    Full attention without global projections is written as RoBERTa, everything else as Longformer. transformers ignores
+    dilation and all other settings that its Longformer does not have. A character LM, which transformers does not have,
+    is written under the names of its parameters here, and with the windows of `config`.
 
     Args:
-      directory: made where there is none; files of these two names are replaced.
-      config, params: of the model, as `load_pretrained` returns them.
-      model: its class; None infers it from the parameters.
+      directory: created if missing; existing files of these two names are replaced.
+      config, params: the model's, as `load_pretrained` returns them.
+      model: its class; None means to infer it from the parameters.
 
     Raises:
       InputError: the parameters are not those of the model.

@@ -33,7 +33,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "Tokenizer":
     """The tokenizer of a model: what transformers' AutoTokenizer makes of the same files, id for id.
 
     Added tokens, `add_prefix_space` and the names of special tokens are read from tokenizer_config.json,
-    special_tokens_map.json and added_tokens.json. It neither cuts nor pads, whatever a tokenizer.json has stored.
+    special_tokens_map.json and added_tokens.json. It neither truncates nor pads, even if a tokenizer.json says so.
 
     Args:
       source: a tokenizer.json, taken as it is; a directory with one, or with vocab.json and merges.txt; or a model of

@@ -21,8 +21,8 @@ def resize_vocab(
 ) -> tuple[LongformerConfig, Any]:
     """Adds rows for new tokens to the word embeddings, and to the output projection and its bias where there are any.
 
-    New rows are drawn from N(0, initializer_range²), as training from scratch has them; new biases are 0. All that was
-    there stays as it is, so that the logits of old tokens do too.
+    New rows are drawn from N(0, initializer_range²), as for training from scratch; new biases are 0. Existing rows stay
+    as they are, and so do the logits of existing tokens.
 
     Args:
       config, params: of any model, as `load_pretrained` returns them; both stay as they are.
@@ -30,11 +30,11 @@ def resize_vocab(
       seed: of the new rows.
 
     Returns:
-      The configuration and the parameters. No array is in them twice, but those that have not changed are the arrays of
-      `params`: donating them takes them from there, too.
+      The configuration and the parameters. No array is in them twice, but unchanged arrays are those of `params`, so
+      donating them deletes them there, too.
 
     Raises:
-      InputError: `vocab_size` is less than it was, since tokens are not dropped, or `params` are not those of `config`.
+      InputError: `vocab_size` is less than it was (tokens cannot be dropped), or `params` are not those of `config`.
     """
     vocab_size = check_size("vocab_size", vocab_size)
     seed = check_seed(seed)
