@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import urllib.error
 import urllib.request
 import uuid
 import zipfile
@@ -198,6 +199,8 @@ def _fetch(url: str) -> bytes:
         try:
             opened.set_result(urllib.request.urlopen(url, timeout=_PATIENCE))
         except Exception as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it holds the connection
             opened.set_exception(error)
 
     # Looking up a name knows no time limit, hence the thread, and a little more time than the connection has.

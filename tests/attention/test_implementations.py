@@ -65,6 +65,7 @@ def drawn_cases(draw: st.DrawFn) -> Case:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS)
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(case=drawn_cases())

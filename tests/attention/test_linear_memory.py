@@ -18,7 +18,11 @@ KINDS: dict[str, dict] = {
     "everything": {"dilation": (1, 1, 2, 3), "causal": True, "key_offset": 5, "dropout_rate": 0.1},
 }
 every_program = pytest.mark.parametrize(
-    ("implementation", "kind", "use"), list(itertools.product(BLOCKWISE, KINDS, ["forward", "backward", "layers"]))
+    ("implementation", "kind", "use"),
+    [
+        pytest.param(*program, marks=[pytest.mark.slow] if program[1:] == ("everything", "layers") else [])
+        for program in itertools.product(BLOCKWISE, KINDS, ["forward", "backward", "layers"])
+    ],
 )
 
 

@@ -66,7 +66,7 @@ def by_position(pieces):
     return scores
 
 
-@pytest.mark.parametrize("chunk", [1, 16, 64, 1000])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 16, 64, 1000])
 def test_stream_equals_the_full_forward(params, text, chunk):
     scores = by_position(score_stream(CONFIG, params, text, chunk=chunk))
     assert sorted(scores) == list(range(1, len(text)))

@@ -182,6 +182,7 @@ def test_a_prompt_that_is_no_utf8(workdir, run_eval):
     assert errors == "error: prompt is 'ab\\udcff', no UTF-8 at character 2; expected text in UTF-8\n"
 
 
+@pytest.mark.slow
 def test_eval_writes_what_the_terminal_cannot_show(workdir, run_python):
     arguments = (f"--workdir={workdir}", "--sample=25", "--seed=1")
     shown = [run_python("eval.py", *arguments, PYTHONIOENCODING=name) for name in ("utf-8", "ascii")]
@@ -201,7 +202,11 @@ def test_eval_says_when_the_memory_is_too_small(workdir, run_eval, monkeypatch):
 
 def test_an_interrupt_takes_one_line(workdir, run_eval, monkeypatch):
     monkeypatch.setattr("longformer_jax.scripts.evaluate.evaluate", lambda workdir: signal.raise_signal(signal.SIGINT))
-    assert run_eval(f"--workdir={workdir}") == (130, "", "error: interrupted\n")
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it
+    try:
+        assert run_eval(f"--workdir={workdir}") == (130, "", "error: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def test_eval_says_what_is_wrong(workdir, run_eval):

@@ -243,6 +243,7 @@ def test_bfloat16_is_as_good_as_a_plain_model() -> None:
     assert 0 < root_mean_square(ours) < root_mean_square(plain)
 
 
+@pytest.mark.slow
 def test_bfloat16_gradients_are_float32_and_close() -> None:
     params, tokens = random_params(SMALL), random_tokens(2, 41)
     cotangent = random_cotangent(SMALL, tokens)

@@ -172,6 +172,7 @@ def test_any_length_needs_no_padding(length: int) -> None:
     assert relative_error(hidden(ids=ids, mask=None, global_mask=None), expected[:, :length]) < 5e-6
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient() -> None:
     assert_trees_close(gradients(dataclasses.replace(SMALL, remat=True)), gradients(), 1e-6)
 

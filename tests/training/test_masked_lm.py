@@ -253,6 +253,7 @@ def adam_moments(state: Any) -> Any:
     return next(part.mu for part in parts if hasattr(part, "mu"))
 
 
+@pytest.mark.slow
 def test_positions_alone() -> None:
     config = dataclasses.replace(DRY, optimizer=OptimizerConfig(train_only="position_embeddings", weight_decay=0.1))
     initial = jax.device_get(init_state(config, MESH))

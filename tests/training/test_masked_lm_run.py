@@ -149,6 +149,7 @@ def test_export_takes_no_directory_that_is_used(finished: tuple[Path, str]) -> N
     assert (finished[0] / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_full_attention_is_exported_too(config: MaskedLMExperiment, tmp_path: Path) -> None:
     """As a Longformer with projections of global tokens, which its config asks for."""
     model = dataclasses.replace(config.model, attention_mode="full")
@@ -165,6 +166,7 @@ def test_starting_anew_forgets_the_old_beginning(
     """A run that was killed before its first checkpoint has left a validation of step 0."""
     (tmp_path / "metrics.jsonl").write_text('{"split": "validation", "step": 0, "tokens": 0, "bpc": 1.0}\n')
     short = dataclasses.replace(config, phases=(dataclasses.replace(config.phases[0], steps=2),))
+    short.save(tmp_path)
     train(short, tmp_path)
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0, 2, 2]
     assert scores(tmp_path, "validation")[0] > 7
@@ -248,6 +250,7 @@ def test_evaluation_refuses(finished: tuple[Path, str], options: dict[str, Any],
         evaluate(finished[0], **options)
 
 
+@pytest.mark.slow
 def test_no_masked_tokens(config: MaskedLMExperiment, tmp_path: Path) -> None:
     rare = dataclasses.replace(config, mask_probability=1e-9)
     with pytest.raises(

@@ -96,7 +96,7 @@ def test_validation_is_the_mean_of_whole_sequences(initial: State, size: int, co
     data = np.random.default_rng(1).integers(97, 123, size=size).astype(np.uint8)
     params = put(initial)["params"]
     held_out = CONFIG.validation_rows(0, data)
-    ours = Validator(CONFIG, 0, held_out, count * 32, 4, MESH)(params)["bpc"]
+    ours = Validator(CONFIG, 0, held_out, count * 32, 4, MESH, sees="")(params)["bpc"]
     rows = np.stack([data[i * 32 : i * 32 + 33] for i in range(count)])
     expected = float(nats(CONFIG, params, rows, deterministic=True).mean()) / math.log(2)
     assert ours == pytest.approx(expected, rel=1e-5)

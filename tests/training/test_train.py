@@ -118,6 +118,7 @@ def test_how_to_go_on_where_rates_decay(finished: tuple[Path, str], tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_settings_of_jax_do_not_change_a_run(finished: tuple[Path, str], tmp_path: Path) -> None:
     with (
         jax.enable_x64(True),
