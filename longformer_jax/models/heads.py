@@ -41,14 +41,14 @@ class ForMaskedLM(nn.Module):
         Args:
           input_ids: integers [B, T].
           positions: integers [B, M], in [0, T): where to predict, since logits of all positions take much memory. None
-            is everywhere.
+            means everywhere.
 
         Returns:
           logits [B, T, vocab_size], or [B, M, vocab_size].
 
         Raises:
-          InputError: as `Longformer`, or `positions` are no such integers. Under jit their values are not known: those
-            outside come out as NaN.
+          InputError: as `Longformer`, or `positions` are not such integers. Under jit their values are not known, and
+            those outside give NaN.
         """
         cfg = self.config
         if positions is not None:
@@ -88,7 +88,7 @@ class ForSequenceClassification(nn.Module):
     def __call__(
         self, input_ids: jax.Array, attention_mask=None, global_attention_mask=None, *args: Any, **kwargs: Any
     ) -> HeadOutput:
-        """Arguments as `Longformer`'s, but that a `global_attention_mask` of None is the first token.
+        """Arguments as `Longformer`'s, except that a `global_attention_mask` of None means the first token.
 
         Returns:
           logits [B, num_labels].
@@ -146,7 +146,7 @@ class ForQuestionAnswering(nn.Module):
     def __call__(
         self, input_ids: jax.Array, attention_mask=None, global_attention_mask=None, *args: Any, **kwargs: Any
     ) -> HeadOutput:
-        """Arguments as `Longformer`'s, but that a `global_attention_mask` of None is the tokens before the first </s>.
+        """As `Longformer`, except that a `global_attention_mask` of None means the tokens before the first </s>.
 
         Under jit this needs `max_global_tokens`, a number of tokens that no question exceeds.
 

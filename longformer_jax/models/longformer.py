@@ -176,10 +176,9 @@ class Longformer(nn.Module):
         Args:
           input_ids: integers [B, T], of any length up to `config.max_length`; no padding is needed.
           attention_mask: booleans or integers [B, T]: 0 for padding, 1 for tokens, and 2, as in the original, for
-            tokens that are global (below) whatever `global_attention_mask` says. None where there is no padding.
+            tokens that are global (below) even if `global_attention_mask` does not say so. None means no padding.
           global_attention_mask: booleans or integers [B, T]: 1 for tokens that attend to all and that all attend to
-            (section 3.1). They may differ in number and place from row to row. None is no such token. Without meaning
-            in "full" mode.
+            (section 3.1). Each row may have its own. None means no such token. Ignored in "full" mode.
           token_type_ids: integers [B, T]; None is 0.
           position_ids: integers [B, T], rows of the position table; None counts the tokens that are not padding from
             `pad_token_id + 1` on, RoBERTa's rule.
