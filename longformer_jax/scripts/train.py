@@ -5,7 +5,7 @@
   longformer-train --config=my_experiment.py:variant --workdir=runs/mine --config.init=runs/quickstart/model
 
 Fields of the configuration can be overridden: --config.seed=1 --config.phases[0].windows=32,32,64,64
---config.optimizer.clip_norm=None; with --config=…, --help lists them. The same command continues an interrupted run. On
+--config.optimizer.clip_norm=None. --config=… --help lists them. The same command continues an interrupted run. On
 several machines, start it in each with --distributed and a workdir that they share.
 """
 
@@ -30,7 +30,9 @@ from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.scripts.configurations import configuration_first, known_configurations, overrides
 from longformer_jax.training import DivergenceError, ExperimentConfig, train
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE.py or FILE.py:VARIANT, or one of those below.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="FILE.py or FILE.py:VARIANT; the name of one that comes with the library does for FILE.py."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, curve.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Writes a trace of a few steps to WORKDIR/profile.")
 _DISTRIBUTED = flags.DEFINE_bool(

@@ -3,7 +3,7 @@
   python -m longformer_jax.weights.convert roberta-base longformer-base-4096 --max_length=4096 --attention_window=512
 
 OUT gets config.json, the weights and the tokenizer's files; `longformer_jax.weights.load_pretrained("OUT")` loads it.
-The head of the masked language model, or another one that the source has, comes along.
+The source's head, such as that of the masked language model, is kept.
 """
 
 import argparse
@@ -126,17 +126,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("source", help="a directory, or a model of the Hugging Face hub")
     parser.add_argument("out", help="a new directory")
-    parser.add_argument("--max_length", type=int, default=4096, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument(
+        "--max_length", type=int, default=4096, help="longest sequence, in tokens (default: %(default)s)"
+    )
     parser.add_argument(
         "--attention_window",
         type=_window,
         metavar="W[,W…]",
-        help="both sides together, of all layers or of each, bottom first (default: 512, a Longformer's stays)",
+        help="both sides together; one for all layers, or one for each, bottom first (default: 512, or a Longformer's own)",
     )
-    parser.add_argument("--positions", choices=POSITIONS, default="copied", help="new rows (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of random positions (default: %(default)s)")
-    parser.add_argument("--format", choices=_FORMATS, default="orbax", help="of the weights (default: %(default)s)")
-    parser.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
+    parser.add_argument(
+        "--positions", choices=POSITIONS, default="copied", help="new rows of the position table (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="for random positions (default: %(default)s)")
+    parser.add_argument(
+        "--format", choices=_FORMATS, default="orbax", help="format of the weights (default: %(default)s)"
+    )
+    parser.add_argument("--revision", help="for a model on the hub: branch, tag or commit")
     logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save
     options = vars(parser.parse_args(arguments))
     with one_line_for_errors():
