@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--attention_window",
         type=_window,
         metavar="W[,W…]",
-        help="both sides together; one for all layers, or one for each, bottom first (default: 512, or a Longformer's own)",
+        help="both sides together; for all layers, or one for each, bottom first (default: 512, or a Longformer's own)",
     )
     parser.add_argument(
         "--positions", choices=POSITIONS, default="copied", help="new rows of the position table (default: %(default)s)"
