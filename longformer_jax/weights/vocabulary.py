@@ -10,12 +10,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from longformer_jax.errors import InputError
 from longformer_jax.models import LongformerConfig
 from longformer_jax.models.checks import check_seed, check_size
+from longformer_jax.settings import pinned_random
 
 # What has an entry for each token, without the "longformer/" of models with heads.
 _TABLES = ("word_embeddings/embedding", "lm_head/decoder/embedding")
 _BIAS = "lm_head/bias"
 
 
+@pinned_random()
 def resize_vocab(
     config: LongformerConfig, params: Any, vocab_size: int, *, seed: int = 0
 ) -> tuple[LongformerConfig, Any]:
@@ -48,11 +50,12 @@ def resize_vocab(
     for path, x in tables.items():
         if jnp.shape(x)[0] != config.vocab_size:
             raise InputError(f"params have {path} {jnp.shape(x)}; expected vocab_size rows, {config.vocab_size}")
-        shape = (added, *jnp.shape(x)[1:])
+        x = jnp.asarray(x)
+        shape = (added, *x.shape[1:])
         if path == _BIAS:
-            new = jnp.zeros(shape)
+            new = jnp.zeros(shape, x.dtype)
         else:
             key = jax.random.fold_in(jax.random.key(seed), _TABLES.index(path.removeprefix("longformer/")))
-            new = config.initializer_range * jax.random.normal(key, shape)
-        flat[path] = jnp.concatenate([jnp.asarray(x), new])
+            new = config.initializer_range * jax.random.normal(key, shape, jnp.float32)
+        flat[path] = jnp.concatenate([x, new.astype(x.dtype)])
     return dataclasses.replace(config, vocab_size=vocab_size), unflatten_dict(flat, sep="/")

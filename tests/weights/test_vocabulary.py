@@ -79,3 +79,12 @@ def test_bad_input(masked_lm) -> None:
         resize_vocab(LongformerConfig(), params, 60_000)
     with pytest.raises(InputError, match="^params have no word_embeddings/embedding; expected the parameters of an en"):
         resize_vocab(config, {"lm_head": params["lm_head"]}, 41)
+
+
+def test_settings_of_jax_and_dtypes_of_the_parameters(masked_lm) -> None:
+    config, params = masked_lm
+    expected = resize_vocab(config, params, 48, seed=3)[1]
+    with jax.enable_x64(True), jax.default_prng_impl("rbg"):
+        assert_same(resize_vocab(config, params, 48, seed=3)[1], expected)
+    halves = resize_vocab(config, jax.tree.map(lambda x: x.astype("bfloat16"), params), 48, seed=3)[1]
+    assert {x.dtype.name for x in jax.tree.leaves(halves)} == {"bfloat16"}
