@@ -1,6 +1,5 @@
 """Names of files, JSON from outside, and files and directories that are written as a whole or not at all."""
 
-import fcntl
 import json
 import os
 import re
@@ -109,6 +108,8 @@ def locked(field: str, directory: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> TextIO | None:
     """A file with a lock on it, None where another process has that."""
+    import fcntl  # not above: Windows has none, where all but runs works
+
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
