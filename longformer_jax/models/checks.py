@@ -1,6 +1,7 @@
 """What both models ask of their settings and arrays; every check raises InputError naming the field.
 
-Arrays are checked by shape and dtype always, and by value where values are known: those that jit traces are not.
+Arrays are checked by shape and dtype always, and by value where values are known: those that jit traces are not, nor
+those that are spread over several processes.
 """
 
 import math
@@ -79,8 +80,10 @@ def per_layer(field: str, value: Any, num_layers: int) -> tuple[int, ...]:
 
 
 def is_known(x: Any) -> bool:
-    """Whether an array's values can be looked at, as they cannot while jit traces it."""
-    return not isinstance(x, jax.core.Tracer)
+    """Whether an array's values can be looked at: not while jit traces it, nor where other processes have some."""
+    if isinstance(x, jax.core.Tracer):
+        return False
+    return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
 def describe(x: Any) -> str:
