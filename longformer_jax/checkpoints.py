@@ -164,8 +164,11 @@ def _place(field: str, directory: str | Path) -> Path:
     return path
 
 
-def restore_params(workdir: str | Path, abstract_params: Any, step: int | None = None) -> Any:
-    """The parameters of a run's checkpoint, plain arrays on the default device, for evaluation.
+def restore_params(workdir: str | Path, abstract_params: Any, step: int | None = None) -> tuple[int, Any]:
+    """The step and the parameters of a run's checkpoint, plain arrays on the default device, for evaluation.
+
+    A run that still trains may remove the latest checkpoint while it is read; the one that is then the latest is read
+    instead.
 
     Args:
       workdir: a directory that train.py has written.
@@ -175,7 +178,13 @@ def restore_params(workdir: str | Path, abstract_params: Any, step: int | None =
     Raises:
       InputError: there is no such checkpoint, a file of it is missing or changed, or it has another architecture.
     """
-    return _load(_root(workdir) / str(find_checkpoint(workdir, step)), abstract_params)
+    while True:
+        found = find_checkpoint(workdir, step)
+        try:
+            return found, _load(_root(workdir) / str(found), abstract_params)
+        except Exception:  # whatever Orbax raises when files vanish
+            if found == find_checkpoint(workdir, step):
+                raise
 
 
 def save_params(directory: str | Path, params: Any) -> None:

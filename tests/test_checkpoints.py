@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from longformer_jax import checkpoints
 from longformer_jax.checkpoints import Checkpoints, has_params, load_params, save_params
 from longformer_jax.errors import InputError
 from longformer_jax.training import MeshConfig, restore_params
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import State, abstract_state
+from longformer_jax.training.workdir import restore_checkpoint
 from tests.training.tiny import CONFIG
 
 MESH = make_mesh(MeshConfig())
@@ -79,6 +81,35 @@ def test_a_save_does_not_see_later_changes(tmp_path: Path) -> None:
 def test_parameters_alone(saved: Path) -> None:
     assert_same(restore_params(saved), state_of(4)["params"])
     assert_same(restore_params(str(saved), step=3), state_of(3)["params"])
+
+
+@pytest.mark.parametrize("before", ["_verify", "_check_tensors", "load"])
+def test_a_run_may_replace_the_latest_checkpoint_while_it_is_read(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    older, newest = workdir / "checkpoints" / "3", workdir / "checkpoints" / "4"
+    newest.rename(workdir / "4")
+    place = checkpoints.ocp if before == "load" else checkpoints
+    original = getattr(place, before)
+
+    def replace_first(*arguments: Any, **options: Any) -> Any:
+        if older.exists():
+            (workdir / "4").rename(newest)
+            shutil.rmtree(older)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(place, before, replace_first)
+    step, params = restore_checkpoint(workdir)
+    assert step == 4
+    assert_same(params, state_of(4)["params"])
+
+
+def test_a_checkpoint_that_is_asked_for_is_not_replaced_by_another(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "_verify", lambda directory, part: shutil.rmtree(directory))
+    with pytest.raises(InputError, match=r"with checkpoints \[4\]; expected checkpoint 3 in it$"):
+        restore_params(workdir, step=3)
 
 
 @pytest.mark.parametrize("damage", ["remove", "truncate"])
@@ -268,6 +299,7 @@ import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 import numpy as np
+from longformer_jax import checkpoints
 from longformer_jax.checkpoints import Checkpoints
 from longformer_jax.training import MeshConfig, restore_params
 from longformer_jax.training.sharding import make_mesh

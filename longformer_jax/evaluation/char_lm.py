@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from longformer_jax.checkpoints import find_checkpoint
 from longformer_jax.data import check_vocab, load_corpus
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import protocols
@@ -19,6 +18,7 @@ from longformer_jax.evaluation.own_data import check_own_data
 from longformer_jax.files import user_path
 from longformer_jax.models import CharLM, CharLMConfig, generate
 from longformer_jax.training import CharLMExperiment, load_char_lm
+from longformer_jax.training.workdir import restore_char_lm
 from longformer_jax.weights import load_pretrained
 
 PROTOCOLS = ("paper", "stream")
@@ -94,8 +94,8 @@ def evaluate(
     else:
         name, text = _own_text(data)
     total = _count(text, config.model, protocol, paper, limit)
-    step = find_checkpoint(workdir, step)
-    return _score(*load_char_lm(workdir, step), text, total, paper, Result(protocol, name, step))
+    step, model, params = restore_char_lm(workdir, step)
+    return _score(model, params, text, total, paper, Result(protocol, name, step))
 
 
 def evaluate_model(

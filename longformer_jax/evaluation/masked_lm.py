@@ -10,15 +10,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from longformer_jax.checkpoints import find_checkpoint
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation.own_data import check_own_data
 from longformer_jax.files import user_path
 from longformer_jax.models import ForMaskedLM
-from longformer_jax.training import MaskedLMExperiment, MeshConfig, Phase, TokenDataConfig, restore_params
+from longformer_jax.training import MaskedLMExperiment, MeshConfig, Phase, TokenDataConfig
 from longformer_jax.training.sharding import make_mesh, replicated
 from longformer_jax.training.step import make_eval_step
+from longformer_jax.training.workdir import restore_checkpoint
 from longformer_jax.weights import load_tokenizer
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.pretrained import find_model, read_model_config
@@ -79,7 +79,7 @@ def evaluate(
     _check(batch_size, limit)
     check_own_data(data, data_path=data_path, split=split)
     config, directory = MaskedLMExperiment.load(workdir), user_path("workdir", workdir)
-    step = find_checkpoint(workdir, step)
+    step, params = restore_checkpoint(workdir, step)
     phase = config.last_phase(step)
     if data is None:
         name = split or "validation"
@@ -87,7 +87,7 @@ def evaluate(
     else:
         length, cache = config.phases[phase].sequence_length, config.data.cache_dir
         name, rows = _own_rows(data, config.tokenizer(directory), length, cache)
-    return _score(config, phase, restore_params(workdir, step), rows[:limit], batch_size, Result(name, step))
+    return _score(config, phase, params, rows[:limit], batch_size, Result(name, step))
 
 
 def evaluate_model(

@@ -60,8 +60,8 @@ def overlapping_count(size: int, sequence_length: int = PAPER_LENGTH, stride: in
         raise InputError(f"stride is {stride}; expected 1 to sequence_length, {sequence_length}")
     if size <= sequence_length:
         raise InputError(
-            f"sequence_length is {sequence_length}; expected less than the {size} characters of the text (the "
-            "streaming protocol takes any)"
+            f"sequence_length is {sequence_length}; expected less than the {size} characters of the text, or "
+            "--protocol=stream, which takes any text"
         )
     return ((size - 1 - sequence_length) // stride + 1) * stride
 

@@ -28,6 +28,11 @@ def restore_params(workdir: str | Path, step: int | None = None) -> Any:
     Raises:
       InputError: there is no such checkpoint, a file of it is missing or changed, or it has another architecture.
     """
+    return restore_checkpoint(workdir, step)[1]
+
+
+def restore_checkpoint(workdir: str | Path, step: int | None = None) -> tuple[int, Any]:
+    """The step of a checkpoint and what `restore_params` returns."""
     return checkpoints.restore_params(workdir, abstract_params(ExperimentConfig.load(workdir)), step)
 
 
@@ -46,10 +51,15 @@ def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMCo
     Raises:
       InputError: the workdir holds no run, one of another kind, or no such checkpoint; or it is damaged.
     """
+    return restore_char_lm(workdir, step)[1:]
+
+
+def restore_char_lm(workdir: str | Path, step: int | None = None) -> tuple[int, CharLMConfig, Any]:
+    """The step of a checkpoint and what `load_char_lm` returns."""
     experiment = CharLMExperiment.load(workdir)
-    step = checkpoints.find_checkpoint(workdir, step)
+    step, params = restore_checkpoint(workdir, step)
     model = experiment.model_in_phase(experiment.last_phase(step))
-    return dataclasses.replace(model, remat=False, implementation=None), restore_params(workdir, step)
+    return step, dataclasses.replace(model, remat=False, implementation=None), params
 
 
 def export_model(workdir: str | Path, directory: str | Path, step: int | None = None) -> None:
@@ -67,8 +77,7 @@ def export_model(workdir: str | Path, directory: str | Path, step: int | None = 
     workdir, directory = user_path("workdir", workdir), user_path("directory", directory)
     check_unused("directory", directory)
     config = ExperimentConfig.load(workdir)
-    step = checkpoints.find_checkpoint(workdir, step)
-    params = restore_params(workdir, step)
+    step, params = restore_checkpoint(workdir, step)
     with replacing(directory) as partial:
         config.write_model(partial, params, phase=config.last_phase(step), workdir=workdir)
 

@@ -126,7 +126,7 @@ def test_sample(workdir):
         ({"data": "mine", "split": "test"}, r"^split is 'test', but data is 'mine'; expected one of them$"),
         ({"data": "mine", "data_path": "there"}, r"^data_path is 'there', but data is 'mine'; expected one of them$"),
         ({"step": 7, "protocol": "stream"}, r"expected checkpoint 7"),
-        ({}, r"sequence_length is 32256; expected less than the 400 characters"),
+        ({}, r"sequence_length is 32256; expected less than the 400 characters .*, or --protocol=stream"),
     ],
 )
 def test_evaluate_refuses(workdir, arguments, message):
