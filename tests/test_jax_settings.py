@@ -43,6 +43,13 @@ def attend(implementation: str) -> Callable[..., Any]:
     return run
 
 
+def attend_over_tiles() -> Any:
+    query = jnp.ones((1, 611, 2, 16), jnp.float32)
+    option = functools.partial(banded_attention, implementation="xla", window=20, dilation=(1, 2))
+    out, pull_back = jax.vjp(option, query, query, query)
+    return pull_back(out)
+
+
 def kernels(run_kernels: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
     def run() -> Any:
         query = jnp.ones((2, 72, 2, 64), dtype)
@@ -90,6 +97,7 @@ ENCODER = with_dropout(encoders.SMALL)
 GLOBAL = {"global_attention_mask": np.eye(2, 24, dtype=np.int32)}
 CASES: dict[str, Callable[..., Any]] = {
     **{name: attend(name) for name in ("reference", "xla")},
+    "xla_tiles": attend_over_tiles,
     "pallas_triton": kernels(pallas.triton_attention, jnp.float32),
     "pallas_mosaic_gpu": kernels(pallas.hopper_attention, jnp.bfloat16),
     "pallas_mosaic_mma": kernels(pallas.mma_attention, jnp.bfloat16),

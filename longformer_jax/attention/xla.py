@@ -165,7 +165,7 @@ class _Walk:
     def tile_rows(self, step) -> tuple[jax.Array, jax.Array]:
         """Row numbers of the loaded tiles, [lanes, tile], and which of them belong to them."""
         start = self.tile_start(step)[:, None]
-        rows = jnp.maximum(start, 0) + jnp.arange(self.tile)
+        rows = jnp.maximum(start, 0) + jnp.arange(self.tile)[None]
         return rows, rows < start + self.tile
 
     def ring_rows(self, step) -> tuple[jax.Array, jax.Array]:
@@ -173,7 +173,7 @@ class _Walk:
         newest = step + self.slots - 1
         tile = newest - (newest - jnp.arange(self.slots)) % self.slots
         start, loaded = (x[..., None] for x in self.ring_start(tile))
-        rows = loaded + jnp.arange(self.tile)
+        rows = loaded + jnp.arange(self.tile)[None, None]
         counts = (rows >= start) & (rows < start + self.tile)
         return rows.reshape(self.lanes, -1), counts.reshape(self.lanes, -1)
 
