@@ -141,7 +141,7 @@ def find_checkpoint(workdir: str | Path, step: int | None = None) -> int:
     """The step of the latest checkpoint of a workdir, or `step` where there is one of it; else raises InputError."""
     steps = _steps(_root(workdir))
     if not steps or step not in (None, *steps):
-        wanted = "a checkpoint" if step is None else f"checkpoint {step}"
+        wanted = "a checkpoint" if step is None else f"checkpoint {step!r}"
         raise InputError(f"workdir is {str(workdir)!r}, with checkpoints {steps}; expected {wanted} in it")
     return steps[-1] if step is None else step
 

@@ -40,6 +40,8 @@ def extend(config: CharLMConfig, params, cache: Cache, tokens: jax.Array) -> tup
     Raises:
       InputError: as `CharLM`; also if `cache` belongs to another model or batch size.
     """
+    if cache is None:
+        raise InputError("cache is None; expected what init_cache gave, or an earlier call")
     logits_and_cache: Any = CharLM(config).apply({"params": params}, tokens, cache=cache)
     return logits_and_cache
 

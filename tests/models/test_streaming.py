@@ -178,3 +178,8 @@ def test_unknown_tokens_under_jit_give_nan_never_another_token(token: int) -> No
     assert np.isfinite(logits[0]).all() and np.isnan(logits[1]).all()
     with pytest.raises(InputError, match=re.escape("cache['layers'][1][0] is float32 [2, 2, 8, 4, 8]; expected")):
         jit_decode_step(SMALL, params, OTHER_WINDOWS, np.array([3, token], np.int32))
+
+
+def test_there_is_no_streaming_without_a_cache() -> None:
+    with pytest.raises(InputError, match="^cache is None; expected what init_cache gave, or an earlier call$"):
+        extend(SMALL, {}, None, random_tokens(1, 3))  # type: ignore
