@@ -126,7 +126,7 @@ def _train(options: argparse.Namespace, implementation: str) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{time.monotonic() - STARTED:4.0f} {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

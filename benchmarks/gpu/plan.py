@@ -24,14 +24,17 @@ PEERS = {
 }
 STAGES = ("core", "headline", "correctness", "training", "shapes", "lengths", "profile")
 SWEEP = "sweep"  # a stage for itself
-FLEX = {"seconds": 150.0, "task_seconds": 75.0}  # PyTorch compiles half a minute for each layer
+FLEX_SECONDS = 150.0  # PyTorch compiles half a minute for each layer
 TRAINING_PHASES = (1, 3, 5)
 TRAINING_VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
-DEVICE = Job("device", [{"part": "rates"}])  # tells what the device is, too
+DEVICE = Job("device", [{"part": "rates"}], timed=True)  # tells what the device is, too
+AT_ONCE = 16  # processes, most of which compile while one is measured
+SHARDS = {"core": 4, "correctness": 6, "shapes": 2, "lengths": 3, "sweep": 14}  # processes of one implementation
 # NVIDIA's tools; what they print is in the log of the job.
 PROFILER = (
     "ncu", "--clock-control=none", "--kernel-name=regex:banded_attention", "--launch-count=3", "--section=SpeedOfLight",
-    "--section=ComputeWorkloadAnalysis", "--section=MemoryWorkloadAnalysis",
+    "--section=ComputeWorkloadAnalysis", "--section=MemoryWorkloadAnalysis", "--section=WarpStateStats",
+    "--section=SchedulerStats",
 )  # fmt: skip
 MEMCHECK = ("compute-sanitizer", "--tool=memcheck", "--error-exitcode=9")
 TINY_CASES = ("first", "ids")
@@ -50,31 +53,29 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
     """
     if name == "core":
         tasks = {one: _core_tasks(one, tiny) for one in implementations}
-        jobs = [Job(f"core_{one}", tasks[one], seconds=75) for one in implementations]
-        return _patient(Stage(jobs, len(jobs)), tiny)
+        return _stage(name, [Job(f"core_{one}", tasks[one], seconds=75) for one in implementations], tiny)
     implementations = [one for one in implementations if works(results, one)]
     if name == "correctness":
-        jobs = [] if tiny else [Job(f"correctness_{o}", correctness.tasks_of(o), seconds=150) for o in implementations]
-        return Stage(jobs, len(jobs))
+        jobs = [] if tiny else [Job(f"correctness_{o}", correctness.tasks_of(o), seconds=240) for o in implementations]
+        return _stage(name, jobs)
     if name == "training":
         tasks = {one: _training_tasks(one, tiny) for one in ("xla",) if tiny} or {
             one: _training_tasks(one, tiny) for one in (*implementations, "xla")
         }
-        jobs = [Job(f"training_{one}", todo, seconds=60, task_seconds=50, timed=True) for one, todo in tasks.items()]
-        return _patient(Stage(jobs, 2), tiny)
+        jobs = [Job(f"training_{one}", todo, seconds=150, task_seconds=50, timed=True) for one, todo in tasks.items()]
+        return _stage(name, jobs, tiny)
     if name == "profile":
         return Stage([] if tiny else _profile_jobs(implementations, results), 1)
     if name == "shapes":
         sides = [] if tiny else [*implementations, "xla"]
         tasks = {side: speed.tasks_of(side, speed.OTHER_LAYERS, ["both"]) for side in sides}
-        return Stage([Job(f"shapes_{side}", todo, seconds=40, timed=True) for side, todo in tasks.items()], 2)
+        return _stage(name, [Job(f"shapes_{o}", todo, timed=True, autotuned=o == "xla") for o, todo in tasks.items()])
     if name == SWEEP:
         tasks = {one: sweep.tasks_of(one, tiny=tiny) for one in implementations}
         jobs = [Job(f"sweep_{one}", todo, seconds=3600, timed=True) for one, todo in tasks.items() if todo]
-        return _patient(Stage(jobs, 2), tiny)
+        return _stage(name, jobs, tiny)
     headline = [layer for layer in speed.LAYERS if layer.length == speed.HEADLINE and layer.dilation == 1]
     layers = list(TINY_LAYERS) if tiny else headline if name == "headline" else list(speed.LAYERS)
-    seconds = 45.0 if name == "headline" else 40.0
     jobs = []
     for side in (*implementations, *PEERS):
         tasks = speed.tasks_of(side, layers)
@@ -83,9 +84,28 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
             for task in tasks:
                 results.add(record={"outcome": SKIPPED, "reason": f"not installed: {package}"}, **task)
         elif not (tiny and "cudnn" in side):
-            limits: dict[str, Any] = {"seconds": seconds} | (FLEX if side == "flex" else {})
-            jobs.append(Job(f"{name}_{side}", tasks, timed=True, warm=[package], **limits))
-    return _patient(Stage([] if tiny and name == "lengths" else jobs, 2), tiny)
+            seconds = FLEX_SECONDS if side == "flex" else 60.0
+            job = Job(f"{name}_{side}", tasks, seconds, timed=True, autotuned=side == "xla", warm=[package])
+            jobs.append(job)
+    return _stage(name, [] if tiny and name == "lengths" else jobs, tiny)
+
+
+def _stage(name: str, jobs: Sequence[Job], tiny: bool = False) -> Stage:
+    """Each job of one of ours as SHARDS processes, each with every so many-th of its tasks.
+
+    Tiny: a rehearsal on a slow device, interpreted, two jobs at a time.
+    """
+    if tiny:
+        limits = {"seconds": 900.0, "task_seconds": 300.0, "compile_seconds": 300.0}
+        return Stage([dataclasses.replace(job, **limits) for job in jobs], 2)
+    shards = []
+    for job in jobs:
+        is_ours = any(job.name.startswith(f"{name}_{one}") for one in OURS)
+        count = SHARDS.get(name, 1) if is_ours else 1
+        for n in range(count):
+            number = f"_{n}" if count > 1 else ""
+            shards.append(dataclasses.replace(job, name=job.name + number, tasks=job.tasks[n::count]))
+    return Stage(shards, AT_ONCE)
 
 
 def _profile_jobs(implementations: Sequence[str], results: Results) -> list[Job]:
@@ -122,11 +142,3 @@ def _training_tasks(implementation: str, tiny: bool) -> list[dict[str, Any]]:
     key = {"part": "training", "config": "enwik8_small", "implementation": implementation}
     variants, phases = (("smoke",), (1,)) if tiny else (TRAINING_VARIANTS, TRAINING_PHASES)
     return [key | {"variant": variant, "phase": phase} for variant in variants for phase in phases]
-
-
-def _patient(stage: Stage, tiny: bool) -> Stage:
-    """A rehearsal on a slow device, interpreted, one job at a time."""
-    if not tiny:
-        return stage
-    limits = {"seconds": 900.0, "task_seconds": 300.0, "compile_seconds": 300.0}
-    return Stage([dataclasses.replace(job, **limits) for job in stage.jobs], 1)

@@ -42,10 +42,11 @@ class Job:
     Attributes:
       name: of the job, for the log and its file.
       tasks: in their order; each a part and the key of its record.
-      seconds: for the whole job, new processes after failures included, starting up not.
+      seconds: for the whole job, new processes after failures included, starting up and waiting for others not.
       task_seconds: that a task may take once it is compiled.
-      compile_seconds: that it may be waited for.
-      timed: no other timed job uses the device at the same time.
+      compile_seconds: that it may take before.
+      timed: while one of its tasks runs, no other timed job's does.
+      autotuned: compiling tries things out on the device; where timed, that is done alone, too.
       warm: packages that the tasks will import, which may be done before.
       wrapper: a command that the process is started by; its status is the verdict.
     """
@@ -56,34 +57,33 @@ class Job:
     task_seconds: float = 20.0
     compile_seconds: float = 90.0
     timed: bool = False
+    autotuned: bool = False
     warm: Sequence[str] = ()
     wrapper: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of a supervisor: seconds until a process has started up, threads that compile in each, modules it imports."""
+    """Of a supervisor: seconds until a process has started up, modules it imports."""
 
     start_seconds: float = 90.0
-    threads: int = 8
     modules: Sequence[str] = ()
 
 
 class Process:
     """One process that goes through the rest of a job."""
 
-    def __init__(self, job: Job, tasks: list[dict[str, Any]], folder: Path, number: int, threads: int, modules) -> None:
-        self.tasks, self.threads = tasks, threads
+    def __init__(self, job: Job, tasks: list[dict[str, Any]], folder: Path, number: int, modules) -> None:
+        self.tasks = tasks
         self.state, self.current, self.since = "starting", None, time.monotonic()
-        self.ready_at: float | None = None
+        self._spent = 0.0
         self.recorded, self.usable = 0, True
         folder.mkdir(parents=True, exist_ok=True)
         file, journal, self._log = (folder / f"{job.name}.{number}.{kind}" for kind in ("tasks", "journal", "log"))
         file.write_text(json.dumps(tasks))
         journal.write_text("")
-        options = [f"--threads={threads}", *(f"--import={name}" for name in modules)]
-        options += [f"--warm={name}" for name in job.warm]
-        options += [f"--lock={folder / 'lock'}"] * job.timed
+        options = [*(f"--import={name}" for name in modules), *(f"--warm={name}" for name in job.warm)]
+        options += [f"--lock={folder / 'lock'}"] * job.timed + ["--autotuned"] * job.autotuned
         with self._log.open("w") as log:
             self._popen = subprocess.Popen(
                 [*job.wrapper, sys.executable, "-m", "benchmarks.gpu.worker", str(file), str(journal), *options],
@@ -100,16 +100,19 @@ class Process:
         self._offset += sum(len(line.encode()) for line in lines)
         found = [json.loads(line) for line in lines]
         for line in found:
-            self.since = time.monotonic()
+            now = time.monotonic()
+            self._spent, self.since = self.spent(now), now
             if line.get("ready"):
-                self.ready_at, self.state = self.since, "compiling"
-            elif line.get("waiting"):
-                self.state = "waiting"
+                self.state = "compiling"
             elif "record" in line:
                 self.current, self.recorded, self.usable = None, line["task"] + 1, line["usable"]
             elif "state" in line:
                 self.current, self.state = line["task"], line["state"]
         return found
+
+    def spent(self, now: float) -> float:
+        """Seconds at work, not those of starting up and of waiting for other processes."""
+        return self._spent + (now - self.since) * (self.state in ("compiling", "running"))
 
     @property
     def ended(self) -> int | None:
@@ -133,7 +136,6 @@ class _Running:
 
     def __init__(self, job: Job, tasks: list[dict[str, Any]]) -> None:
         self.job, self.rest, self.spent, self.number = job, tasks, 0.0, 0
-        self.serial = False
         self.process: Process | None = None
 
 
@@ -173,8 +175,7 @@ class Supervisor:
         if self.deadline - time.monotonic() < LEAST:
             return False
         one.number += 1
-        threads = 0 if one.serial else self.limits.threads
-        one.process = Process(one.job, one.rest, self.folder, one.number, threads, self.limits.modules)
+        one.process = Process(one.job, one.rest, self.folder, one.number, self.limits.modules)
         return True
 
     def _goes_on(self, one: _Running) -> bool:
@@ -185,7 +186,7 @@ class Supervisor:
         self._take(one)
         if status is None:
             overdue = self._overdue(one, now)
-            out_of_time = process.ready_at and one.spent + now - process.ready_at > job.seconds
+            out_of_time = one.spent + process.spent(now) > job.seconds
             if not overdue and not out_of_time and now < self.deadline - 1:
                 return True
             process.kill()
@@ -200,7 +201,7 @@ class Supervisor:
             if not self._accounts_for(one, status):
                 return self._give_up(one, f"{_status(status)} before its first task: {process.last_words()}")
         one.rest = one.rest[process.recorded :]
-        one.spent += now - (process.ready_at or now)
+        one.spent += process.spent(now)
         if not one.rest:
             return False
         if job.seconds - one.spent < 2:
@@ -212,7 +213,9 @@ class Supervisor:
         process, job = one.process, one.job
         assert process
         if process.current is not None:
-            self._died(one, status, process.current)
+            words = process.last_words()
+            reason = f"{_status(status)} while {process.state}" + f": {words}" * bool(words)
+            self._record(one, process.current, {"outcome": "died", "reason": reason})
         elif job.wrapper and process.recorded:  # what went well for the process did not for its wrapper
             reason = f"{job.wrapper[0]} {_status(status)}: {process.last_words()}"
             self._record(one, process.recorded - 1, {"outcome": "wrong", "reason": reason})
@@ -227,20 +230,6 @@ class Supervisor:
         if limit is None or now - process.since <= limit:
             return None
         return f"no end {limit:.0f} s after {process.state} had begun"
-
-    def _died(self, one: _Running, status: int, current: int) -> None:
-        """Blames the task that was at work, or finds out which it was, as others may have been compiled beside it."""
-        process = one.process
-        assert process
-        words = process.last_words()
-        alone = not process.threads or current == len(process.tasks) - 1
-        if not alone and "CUDA" not in words:
-            one.serial = True
-            self._say(f"  {one.job.name}: {_status(status)}; going on with one task at a time")
-            return
-        one.serial = False
-        reason = f"{_status(status)} while {process.state}"
-        self._record(one, current, {"outcome": "died", "reason": f"{reason}: {words}" if words else reason})
 
     def _take(self, one: _Running) -> None:
         process = one.process

@@ -12,42 +12,38 @@ from jax import lax
 
 REPEATS = 7
 SECONDS = 0.35  # for all repeats together
-LONG = 5.0  # milliseconds, beside which a launch is nothing
+LONG = 2.0  # seconds, which repeats of long calls do not exceed by much
 CHAIN = 10  # calls in a loop whose length XLA knows: the host launches them ahead, without asking the device each time
 
 
-def measure_jax(f: Callable, *arguments: Any) -> dict[str, float]:
+def measure_jax(f: Callable, *arguments: Any, chain: int = CHAIN) -> dict[str, float]:
     """{"milliseconds": median of a call, "bytes": what it needs beside its arguments: results and scratch memory}."""
-    return prepare_jax(f, *arguments)(*arguments)
+    return prepare_jax(f, *arguments, chain=chain)(*arguments)
 
 
-def prepare_jax(f: Callable, *shapes: Any) -> Callable[..., dict[str, float]]:
+def prepare_jax(f: Callable, *shapes: Any, chain: int = CHAIN) -> Callable[..., dict[str, float]]:
     """Compiles f for arguments of these shapes; returns the measuring function of the arguments.
 
-    Short calls are repeated by a loop on the device, each waiting for the one before.
+    Calls are repeated by a loop on the device, each waiting for the one before; `chain` of them at least.
     """
-    compiled = jax.jit(f).lower(*shapes).compile()
-    loop = jax.jit(partial(repeated, f)).lower(shapes, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    loop = jax.jit(partial(repeated, f, chain)).lower(shapes, jax.ShapeDtypeStruct((), jnp.int32)).compile()
 
     def measure(*arguments: Any) -> dict[str, float]:
-        memory: Any = compiled.memory_analysis()
-        estimate = min(_seconds(compiled, *arguments) for _ in range(3)) * 1e3
-        calls, run = 1, partial(compiled, *arguments)
-        if estimate < LONG:
-            chains = max(1, min(50, int(SECONDS / REPEATS / (estimate / 1e3) / CHAIN)))
-            calls, run = chains * CHAIN, partial(loop, arguments, jnp.int32(chains))
-        _seconds(run)
-        median = statistics.median(_seconds(run) for _ in range(REPEATS)) / calls
-        return {
-            "milliseconds": median * 1e3,
-            "bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes,
-        }
+        def seconds_of_call(chains: int) -> float:
+            return _seconds(loop, arguments, jnp.int32(chains)) / (chains * chain)
+
+        seconds_of_call(1)
+        estimate = min(seconds_of_call(1) for _ in range(2))
+        chains = max(1, min(500, int(SECONDS / REPEATS / estimate)) // chain)
+        repeats = max(3, min(REPEATS, int(LONG / (estimate * chains * chain))))
+        median = statistics.median(seconds_of_call(chains) for _ in range(repeats))
+        return {"milliseconds": median * 1e3, "bytes": loop.memory_analysis().temp_size_in_bytes}  # type: ignore
 
     return measure
 
 
-def repeated(f: Callable, arguments: tuple, chains: Any) -> jax.Array:
-    """Calls f CHAIN times for each chain, each time after the last; a sum of something of every result."""
+def repeated(f: Callable, chain: int, arguments: tuple, chains: Any) -> jax.Array:
+    """Calls f `chain` times for each of the chains, each time after the last; a sum of something of every result."""
 
     def once(_, carry):
         arguments, probe = carry
@@ -57,10 +53,10 @@ def repeated(f: Callable, arguments: tuple, chains: Any) -> jax.Array:
         probe += sum(x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(results))
         return lax.optimization_barrier((arguments, probe))
 
-    def chain(_, carry):
-        return lax.fori_loop(0, CHAIN, once, carry)
+    def calls(_, carry):
+        return lax.fori_loop(0, chain, once, carry)
 
-    return lax.fori_loop(0, chains, chain, (arguments, jnp.float32(0)))[1]
+    return lax.fori_loop(0, chains, calls, (arguments, jnp.float32(0)))[1]
 
 
 def _seconds(f: Callable, *arguments: Any) -> float:

@@ -8,7 +8,7 @@ from benchmarks.gpu.timing import measure_torch
 if TYPE_CHECKING:
     from benchmarks.gpu.speed import Layer
 
-Side = Callable[[str], dict[str, float]]  # measures one kind of work
+Side = Callable[[str], Callable[[], dict[str, float]]]  # compiles one kind of work, returns what measures it
 
 
 def _side(layer: "Layer", attention: Callable[..., Any], layout: str) -> Side:
@@ -22,15 +22,21 @@ def _side(layer: "Layer", attention: Callable[..., Any], layout: str) -> Side:
         x = torch.randn((1, *shape, layer.head_dim), generator=generator, device="cuda", dtype=torch.bfloat16)
         return x.requires_grad_(grad)
 
-    def measure(work: str) -> dict[str, float]:
+    def prepare(work: str) -> Callable[[], dict[str, float]]:
         inputs = [array(work == "both") for _ in range(3)]
-        if work == "forward":
-            with torch.no_grad():
-                return measure_torch(lambda: attention(*inputs))
         cotangent = array(False)
-        return measure_torch(lambda: torch.autograd.grad(attention(*inputs), inputs, cotangent))
 
-    return measure
+        def run() -> Any:
+            if work == "forward":
+                with torch.no_grad():
+                    return attention(*inputs)
+            return torch.autograd.grad(attention(*inputs), inputs, cotangent)
+
+        run()  # compiles
+        torch.cuda.synchronize()
+        return lambda: measure_torch(run)
+
+    return prepare
 
 
 def flex(layer: "Layer") -> Side:

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gpu.results import Results
-from benchmarks.gpu.timing import measure_jax
+from benchmarks.gpu.timing import prepare_jax
 from configs.char_lm import paper
 from longformer_jax import CharLMConfig, banded_attention
 from longformer_jax.models.positions import band_basis
@@ -35,17 +36,22 @@ def experiment(variant: str, implementation: str | None) -> CharLMExperiment:
 
 
 def prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """The state takes the memory of a whole run: nothing is done ahead of another task."""
-    return lambda: measure_phase(experiment(task["variant"], task["implementation"]), task["phase"] - 1)
-
-
-def measure_phase(config: CharLMExperiment, phase: int) -> dict[str, Any]:
-    """Characters per second, model FLOP utilisation, memory, and the share of attention in a step's time."""
+    """Compiles a phase; returns what measures characters per second, model FLOP utilisation, memory, and the share of
+    attention in a step's time."""
+    config, phase = experiment(task["variant"], task["implementation"]), task["phase"] - 1
     mesh = make_mesh(config.mesh)
     accumulate = accumulation_steps(config, phase, mesh)
     settings, model = config.phases[phase], config.model_in_phase(phase)
-    state = init_state(config, mesh)
     step = compile_train_step(config, phase, accumulate, mesh)
+    attention = prepare_attention(model, settings.batch_size // accumulate, settings.sequence_length)
+    return partial(_measure, config, phase, accumulate, mesh, step, attention)
+
+
+def _measure(
+    config: CharLMExperiment, phase: int, accumulate: int, mesh: Any, step: Callable, attention: Callable[[], float]
+) -> dict[str, Any]:
+    settings, model = config.phases[phase], config.model_in_phase(phase)
+    state = init_state(config, mesh)
     text = np.random.default_rng(0).integers(0, 256, (settings.batch_size, settings.sequence_length + 1), np.uint8)
     flops = training_flops_per_character(model, state["params"], settings.sequence_length)
     times = []
@@ -57,7 +63,6 @@ def measure_phase(config: CharLMExperiment, phase: int) -> dict[str, Any]:
     seconds = statistics.median(times[1:])
     memory = step.memory_analysis()  # type: ignore
     del state
-    attention = attention_milliseconds(model, settings.batch_size // accumulate, settings.sequence_length) * accumulate
     rate = settings.batch_size * settings.sequence_length / seconds
     peak = peak_flops()
     return {
@@ -65,19 +70,20 @@ def measure_phase(config: CharLMExperiment, phase: int) -> dict[str, Any]:
         "characters_per_second": rate,
         "mfu": rate * flops / peak if peak else None,
         "bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
-        "attention_share": attention / (seconds * 1e3),
+        "attention_share": attention() * accumulate / (seconds * 1e3),
     }
 
 
-def attention_milliseconds(model: CharLMConfig, batch: int, length: int) -> float:
-    """Forward and backward of every layer's attention, each measured on its own."""
-    total, dtype = 0.0, jnp.dtype(model.dtype)
+def prepare_attention(model: CharLMConfig, batch: int, length: int) -> Callable[[], float]:
+    """Compiles forward and backward of every layer's attention; returns what measures their milliseconds, each on its
+    own."""
+    dtype, parts = jnp.dtype(model.dtype), []
     for group in model.layer_groups:
         key_dim = model.head_dim
         if model.positions == "transformer_xl":
             key_dim += 2 * len(band_basis(model.sinusoid_dim, min(group.reach, length - 1)).frequencies)
-        shapes = [(batch, length, model.num_heads, d) for d in (key_dim, key_dim, model.head_dim, model.head_dim)]
-        arrays = [jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes)]
+        dims = (key_dim, key_dim, model.head_dim, model.head_dim)
+        shapes = [jax.ShapeDtypeStruct((batch, length, model.num_heads, d), dtype) for d in dims]
         dilation = (group.dilation,) * model.dilated_heads + (1,) * (model.num_heads - model.dilated_heads)
 
         def both(query, key, value, cotangent, group=group, dilation=dilation):
@@ -88,8 +94,16 @@ def attention_milliseconds(model: CharLMConfig, batch: int, length: int) -> floa
             out, pullback = jax.vjp(attend, query, key, value)
             return out, pullback(cotangent)
 
-        total += (group.stop - group.start) * measure_jax(both, *arrays)["milliseconds"]
-    return total
+        parts.append((group.stop - group.start, prepare_jax(both, *shapes), shapes))
+
+    def measure() -> float:
+        total = 0.0
+        for layers, run, shapes in parts:
+            arrays = [jax.random.normal(jax.random.key(i), x.shape, x.dtype) for i, x in enumerate(shapes)]
+            total += layers * run(*arrays)["milliseconds"]
+        return total
+
+    return measure
 
 
 # ---- A real run ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""A process that goes through tasks one by one: `python -m benchmarks.gpu.worker TASKS JOURNAL`.
+"""A process that compiles and runs tasks one by one: `python -m benchmarks.gpu.worker TASKS JOURNAL`.
 
-It compiles ahead in threads, runs in the main one, and writes a line of JSON to its journal when something begins and
-when it has ended, so that whoever looks at the journal knows what has been found and what killed or holds the process.
+It writes a line of JSON to its journal when something begins and when it has ended, so that whoever looks at the
+journal knows what has been found and what killed or holds the process. It has one thread, as times that are taken
+beside compilations in the same process are wrong; other processes may compile meanwhile.
 """
 
 import argparse
@@ -14,13 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.results import OK, SKIPPED
 
-# part -> a function of the task that prepares it, in a thread, and returns what the main thread calls for the record.
+# part -> a function of the task that compiles it and returns what is called for the record.
 Prepare = Callable[[dict[str, Any]], Callable[[], dict[str, Any]]]
 # Imported when a task asks for it, as they take different things.
 PARTS: dict[str, tuple[str, str]] = {
@@ -49,24 +49,36 @@ class Journal:
             os.fsync(file.fileno())
 
 
-def work(tasks: list[dict[str, Any]], journal: Journal, threads: int) -> int:
-    """Goes through the tasks; returns the process's exit status. 0 threads: compiles each when its turn has come."""
-    pool = ThreadPoolExecutor(threads) if threads else None
-    ahead: list[Future | None] = [pool.submit(_prepare, task) if pool else None for task in tasks]
-    for number, (task, waiting) in enumerate(zip(tasks, ahead, strict=True)):
-        journal.write(task=number, state="compiling")
-        try:
-            run = waiting.result() if waiting else _prepare(task)
-            journal.write(task=number, state="running")
-            record = {"outcome": OK} | run()
-        except ImportError as error:
-            record = {"outcome": SKIPPED, "reason": f"not installed: {error.name or error}"}
-        except NotImplementedError as error:
-            record = {"outcome": SKIPPED, "reason": str(error)}
-        except Exception as error:  # is what was to be found out
-            record = {"outcome": "error", "reason": f"{type(error).__name__}: {error}"[:400]}
-        usable = record["outcome"] != "error" or _device_works()
-        journal.write(task=number, record=record, usable=usable)
+def work(tasks: list[dict[str, Any]], journal: Journal, lock: Path | None = None, *, autotuned: bool = False) -> int:
+    """Goes through the tasks; returns the process's exit status.
+
+    With a lock each is run while no other process with this lock runs one, and compiled so, too, if `autotuned`.
+    """
+    for number, task in enumerate(tasks):
+        with contextlib.ExitStack() as held:
+
+            def alone(number: int = number, held: contextlib.ExitStack = held) -> None:
+                if lock:
+                    journal.write(task=number, state="waiting")
+                    held.enter_context(_alone(lock))
+
+            try:
+                if autotuned:
+                    alone()
+                journal.write(task=number, state="compiling")
+                run = _prepare(task)
+                if not autotuned:
+                    alone()
+                journal.write(task=number, state="running")
+                record = {"outcome": OK} | run()
+            except ImportError as error:
+                record = {"outcome": SKIPPED, "reason": f"not installed: {error.name or error}"}
+            except NotImplementedError as error:
+                record = {"outcome": SKIPPED, "reason": str(error)}
+            except Exception as error:  # is what was to be found out
+                record = {"outcome": "error", "reason": f"{type(error).__name__}: {error}"[:400]}
+            usable = record["outcome"] != "error" or _device_works()
+            journal.write(task=number, record=record, usable=usable)
         if not usable:
             return UNUSABLE
     return 0
@@ -88,11 +100,8 @@ def _device_works() -> bool:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path | None) -> Iterator[None]:
+def _alone(lock: Path) -> Iterator[None]:
     """While no other process with this lock goes on; the system unlocks it, however the process ends."""
-    if lock is None:
-        yield
-        return
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -110,8 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", type=Path)
     parser.add_argument("journal", type=Path)
-    parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--lock", type=Path, help="held while the tasks go on")
+    parser.add_argument("--lock", type=Path, help="held while a task runs")
+    parser.add_argument("--autotuned", action="store_true", help="the lock is held while a task is compiled, too")
     parser.add_argument("--warm", action="append", default=[], help="a package that tasks will import")
     parser.add_argument(
         "--import", dest="modules", action="append", default=[], help="a module that adds to what there is"
@@ -124,18 +133,16 @@ def main() -> None:
 
     for name in options.modules:
         importlib.import_module(name)
-    # What takes the processor only is done while another process may be measuring.
+    # Before the clock of its tasks starts.
     for name in {PARTS[task["part"]][0] for task in tasks if task["part"] in PARTS} | set(options.warm):
         with contextlib.suppress(Exception):  # the tasks will say it
             importlib.import_module(name)
-    journal.write(waiting=True)
-    with _alone(options.lock):
-        journal.write(ready=True)
-        journal.write(facts=facts())  # starts JAX and the device
-        status = work(tasks, journal, options.threads)
+    journal.write(facts=facts())  # starts JAX and the device
+    journal.write(ready=True)
+    status = work(tasks, journal, options.lock, autotuned=options.autotuned)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # a device that hangs, or a compilation that no one waits for, would hold the interpreter
+    os._exit(status)  # a device that hangs would hold the interpreter
 
 
 if __name__ == "__main__":
