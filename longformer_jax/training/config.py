@@ -38,6 +38,9 @@ OBJECTIVES = {
 # What is to be done about data that are not where they were.
 _MOVED = "if it has moved, say to where by --config.data.path of train.py or --data_path of eval.py"
 
+# Of all phases of a run, as steps are counted in int32.
+MAX_STEPS = 2**31 - 1
+
 DECAYS = ("constant", "linear", "cosine", "polynomial")
 
 
@@ -197,7 +200,7 @@ class ExperimentConfig(abc.ABC):
             value = getattr(self, field)
             check(value >= minimum, field, value, f"at least {minimum}")
         check(self.seed < 2**32, "seed", self.seed, "below 2**32")
-        check(self.total_steps < 2**31, "phases", f"of {self.total_steps} steps", "fewer than 2**31")
+        check(self.total_steps <= MAX_STEPS, "phases", f"of {self.total_steps} steps", "fewer than 2**31")
         warmup = self.optimizer.warmup_steps
         for index, phase in enumerate(self.phases):
             expected = f"less than the {phase.steps} steps of phases[{index}]"

@@ -31,7 +31,7 @@ from longformer_jax.training.metrics import (
 from longformer_jax.training.monitor import DivergenceError, StepMonitor
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.processes import check_same, together
-from longformer_jax.training.resumption import check_resumes
+from longformer_jax.training.resumption import check_resumes, longer_run
 from longformer_jax.training.sharding import accumulation_steps, check_memory, make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
 from longformer_jax.training.workdir import MODEL_DIRECTORY, leave_model
@@ -170,9 +170,8 @@ def _where_it_begins(config: ExperimentConfig, workdir: Path, start: int) -> str
     if start < config.total_steps:
         return f"continuing after step {start:,}" if start else "from the beginning"
     way = f"--config.init={workdir / MODEL_DIRECTORY} in another workdir begins with its model"
-    if config.optimizer.decay == "constant":
-        last = len(config.phases) - 1
-        way = f"--config.phases[{last}].steps above {config.phases[last].steps:,} trains for longer, and {way}"
+    if flags := longer_run(config):
+        way = f"{flags} trains for longer, and {way}"
     return f"already finished with step {start:,}; {way}"
 
 

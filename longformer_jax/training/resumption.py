@@ -1,10 +1,11 @@
 """What may differ between a run's configuration and the one under which it goes on."""
 
+import dataclasses
 import itertools
 import re
 
 from longformer_jax.errors import InputError
-from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.config import MAX_STEPS, ExperimentConfig
 
 # What may differ: nothing here changes what is learnt, but for the dropout masks, which
 # follow from how a batch is cut. That the data at another path are the same, their digest tells.
@@ -28,6 +29,31 @@ def check_resumes(config: ExperimentConfig, previous: ExperimentConfig, step: in
       previous: the configuration of the run.
       step: how many steps it has done.
     """
+    if fields := _wrong_fields(config, previous, step):
+        old, new = _flatten(previous.to_dict()), _flatten(config.to_dict())
+        changed = ", ".join(f"{field} ({old.get(field)!r}, now {new.get(field)!r})" for field in fields)
+        why = _why_fixed(config, previous, step) if all(map(_SCHEDULE.fullmatch, fields)) else ""
+        raise InputError(
+            f"the workdir holds a run of another configuration: {changed} changed{why}; expected the same "
+            "configuration or another workdir"
+        )
+
+
+def longer_run(config: ExperimentConfig) -> str | None:
+    """The flags under which a finished run of `config` would go on, in words; None where there are none."""
+    steps, index = config.phases[-1].steps, len(config.phases) - 1
+    # The longest that there can be: a warm-up that stays what it was there does so for any number between.
+    last = dataclasses.replace(config.phases[-1], steps=steps + MAX_STEPS - config.total_steps)
+    longest = dataclasses.replace(config, phases=(*config.phases[:-1], last))
+    flags = f"--config.phases[{index}].steps above {steps:,}"
+    if not _wrong_fields(longest, config, config.total_steps):
+        return flags
+    flag = _keeping_warmup(longest, config, config.total_steps)
+    return flag and f"{flags} with {flag}"
+
+
+def _wrong_fields(config: ExperimentConfig, previous: ExperimentConfig, step: int) -> list[str]:
+    """The fields that keep a run of `previous`, of which `step` steps are done, from going on under `config`."""
     old, new = _flatten(previous.to_dict()), _flatten(config.to_dict())
     begun = _begun(previous, step)
     same_past = _begun(config, step) == begun and config.total_steps >= step
@@ -38,13 +64,17 @@ def check_resumes(config: ExperimentConfig, previous: ExperimentConfig, step: in
         return bool(_HARMLESS.fullmatch(field) or same_past and (is_ahead or _SCHEDULE.fullmatch(field)))
 
     differing = [field for field in sorted(old.keys() | new.keys()) if old.get(field) != new.get(field)]
-    if fields := [field for field in differing if not may_change(field)]:
-        changed = ", ".join(f"{field} ({old.get(field)!r}, now {new.get(field)!r})" for field in fields)
-        why = _why_fixed(config, begun, step) if all(map(_SCHEDULE.fullmatch, fields)) else ""
-        raise InputError(
-            f"the workdir holds a run of another configuration: {changed} changed{why}; expected the same "
-            "configuration or another workdir"
-        )
+    return [field for field in differing if not may_change(field)]
+
+
+def _keeping_warmup(config: ExperimentConfig, previous: ExperimentConfig, step: int) -> str | None:
+    """A flag that gives `config` the warm-up of the phase that the run has come to, if the run may then go on."""
+    warmup = _begun(previous, step)[-1][1]
+    try:
+        kept = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup))
+    except InputError:  # another phase is too short for it
+        return None
+    return None if _wrong_fields(kept, previous, step) else f"--config.optimizer.warmup_steps={warmup}"
 
 
 def _begun(config: ExperimentConfig, step: int) -> list[tuple[int, int, int]]:
@@ -61,14 +91,15 @@ def _begun(config: ExperimentConfig, step: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def _why_fixed(config: ExperimentConfig, begun: list[tuple[int, int, int]], step: int) -> str:
-    """Why the numbers of steps cannot be those of `config`, where the phases that have begun are `begun`."""
-    now, index = _begun(config, step), len(begun) - 1
-    warmup = begun[index][1]
+def _why_fixed(config: ExperimentConfig, previous: ExperimentConfig, step: int) -> str:
+    """Why the numbers of steps of a run of `previous` cannot be those of `config`."""
+    begun, now = _begun(previous, step), _begun(config, step)
+    index = len(begun) - 1
     if config.optimizer.decay != "constant":
         why = f"with optimizer.decay={config.optimizer.decay!r} their rates follow from the steps of the whole phase"
-    elif len(now) == len(begun) and now[:index] == begun[:index] and now[index][1] != warmup:
-        why = f"phases[{index}] warmed up for {warmup} steps (--config.optimizer.warmup_steps={warmup} keeps that)"
+    elif len(now) == len(begun) and now[:index] == begun[:index] and now[index][1] != begun[index][1]:
+        flag = _keeping_warmup(config, previous, step)
+        why = f"phases[{index}] warmed up for {begun[index][1]} steps" + (f" ({flag} keeps that)" if flag else "")
     else:
         why = "only the phase that they have come to may get another end, after them"
     return (

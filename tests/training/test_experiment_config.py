@@ -21,7 +21,7 @@ from longformer_jax.training import (
     OptimizerConfig,
     TokenDataConfig,
 )
-from longformer_jax.training.resumption import check_resumes
+from longformer_jax.training.resumption import check_resumes, longer_run
 from tests.training.tiny import CONFIG
 
 
@@ -259,10 +259,8 @@ def test_harmless_changes_resume(edit: Callable[[dict[str, Any]], None]) -> None
     [
         ({"decay": "linear"}, "with optimizer.decay='linear' their rates follow from the steps of the whole phase; to"),
         ({"decay": "cosine"}, "with optimizer.decay='cosine' their rates follow from the steps of the whole phase; to"),
-        (
-            {"warmup_fraction": 0.5},
-            r"phases\[1\] warmed up for 4 steps \(--config.optimizer.warmup_steps=4 keeps that\)",
-        ),
+        # Four steps of warm-up would be others than the first phase had.
+        ({"warmup_fraction": 0.5}, r"phases\[1\] warmed up for 4 steps; to train for longer"),
     ],
     ids=["linear", "cosine", "warmup"],
 )
@@ -316,6 +314,58 @@ def test_a_warm_up_may_be_said_in_another_way() -> None:
         check_resumes(ExperimentConfig.from_dict(values), previous, 6)
     values["optimizer"]["warmup_steps"] = 1
     check_resumes(ExperimentConfig.from_dict(values), previous, 6)
+
+
+def with_optimizer(steps: tuple[int, ...], **fields: Any) -> ExperimentConfig:
+    values = CONFIG.to_dict()
+    values["optimizer"].update(fields)
+    values["phases"] = [values["phases"][0] | {"steps": count} for count in steps]
+    return ExperimentConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "step", "fits"),
+    [
+        ((40,), (60,), 35, True),
+        ((40, 3), (60, 3), 35, False),  # a warm-up of 4 steps is longer than the other phase
+        ((40, 40), (40, 60), 75, True),
+        ((20, 40), (20, 60), 55, False),  # the first phase had another
+    ],
+)
+def test_only_a_warm_up_that_fits_is_suggested(
+    before: tuple[int, ...], now: tuple[int, ...], step: int, fits: bool
+) -> None:
+    with pytest.raises(InputError, match=r"warmed up for 4 steps") as raised:
+        check_resumes(with_optimizer(now), with_optimizer(before), step)
+    assert ("(--config.optimizer.warmup_steps=4 keeps that)" in str(raised.value)) == fits
+    if fits:
+        check_resumes(with_optimizer(now, warmup_steps=4), with_optimizer(before), step)
+
+
+@pytest.mark.parametrize(
+    ("steps", "optimizer", "flags"),
+    [
+        ((9,), {"warmup_fraction": 0.0}, "--config.phases[0].steps above 9"),
+        ((12, 9), {"warmup_steps": 1}, "--config.phases[1].steps above 9"),
+        ((40, 40), {"max_warmup_steps": 4}, "--config.phases[1].steps above 40"),
+        ((40, 40), {}, "--config.phases[1].steps above 40 with --config.optimizer.warmup_steps=4"),
+        ((20, 40), {}, None),
+        ((40,), {"decay": "linear"}, None),
+    ],
+)
+def test_a_finished_run_goes_on_under_the_flags_that_are_named(
+    steps: tuple[int, ...], optimizer: dict[str, Any], flags: str | None
+) -> None:
+    previous = with_optimizer(steps, **optimizer)
+    assert longer_run(previous) == flags
+    kept = {"warmup_steps": 4} if flags and "warmup_steps" in flags else {}
+    for longer in (steps[-1] + 1, steps[-1] * 100):
+        config = with_optimizer((*steps[:-1], longer), **optimizer | kept)
+        if flags:
+            check_resumes(config, previous, sum(steps))
+    if flags is None:
+        with pytest.raises(InputError):
+            check_resumes(config, previous, sum(steps))
 
 
 def test_a_phase_that_has_not_begun_may_be_another() -> None:

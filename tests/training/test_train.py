@@ -105,16 +105,15 @@ def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, str], capsy
     assert (workdir / "metrics.jsonl").read_text() == before
     (line, _) = capsys.readouterr().out.splitlines()
     assert line.endswith(
-        f"already finished with step 20; --config.phases[1].steps above 8 trains for longer, and "
-        f"--config.init={workdir / 'model'} in another workdir begins with its model"
+        f"already finished with step 20; --config.init={workdir / 'model'} in another workdir begins with its model"
     )
 
 
-def test_how_to_go_on_where_rates_decay(finished: tuple[Path, str], tmp_path: Path) -> None:
-    """More steps of a phase would change the steps that are done."""
-    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, decay="linear"))
+def test_how_a_finished_run_can_go_on(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, warmup_steps=1))
     assert _where_it_begins(config, tmp_path, 20) == (
-        f"already finished with step 20; --config.init={tmp_path / 'model'} in another workdir begins with its model"
+        f"already finished with step 20; --config.phases[1].steps above 8 trains for longer, and "
+        f"--config.init={tmp_path / 'model'} in another workdir begins with its model"
     )
 
 
