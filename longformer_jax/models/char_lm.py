@@ -25,6 +25,7 @@ from longformer_jax.models.checks import (
     per_layer,
 )
 from longformer_jax.models.embedding import look_up
+from longformer_jax.models.parameters import names_wrong_params, stacked_layers
 from longformer_jax.models.positions import band_basis, relative_key, relative_query, rotate
 
 _POSITIONS = ("transformer_xl", "rotary")
@@ -254,6 +255,7 @@ class CharLM(nn.Module):
     config: CharLMConfig
 
     @nn.compact
+    @names_wrong_params
     def __call__(self, tokens: jax.Array, *, deterministic: bool = True, cache: dict | None = None):
         """Computes logits.
 
@@ -266,9 +268,9 @@ class CharLM(nn.Module):
           logits float32 [B, T, vocab_size]; with a cache, (logits, cache).
 
         Raises:
-          InputError: tokens are no such integers, or the cache is of another model or number of rows. Under jit the
-            values of tokens are not known: one outside of the vocabulary gives NaN wherever it is seen, in later calls
-            with the cache, too, and perhaps elsewhere in its row.
+          InputError: tokens are no such integers, the cache is of another model or number of rows, or a parameter is
+            missing or has another shape. Under jit the values of tokens are not known: one outside of the vocabulary
+            gives NaN wherever it is seen, in later calls with the cache, too, and perhaps elsewhere in its row.
         """
         cfg = self.config
         check_tokens("tokens", tokens, cfg.vocab_size)
@@ -278,7 +280,7 @@ class CharLM(nn.Module):
         embed = nn.Embed(
             cfg.vocab_size, cfg.embed_dim, dtype=cfg.dtype, embedding_init=nn.initializers.normal(0.02), name="embed"
         )
-        layers = self.param("layers", _init_layers, cfg)
+        layers = stacked_layers(self, _init_layers)
         position = jnp.int32(0) if cache is None else cache["position"]
 
         x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(look_up(embed, tokens))

@@ -4,8 +4,6 @@ Arrays are checked by shape and dtype always, and by value where values are know
 those that are spread over several processes.
 """
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.errors import InputError
-from longformer_jax.integers import as_integer, check_integer
+from longformer_jax.integers import as_integer, check_integer, check_number
 
 # The most that a size may be: beyond any table in use, well within int32, and few enough layers to list their windows.
 MAX_SIZE = 2**24
@@ -31,13 +29,6 @@ def check_seed(seed: Any) -> int:
     if integer is None or not 0 <= integer < 2**32:
         raise InputError(f"seed is {seed!r}; expected an integer from 0 to 2**32 - 1")
     return integer
-
-
-def check_number(field: str, value: Any, expected: str) -> float:
-    """A finite number of Python or NumPy, as Python's; `expected` ends the sentence where it is none."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_) or not math.isfinite(value):
-        raise InputError(f"{field} is {value!r}; expected {expected}")
-    return float(value)
 
 
 def check_rate(field: str, value: Any) -> float:
@@ -84,6 +75,11 @@ def is_known(x: Any) -> bool:
     if isinstance(x, jax.core.Tracer):
         return False
     return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+
+
+def why_unknown(x: Any) -> str:
+    """Why `is_known` says no, for a sentence."""
+    return "is traced" if isinstance(x, jax.core.Tracer) else "is spread over several processes"
 
 
 def describe(x: Any) -> str:

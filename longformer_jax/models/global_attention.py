@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.errors import InputError
-from longformer_jax.models.checks import check_size, dtype_kind, is_known
+from longformer_jax.models.checks import check_size, dtype_kind, is_known, why_unknown
 
 
 @flax.struct.dataclass
@@ -80,8 +80,11 @@ def global_capacity(global_attention_mask: Any, attention_mask: Any = None) -> i
       attention_mask: the same; where it is 0, a token does not count, and where it is 2, it does in any case.
 
     Raises:
-      InputError: a mask is not valid.
+      InputError: a mask is not valid, or its values are not known here.
     """
+    for field, mask in (("global_attention_mask", global_attention_mask), ("attention_mask", attention_mask)):
+        if not is_known(mask):
+            raise InputError(f"{field} {why_unknown(mask)}; expected an array whose values can be counted")
     masks = [None if mask is None else np.asarray(mask) for mask in (global_attention_mask, attention_mask)]
     check_masks(*reversed(masks))
     is_global = _is_global(*masks)
@@ -122,8 +125,9 @@ def find_global_tokens(
     if max_global_tokens is None:
         if not is_known(global_attention_mask):
             raise InputError(
-                "max_global_tokens is None while global_attention_mask is traced; expected a number of global tokens "
-                "that no row exceeds, such as global_capacity(global_attention_mask) outside of jit"
+                f"max_global_tokens is None while global_attention_mask {why_unknown(global_attention_mask)}; expected "
+                "a number of global tokens that no row exceeds, such as global_capacity(global_attention_mask) on the "
+                "host"
             )
         max_global_tokens = global_capacity(global_attention_mask, attention_mask if all_known else None)
     else:

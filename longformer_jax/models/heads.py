@@ -1,6 +1,6 @@
 """Task heads on the encoder, those of Hugging Face's PyTorch code."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.errors import InputError
-from longformer_jax.models.checks import check_integers, check_within, is_known
+from longformer_jax.models.checks import check_integers, check_within, is_known, why_unknown
 from longformer_jax.models.longformer import EncoderOutput, Longformer, check_shapes, dense, layer_norm
 from longformer_jax.models.longformer_config import LongformerConfig
+from longformer_jax.models.parameters import names_wrong_params
 
 
 @flax.struct.dataclass
@@ -33,6 +34,7 @@ class ForMaskedLM(nn.Module):
     config: LongformerConfig
 
     @nn.compact
+    @names_wrong_params
     def __call__(
         self, input_ids: jax.Array, *args: Any, positions: jax.Array | None = None, **kwargs: Any
     ) -> HeadOutput:
@@ -85,6 +87,7 @@ class ForSequenceClassification(nn.Module):
     config: LongformerConfig
 
     @nn.compact
+    @names_wrong_params
     def __call__(
         self, input_ids: jax.Array, attention_mask=None, global_attention_mask=None, *args: Any, **kwargs: Any
     ) -> HeadOutput:
@@ -123,6 +126,7 @@ class ForTokenClassification(nn.Module):
     config: LongformerConfig
 
     @nn.compact
+    @names_wrong_params
     def __call__(self, input_ids: jax.Array, *args: Any, **kwargs: Any) -> HeadOutput:
         """Arguments as `Longformer`'s.
 
@@ -143,6 +147,7 @@ class ForQuestionAnswering(nn.Module):
     config: LongformerConfig
 
     @nn.compact
+    @names_wrong_params
     def __call__(
         self, input_ids: jax.Array, attention_mask=None, global_attention_mask=None, *args: Any, **kwargs: Any
     ) -> HeadOutput:
@@ -171,7 +176,10 @@ class ForMultipleChoice(nn.Module):
 
     config: LongformerConfig
 
+    input_axes: ClassVar[int] = 3
+
     @nn.compact
+    @names_wrong_params
     def __call__(
         self,
         input_ids: jax.Array,
@@ -224,7 +232,8 @@ def _check_room(module: nn.Module, input_ids: Any, kwargs: dict[str, Any], expec
     needed = module.config.attention_mode != "full" and not module.is_initializing()  # type: ignore
     if needed and not is_known(input_ids) and kwargs.get("max_global_tokens") is None:
         raise InputError(
-            f"max_global_tokens is None while input_ids is traced; expected a number of global tokens {expected}"
+            f"max_global_tokens is None while input_ids {why_unknown(input_ids)}; expected a number of global tokens "
+            f"{expected}"
         )
 
 

@@ -1,6 +1,5 @@
 """The Longformer encoder (sections 3 and 5), number for number that of Hugging Face's PyTorch code."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ from longformer_jax.models.checks import check_integers, check_tokens, check_wit
 from longformer_jax.models.embedding import look_up
 from longformer_jax.models.global_attention import GlobalTokens, check_masks, find_global_tokens, invalid_rows
 from longformer_jax.models.longformer_config import LongformerConfig
+from longformer_jax.models.parameters import names_wrong_params, stacked_layers
 
 Array = jax.Array | np.ndarray
 
@@ -158,6 +158,7 @@ class Longformer(nn.Module):
     add_pooling_layer: bool = True
 
     @nn.compact
+    @names_wrong_params
     def __call__(
         self,
         input_ids: Array,
@@ -190,9 +191,9 @@ class Longformer(nn.Module):
           output_attentions: whether to return attention probabilities, which takes T² memory.
 
         Raises:
-          InputError: an argument does not fit, a mask holds something else (as additive masks do), a row has more
-            global tokens than there is room for, or an id is outside its table. Under jit the values are not known:
-            such a row comes out as NaN, never wrong.
+          InputError: an argument or a parameter does not fit, a mask holds something else (as additive masks do), a row
+            has more global tokens than there is room for, or an id is outside its table. Under jit the values are not
+            known: such a row comes out as NaN, never wrong.
         """
         cfg = self.config
         _check_arguments(cfg, input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
@@ -218,7 +219,7 @@ class Longformer(nn.Module):
             if rows is not None:
                 x = jnp.where(rows[:, None, None], jnp.nan, x)
 
-        layers = self._layers()
+        layers = stacked_layers(self, _init_layers)  # global projections that are not wanted are passed over
         hidden_states, probabilities = [x[None]], []
         for group in cfg.layer_groups:
             module = EncoderLayer(cfg, group.window, group.dilation, deterministic, output_attentions, parent=None)
@@ -253,28 +254,6 @@ class Longformer(nn.Module):
             attentions=attentions,
             global_attentions=global_attentions if global_tokens is not None else None,
         )
-
-    def _layers(self) -> Any:
-        """The parameters of all layers; global projections that are there but not wanted are passed over."""
-        cfg = self.config
-        if not self.has_variable("params", "layers"):
-            return self.param("layers", _init_layers, cfg)
-        layers = self.get_variable("params", "layers")
-        expected = jax.eval_shape(functools.partial(_init_layers, config=cfg), jax.random.key(0))
-        if missing := [name for name in expected if name not in layers]:
-            raise InputError(
-                f"params have no layers/{', layers/'.join(missing)}; expected them, as config.global_projections is "
-                f"{cfg.global_projections}"
-            )
-        for (path, leaf), wanted in zip(
-            jax.tree_util.tree_leaves_with_path({name: layers[name] for name in expected}),
-            jax.tree.leaves(expected),
-            strict=True,
-        ):
-            if jnp.shape(leaf) != wanted.shape:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise InputError(f"params have layers/{name} {jnp.shape(leaf)}; expected {wanted.shape}, by config")
-        return {name: layers[name] for name in expected}
 
     def _embed(self, input_ids: Array, position_ids: Array, token_type_ids: Array) -> jax.Array:
         cfg = self.config

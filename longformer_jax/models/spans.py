@@ -17,9 +17,9 @@ class Spans:
     """The best spans of each row, best first; of equal ones the earlier comes first, then the shorter.
 
     Attributes:
-      start, end: int32 [B, n], of the first and of the last token of a span. Where a row has fewer than n spans, the
-        rest are (0, 0), the first token, with a score of -inf.
-      score: float32 [B, n], the logit of `start` as the first token plus that of `end` as the last.
+      start, end: int32 [B, n], of the first and of the last token of a span; (0, 0) where `valid` is False.
+      score: float32 [B, n], the logit of `start` as the first token plus that of `end` as the last. -inf where a row
+        has fewer than n spans, and NaN in all of a row whose logits are no numbers.
       null_score: float32 [B], of the span (0, 0), by which models trained on questions without an answer say that there
         is none.
     """
@@ -28,6 +28,11 @@ class Spans:
     end: jax.Array
     score: jax.Array
     null_score: jax.Array
+
+    @property
+    def valid(self) -> jax.Array:
+        """Booleans [B, n]: whether there is a span."""
+        return self.score > -jnp.inf
 
 
 def best_spans(logits: Any, answer_mask: Any, *, max_answer_length: int = 30, top_n: int = 1) -> Spans:
@@ -39,10 +44,11 @@ def best_spans(logits: Any, answer_mask: Any, *, max_answer_length: int = 30, to
       logits: [B, T, 2], as from `ForQuestionAnswering`.
       answer_mask: booleans [B, T], True for tokens at which an answer may begin or end, as from `answer_mask`.
       max_answer_length: tokens of an answer, start and end included.
-      top_n: how many spans to return.
+      top_n: n, how many spans to return; where a row has fewer, `Spans.valid` tells which they are.
 
     Raises:
-      InputError: an argument does not fit.
+      InputError: an argument does not fit, or `logits` holds a NaN or infinity for an allowed token or the first one.
+        Under jit their values are not known: such a row has no valid span, and NaN for all of its scores.
     """
     if getattr(logits, "ndim", None) != 3 or logits.shape[-1] != 2 or dtype_kind(logits) != "floating":
         raise InputError(f"logits is {describe(logits)}; expected an array of floats [batch, length, 2]")
@@ -54,6 +60,11 @@ def best_spans(logits: Any, answer_mask: Any, *, max_answer_length: int = 30, to
     longest = min(check_size("max_answer_length", max_answer_length), T)
     top_n = check_size("top_n", top_n)
     logits = jnp.asarray(logits, jnp.float32)
+    # [B, T]; where no answer may be, it does not matter.
+    wrong = ~(logits < jnp.inf).all(-1) & (jnp.asarray(answer_mask) | (jnp.arange(T) == 0)[None])
+    if is_known(wrong) and wrong.any():
+        row, token = np.argwhere(np.asarray(wrong))[0]
+        raise InputError(f"logits holds {logits[row, token].max()} for token {token} of row {row}; expected numbers")
     start, end = (jnp.where(answer_mask, x, -jnp.inf) for x in (logits[..., 0], logits[..., 1]))
     # [B, T, longest]: the span from a token to the one m further on.
     end = jnp.pad(end, ((0, 0), (0, longest - 1)), constant_values=-jnp.inf)
@@ -61,12 +72,11 @@ def best_spans(logits: Any, answer_mask: Any, *, max_answer_length: int = 30, to
     scores = jnp.where(scores == 0, 0.0, scores)  # -0 is less than 0 to top_k
     found = min(top_n, T * longest)
     score, index = lax.top_k(scores.reshape(B, T * longest), found)  # of equal ones, the lower index is first
-    first, length = index // longest, index % longest
-    none = jnp.isneginf(score)
-    spans = (jnp.where(none, 0, x).astype(jnp.int32) for x in (first, first + length))
-    padding = ((0, 0), (0, top_n - found))
-    start, end = (jnp.pad(x, padding) for x in spans)
-    return Spans(start, end, jnp.pad(score, padding, constant_values=-jnp.inf), logits[:, 0].sum(-1))
+    rest = ((0, 0), (0, top_n - found))
+    score = jnp.where(wrong.any(-1)[:, None], jnp.nan, jnp.pad(score, rest, constant_values=-jnp.inf))
+    first, length = (jnp.pad(x.astype(jnp.int32), rest) for x in (index // longest, index % longest))
+    start, end = (jnp.where(score > -jnp.inf, x, 0) for x in (first, first + length))
+    return Spans(start, end, score, logits[:, 0].sum(-1))
 
 
 def answer_mask(input_ids: Any, sep_token_id: int, attention_mask: Any = None) -> Any:

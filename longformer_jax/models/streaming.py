@@ -22,6 +22,7 @@ from longformer_jax.models.checks import (
     check_tokens,
     check_within,
 )
+from longformer_jax.models.parameters import check_tree
 from longformer_jax.settings import pinned_random
 
 Cache = dict
@@ -38,10 +39,12 @@ def extend(config: CharLMConfig, params, cache: Cache, tokens: jax.Array) -> tup
     """Reads a chunk of any length: tokens [B, C] -> (logits float32 [B, C, V], cache).
 
     Raises:
-      InputError: as `CharLM`; also if `cache` belongs to another model or batch size.
+      InputError: as `CharLM`; also if `cache` belongs to another model or batch size, or `params` is no tree of
+        parameters.
     """
     if cache is None:
         raise InputError("cache is None; expected what init_cache gave, or an earlier call")
+    check_tree(params)
     logits_and_cache: Any = CharLM(config).apply({"params": params}, tokens, cache=cache)
     return logits_and_cache
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
 from longformer_jax.errors import InputError
 from longformer_jax.models import (
@@ -18,6 +16,7 @@ from longformer_jax.models import (
     Longformer,
     LongformerConfig,
 )
+from longformer_jax.models.parameters import abstract_params, one_token
 from longformer_jax.settings import pinned_random
 
 # A class of models, which is called with its configuration, or a functools.partial of one.
@@ -42,12 +41,6 @@ def make_module(model: ModelFactory, config: LongformerConfig) -> nn.Module:
     return model(config)
 
 
-def abstract_params(module: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of each parameter, by its path "a/b/c"."""
-    flat: dict[str, Any] = flatten_dict(jax.eval_shape(lambda: init_params(module, 0)), sep="/")
-    return flat
-
-
 def differences(found: Mapping[str, tuple[int, ...]], module: nn.Module) -> str:
     """How the shapes of parameters, by path, differ from those of a module's; "" where they do not."""
     expected = {path: x.shape for path, x in abstract_params(module).items()}
@@ -68,8 +61,7 @@ def listing(wrong: list[str]) -> str:
 @pinned_random()
 def init_params(module: nn.Module, seed: int) -> Any:
     """Parameters as training from scratch has them."""
-    one_token = jnp.zeros((1,) * (3 if isinstance(module, ForMultipleChoice) else 2), jnp.int32)
-    return module.init(jax.random.key(seed), one_token)["params"]
+    return module.init(jax.random.key(seed), one_token(module))["params"]
 
 
 def ending_of(module: nn.Module) -> str:

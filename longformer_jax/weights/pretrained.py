@@ -19,10 +19,10 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import replacing, user_path, write_text
 from longformer_jax.models import CharLM, CharLMConfig, Longformer, LongformerConfig
 from longformer_jax.models.checks import check_bool, check_seed
+from longformer_jax.models.parameters import abstract_params
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
     ModelFactory,
-    abstract_params,
     differences,
     ending_of,
     init_params,

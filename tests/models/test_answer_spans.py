@@ -37,6 +37,7 @@ def test_best_of_all(logits: np.ndarray, max_answer_length: int, top_n: int) -> 
         expected += [(-np.inf, 0, 0)] * (top_n - len(expected))
         spans = zip(found.score[row].tolist(), found.start[row].tolist(), found.end[row].tolist(), strict=True)
         assert list(spans) == expected
+        assert found.valid[row].tolist() == [score > -np.inf for score, _, _ in expected]
     np.testing.assert_array_equal(found.null_score, logits[:, 0, 0] + logits[:, 0, 1])
 
 
@@ -45,6 +46,23 @@ def test_scores_are_float32_whatever_the_logits() -> None:
     found = jit_spans(logits, MASK, max_answer_length=5, top_n=3)
     expected = jit_spans(logits.astype(jnp.float32), MASK, max_answer_length=5, top_n=3)
     assert jax.tree.all(jax.tree.map(np.array_equal, found, expected)) and found.score.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_gives_no_answer(value: float) -> None:
+    logits, token = LOGITS.copy(), int(np.flatnonzero(MASK[1])[1])
+    logits[1, token, 1] = value
+    with pytest.raises(InputError, match=f"^logits holds {value} for token {token} of row 1; expected numbers$"):
+        best_spans(logits, MASK)
+    found = jit_spans(logits, MASK, max_answer_length=5, top_n=3)
+    assert np.isnan(found.score[1]).all() and not found.valid[1].any() and not found.start[1].any()
+    expected = jit_spans(LOGITS, MASK, max_answer_length=5, top_n=3)
+    for name in ("start", "end", "score"):
+        others = (np.delete(getattr(x, name), 1, axis=0) for x in (found, expected))
+        np.testing.assert_array_equal(*others)
+    logits[1] = LOGITS[1]
+    logits[1, np.flatnonzero(~MASK[1])[1]] = value  # no answer may be there
+    best_spans(logits, MASK)
 
 
 def test_memory_is_that_of_the_band() -> None:

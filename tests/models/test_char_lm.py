@@ -1,6 +1,7 @@
 """CharLM against a dense model, in every configuration that computes something else."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from longformer_jax.models import CharLM, CharLMConfig
+from longformer_jax.errors import InputError
+from longformer_jax.models import CharLM, CharLMConfig, decode_step, extend, generate, init_cache, prefill
 from longformer_jax.models.positions import band_basis
 from tests.models import dense
 from tests.models.small import (
@@ -318,3 +320,44 @@ def test_remat_keeps_the_attention_and_little_else() -> None:
     sinusoids = 2 * len(band_basis(config.sinusoid_dim, config.layer_groups[0].reach).frequencies)
     hidden, queries = (L, T, F), (L, 1, T, H, D + sinusoids)
     assert {hidden, queries} <= everything and not {hidden, queries} & kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"embed": None}, "params have embed/embedding missing; expected (29, 32), as CharLM has it"),
+        ({"final_norm": {"scale": jnp.ones(3)}}, "params have final_norm/bias missing; expected (32,), as CharLM"),
+        ({"layers": {}}, "params have layers/attention_norm/bias missing; expected (3, 32), as CharLM has it"),
+    ],
+)
+def test_parameters_of_another_model(changes: dict[str, Any], sentence: str) -> None:
+    params = {name: x for name, x in (random_params(SMALL) | changes).items() if x is not None}
+    cache = init_cache(SMALL, 1)
+    for call in (
+        lambda: CharLM(SMALL).apply({"params": params}, random_tokens(1, 3)),
+        lambda: logits_of(SMALL, params, random_tokens(1, 3)),
+        lambda: extend(SMALL, params, cache, random_tokens(1, 3)),
+        lambda: decode_step(SMALL, params, cache, random_tokens(1)),
+        lambda: prefill(SMALL, params, random_tokens(1, 3)),
+        lambda: generate(SMALL, params, random_tokens(1, 3), 2),
+    ):
+        with pytest.raises(InputError, match="^" + re.escape(sentence)):
+            call()
+
+
+def test_what_are_no_parameters() -> None:
+    for params, found in ((None, "NoneType"), ({"params": random_params(SMALL)}, "{'params': …}"), (CharLM, "type")):
+        with pytest.raises(InputError, match=f"^params is {re.escape(found)}; expected the parameters of the model"):
+            extend(SMALL, params, init_cache(SMALL, 1), random_tokens(1, 3))
+
+
+def test_parameters_of_other_settings() -> None:
+    rotary = dataclasses.replace(SMALL, positions="rotary", tie_embeddings=False)
+    for config, of, sentence in (
+        (rotary, SMALL, "head missing; expected (32, 29), as CharLM has it where config.tie_embeddings is False"),
+        (SMALL, rotary, "layers/relative missing; expected (3, 32, 32), as CharLM has it where config.positions is 't"),
+        (dataclasses.replace(SMALL, num_layers=2, windows=3, dilations=1), SMALL, "layers/attention_norm/bias (3, 32)"),
+    ):
+        with pytest.raises(InputError, match="^params have " + re.escape(sentence)):
+            CharLM(config).apply({"params": random_params(of)}, random_tokens(1, 3))
+    logits_of(dataclasses.replace(rotary, tie_embeddings=True), random_params(rotary), random_tokens(1, 3))

@@ -145,15 +145,19 @@ def test_parameters_of_another_configuration_are_named() -> None:
     without = {name: value for name, value in PARAMS["layers"].items() if not name.endswith("_global")}
     with pytest.raises(
         InputError,
-        match="^params have no layers/key_global, layers/query_global, layers/value_global; expected them, as config"
-        ".global_projections is True",
+        match=r"^params have layers/key_global/bias missing; expected \(\d, 32\), as Longformer has it where config"
+        r"\.global_projections is True",
     ):
         hidden(PARAMS | {"layers": without})
     wide = dataclasses.replace(SMALL, intermediate_size=64)
     with pytest.raises(
-        InputError, match=r"^params have layers/mlp_in/bias \(\d, \d+\); expected \(\d, 64\), by config"
+        InputError, match=r"^params have layers/mlp_in/bias \(\d, \d+\); expected \(\d, 64\), as Longformer has it"
     ):
         hidden(config=wide)
+    with pytest.raises(InputError, match=r"^params have layers/attention_norm/bias \(\d, 32\); expected \(1, 32\), as"):
+        hidden(config=dataclasses.replace(SMALL, num_hidden_layers=1, attention_window=4, attention_dilation=1))
+    with pytest.raises(InputError, match=r"^params have position_embeddings/embedding missing; expected"):
+        hidden({name: x for name, x in PARAMS.items() if name != "position_embeddings"})
 
 
 def test_a_window_over_everything_is_full_attention() -> None:
