@@ -9,7 +9,6 @@ notice changed bytes or another name. `params/` of a model's directory is a chec
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,15 +20,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import read_json, user_path
+from longformer_jax.files import error_number, naming, read_json, user_path
+from longformer_jax.integers import as_integer
 
 DIRECTORY = "checkpoints"
 _PARAMS = "params"
 _CHECKSUMS = "checksums.json"
 _STEP = "step"  # the entry of the checksums that is none
-
-# How TensorStore, which writes for Orbax, tells what the system refused it.
-_OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
 
 # {"params", "opt_state", "step"}
 State = dict[str, Any]
@@ -100,10 +97,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            number = error.errno if isinstance(error, OSError) else None
-            if found := _OS_ERROR_CODE.search(str(error)):
-                number = int(found[1])
-            elif not isinstance(error, OSError):
+            number = error_number(error)
+            if number is None and not isinstance(error, OSError):
                 raise
             reason = os.strerror(number) if number else str(error)
             steps = _steps(self._root)
@@ -140,10 +135,10 @@ def has_checkpoint(workdir: str | Path) -> bool:
 def find_checkpoint(workdir: str | Path, step: int | None = None) -> int:
     """The step of the latest checkpoint of a workdir, or `step` where there is one of it; else raises InputError."""
     steps = _steps(_root(workdir))
-    if not steps or step not in (None, *steps):
+    if not steps or step is not None and as_integer(step) not in steps:
         wanted = "a checkpoint" if step is None else f"checkpoint {step!r}"
         raise InputError(f"workdir is {str(workdir)!r}, with checkpoints {steps}; expected {wanted} in it")
-    return steps[-1] if step is None else step
+    return steps[-1] if step is None else int(step)
 
 
 def _steps(root: Path) -> list[int]:
@@ -195,7 +190,8 @@ def save_params(directory: str | Path, params: Any) -> None:
     final = _place("directory", directory) / _PARAMS
     partial = final.with_name(f"{_PARAMS}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    ocp.save_checkpointables(str(partial), {"params": params}, overwrite=True)
+    with naming(final):
+        ocp.save_checkpointables(str(partial), {"params": params}, overwrite=True)
     if jax.process_index() == 0:
         _write_checksums(partial)
         shutil.rmtree(final, ignore_errors=True)

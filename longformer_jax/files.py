@@ -13,6 +13,8 @@ from typing import Any, TextIO
 from longformer_jax.errors import InputError
 
 _LOCK = ".lock"
+# How libraries that are not written in Python tell what the system refused them: in Rust, and TensorStore for Orbax.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|os_error_code='(\d+)'")
 
 
 def user_path(field: str, path: str | os.PathLike[str]) -> Path:
@@ -48,18 +50,39 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A block in which what the system refuses is an OSError that names a file, `path` where it would name none."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None or (number := error_number(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def error_number(error: Exception) -> int | None:
+    """The number of what the system refused, as Python or a library tells it; None where it is something else."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _OS_ERROR.search(str(error))
+    return int(found[1] or found[2]) if found else None
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path`, for a file or a directory that takes its place when the block ends, unless by an error."""
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield partial
+        with naming(path):
+            yield partial
         if path.is_dir() and partial.is_dir():  # only a file is replaced in one go
             shutil.rmtree(path)
         partial.replace(path)
     finally:
-        _remove(partial)
+        with suppress(OSError):  # what is left of it goes the next time
+            _remove(partial)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -95,9 +118,10 @@ def locked(field: str, directory: Path) -> Iterator[None]:
         holder = path.read_text(encoding="utf-8") or "another process"
         raise InputError(f"{field} is {str(directory)!r}, which is in use by {holder}; expected another directory")
     try:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         yield
     finally:
         path.unlink(missing_ok=True)

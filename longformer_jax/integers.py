@@ -1,5 +1,7 @@
-"""What counts as an integer, everywhere: Python's, NumPy's, and no boolean."""
+"""What counts as an integer or a number, everywhere: Python's, NumPy's, and no boolean."""
 
+import math
+import numbers
 import operator
 
 import numpy as np
@@ -25,3 +27,18 @@ def check_integer(field: str, value: object, minimum: int = 1, maximum: int | No
     if maximum is not None and integer > maximum:
         raise InputError(f"{field} is {integer}; expected at most {maximum}")
     return integer
+
+
+def as_number(value: object) -> float | None:
+    """The value as a Python float; None where it is no finite number."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool | np.bool_) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def check_number(field: str, value: object, expected: str) -> float:
+    """A finite number, as Python's; `expected` ends the sentence where it is none."""
+    number = as_number(value)
+    if number is None:
+        raise InputError(f"{field} is {value!r}; expected {expected}")
+    return number

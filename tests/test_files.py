@@ -13,7 +13,7 @@ from longformer_jax import InputError, load_pretrained
 from longformer_jax.checkpoints import has_checkpoint
 from longformer_jax.data import load_corpus
 from longformer_jax.evaluation import evaluate
-from longformer_jax.files import locked, read_json, user_path, write_text
+from longformer_jax.files import locked, read_json, replacing, user_path, write_text
 from longformer_jax.training import ExperimentConfig, train
 from longformer_jax.weights import load_tokenizer
 from tests.training.tiny import CONFIG
@@ -81,6 +81,31 @@ def test_a_directory_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_text(tmp_path / "file", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file" / "precious").exists()
+
+
+class RustError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("raised", "number"),
+    [
+        (OSError(errno.ENOSPC, "full"), errno.ENOSPC),
+        (RustError("Error while serializing: I/O error: File too large (os error 27)"), errno.EFBIG),
+        (ValueError("OUT_OF_RANGE: Failed writing [os_error_code='27']"), errno.EFBIG),
+    ],
+)
+def test_what_the_system_refuses_names_the_file(tmp_path: Path, raised: Exception, number: int) -> None:
+    write_text(tmp_path / "file", "before")
+    with pytest.raises(OSError) as found, replacing(tmp_path / "file"):
+        raise raised
+    assert (found.value.errno, found.value.filename) == (number, str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "before"
+    with pytest.raises(RustError), replacing(tmp_path / "file"):
+        raise RustError("something else")
+    with pytest.raises(FileNotFoundError) as found, replacing(tmp_path / "file"):
+        (tmp_path / "none").read_text()
+    assert found.value.filename == str(tmp_path / "none")
 
 
 def test_a_lock_keeps_others_out_while_it_is_held(tmp_path: Path) -> None:

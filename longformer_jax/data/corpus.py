@@ -12,6 +12,7 @@ import numpy as np
 
 from longformer_jax.errors import InputError
 from longformer_jax.files import user_path
+from longformer_jax.integers import as_number
 
 SOURCES = ("enwik8", "text8", "text_file", "tiny_shakespeare")
 SPLITS = ("train", "validation", "test")
@@ -127,8 +128,8 @@ def _load_text_file(path: str | os.PathLike[str] | None, fractions: Sequence[flo
         )
     if path.stat().st_size == 0:
         raise InputError(f"path is {str(path)!r}, which is empty; expected a file with text")
-    # A NaN fails the comparisons too.
-    if len(fractions) != 3 or not (all(f >= 0 for f in fractions) and math.isclose(sum(fractions), 1)):
+    parts = [number for fraction in fractions if (number := as_number(fraction)) is not None and number >= 0]
+    if not len(parts) == len(fractions) == 3 or not math.isclose(sum(parts), 1):
         raise InputError(f"split is {tuple(fractions)}; expected three fractions >= 0 with sum 1")
     if fractions[0] == 0:
         raise InputError(f"split is {tuple(fractions)}; expected a fraction for train greater than 0")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from longformer_jax.errors import InputError
+from longformer_jax.integers import as_integer, check_integer, check_number
 
 # Of the tokens to predict, BERT hides this share behind <mask>, replaces half of the rest, and leaves the other half.
 _HIDDEN = 0.8
@@ -45,13 +46,14 @@ def mask_tokens(
     """
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise InputError(f"tokens is {tokens.dtype} of shape {tokens.shape}; expected integers [B, T]")
-    if not 0 < mask_probability <= 1:
+    if not 0 < check_number("mask_probability", mask_probability, "a number in (0, 1]") <= 1:
         raise InputError(f"mask_probability is {mask_probability}; expected a number in (0, 1]")
+    vocab_size = check_integer("vocab_size", vocab_size)
     for field, ids in (("mask_token_id", [mask_token_id]), ("special_token_ids", special_token_ids)):
         for token in ids:
-            if not 0 <= token < vocab_size:
-                raise InputError(f"{field} has {token}; expected ids from 0 to {vocab_size - 1}, as {vocab_size=}")
-    special = sorted({mask_token_id, *special_token_ids})
+            if (id := as_integer(token)) is None or not 0 <= id < vocab_size:
+                raise InputError(f"{field} has {token!r}; expected ids from 0 to {vocab_size - 1}, as {vocab_size=}")
+    special = sorted({int(token) for token in (mask_token_id, *special_token_ids)})
     if len(special) == vocab_size:
         raise InputError(
             f"special_token_ids leaves no ordinary token ({vocab_size=}); expected ids that are not special"

@@ -21,6 +21,7 @@ from longformer_jax.data.documents import DocumentSource, Paths, document_source
 from longformer_jax.data.packing import Packer, batched_by_length
 from longformer_jax.errors import InputError
 from longformer_jax.files import read_json, replacing, user_path
+from longformer_jax.integers import check_number
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -120,7 +121,7 @@ def load_token_corpus(
         validation_fraction = 0
     if validation_fraction is None:
         validation_fraction = DEFAULT_VALIDATION_FRACTION
-    if not 0 <= validation_fraction < 1:
+    if not 0 <= check_number("validation_fraction", validation_fraction, "a number in [0, 1)") < 1:
         raise InputError(f"validation_fraction is {validation_fraction}; expected a number in [0, 1)")
     packer = Packer.of(tokenizer, sequence_length)
     cache_dir = _default_cache_dir() if cache_dir is None else user_path("cache_dir", cache_dir)

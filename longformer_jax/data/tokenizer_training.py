@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from longformer_jax.data.documents import DocumentSource, Paths, document_source
 from longformer_jax.errors import InputError
+from longformer_jax.integers import as_integer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,13 +30,16 @@ def learn_tokenizer(source: DocumentSource | Paths, vocab_size: int) -> "Tokeniz
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(SPECIAL_TOKENS) + len(alphabet)
-    if vocab_size < smallest:
-        raise InputError(f"vocab_size is {vocab_size}; expected at least {smallest}, the special tokens and all bytes")
+    size = as_integer(vocab_size)
+    if size is None or size < smallest:
+        raise InputError(
+            f"vocab_size is {vocab_size!r}; expected at least {smallest}, the special tokens and all bytes"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=size,
         min_frequency=2,
         initial_alphabet=alphabet,
         show_progress=False,

@@ -14,6 +14,7 @@ from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation.own_data import check_own_data
 from longformer_jax.files import user_path
+from longformer_jax.integers import check_integer
 from longformer_jax.models import ForMaskedLM
 from longformer_jax.training import MaskedLMExperiment, MeshConfig, Phase, TokenDataConfig
 from longformer_jax.training.sharding import make_mesh, replicated
@@ -137,8 +138,8 @@ def _own_rows(data: str, tokenizer: Any, length: int, cache_dir: str | None = No
 
 def _check(batch_size: int, limit: int | None) -> None:
     for field, value in (("batch_size", batch_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise InputError(f"{field} is {value}; expected at least 1")
+        if value is not None:
+            check_integer(field, value)
 
 
 def _score(

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longformer_jax.errors import InputError
+from longformer_jax.integers import check_integer
 from longformer_jax.models import CharLM, CharLMConfig, extend, init_cache
 
 PAPER_LENGTH = 32_256
@@ -52,12 +53,13 @@ def overlapping_count(size: int, sequence_length: int = PAPER_LENGTH, stride: in
     """How many characters `score_overlapping` scores in a text of `size`.
 
     Raises:
-      InputError: stride is no part of the sequence, or the text is shorter than a sequence and its last target.
+      InputError: a number is no integer >= 1, stride is longer than the sequence, or the text is shorter than a
+        sequence and its last target.
     """
-    if sequence_length < 1:
-        raise InputError(f"sequence_length is {sequence_length}; expected at least 1")
-    if not 1 <= stride <= sequence_length:
-        raise InputError(f"stride is {stride}; expected 1 to sequence_length, {sequence_length}")
+    sequence_length = check_integer("sequence_length", sequence_length)
+    stride = check_integer("stride", stride)
+    if stride > sequence_length:
+        raise InputError(f"stride is {stride}; expected at most sequence_length, {sequence_length}")
     if size <= sequence_length:
         raise InputError(
             f"sequence_length is {sequence_length}; expected less than the {size} characters of the text, or "
@@ -88,10 +90,9 @@ def score_overlapping(
       batch_size: sequences at once, rounded up to a multiple of the local devices, over which they are spread.
 
     Raises:
-      InputError: as `overlapping_count`, or batch_size is below 1.
+      InputError: as `overlapping_count`, or batch_size is no integer >= 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; expected at least 1")
+    batch_size = check_integer("batch_size", batch_size)
     count = overlapping_count(len(text), sequence_length, stride) // stride
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
@@ -124,13 +125,11 @@ def score_stream(config: CharLMConfig, params: Any, text: np.ndarray, *, chunk: 
       chunk: characters at once; the scores do not depend on it.
 
     Raises:
-      InputError: there is nothing to score, or chunk is below 1.
+      InputError: there is nothing to score, or chunk is no integer >= 1.
     """
     if len(text) < 2:
         raise InputError(f"text has {len(text)} characters; expected at least 2, one to read and one to predict")
-    if chunk < 1:
-        raise InputError(f"chunk is {chunk}; expected at least 1")
-    chunk = min(chunk, len(text) - 1)
+    chunk = min(check_integer("chunk", chunk), len(text) - 1)
     cache = init_cache(config, 1)
     for start in range(0, len(text) - 1, chunk):
         piece = np.asarray(text[start : start + chunk + 1])

@@ -13,7 +13,7 @@ import jax
 from tqdm import tqdm
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import parse_json, write_text
+from longformer_jax.files import naming, parse_json, replacing, write_text
 
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
@@ -78,7 +78,8 @@ class MetricsLog:
     def write(self, split: str, step: int, values: dict[str, Any]) -> None:
         """Records numbers of a split after `step` steps."""
         if self._writes:
-            self._file.write(json.dumps({"split": split, "step": step, **values}) + "\n")
+            with naming(Path(self._file.name)):
+                self._file.write(json.dumps({"split": split, "step": step, **values}) + "\n")
             if self._board:
                 self._board.write(step, {f"{split}/{name}": value for name, value in values.items()})
 
@@ -91,6 +92,7 @@ class _TensorBoard:
     def __init__(self, directory: Path, first_step: int) -> None:
         """Hides what earlier files have of `first_step` and later steps."""
         directory.mkdir(exist_ok=True)
+        self._directory = directory
         self._events = EventsWriter(str(directory / "events"))
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -98,8 +100,9 @@ class _TensorBoard:
         self._write(step, summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()]))
 
     def _write(self, step: int, **content: Any) -> None:
-        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-        self._events.flush()
+        with naming(self._directory):
+            self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+            self._events.flush()
 
     def close(self) -> None:
         self._events.close()
@@ -148,7 +151,8 @@ def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:
             axes.plot(*zip(*points, strict=True), style, label=f"{split}, {points[-1][1]:.3f} at the end", markersize=4)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(workdir / CURVE_FILE, dpi=120)
+    with replacing(workdir / CURVE_FILE) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 def _figure_class() -> type:

@@ -13,7 +13,8 @@ from jax.experimental import multihost_utils
 class StopRequest:
     """Tells a training loop when to save and leave; a context manager that listens for SIGTERM and SIGINT (Ctrl-C).
 
-    A second Ctrl-C is a KeyboardInterrupt. Outside of the main thread, which alone may listen, nothing changes.
+    A second Ctrl-C is a KeyboardInterrupt. Nothing changes outside of the main thread, which alone may listen, nor for
+    signals that are handled by a program in which Python is embedded.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,9 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             # With several processes JAX's own handler has SIGTERM, and agrees with the others on a step.
             for number in (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,):
-                self._previous[number] = signal.signal(number, self._receive)
+                # A handler that is none of Python's could not be put back.
+                if signal.getsignal(number) is not None:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -30,11 +30,11 @@ def check_same(**texts: str) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A block that fails in every process where it fails, by bad input or a file, in one."""
+    """A block that fails in every process where it fails in one, instead of leaving the others to wait for it."""
     failure: Exception | None = None
     try:
         yield
-    except (InputError, OSError) as error:
+    except Exception as error:
         failure = error
     if jax.process_count() > 1:
         failed = np.flatnonzero(multihost_utils.process_allgather(np.array(failure is not None)))

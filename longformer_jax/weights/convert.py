@@ -143,9 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--format", choices=_FORMATS, default="orbax", help="format of the weights (default: %(default)s)"
     )
     parser.add_argument("--revision", help="for a model on the hub: branch, tag or commit")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save
-    options = vars(parser.parse_args(arguments))
+    # Orbax tells every step of a save, and what fails in each of its threads.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     with one_line_for_errors():
+        options = vars(parser.parse_args(arguments))
         check_devices()
         convert(**options)
 

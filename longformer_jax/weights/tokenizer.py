@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import read_json, user_path, write_text
+from longformer_jax.files import naming, read_json, user_path, write_text
 from longformer_jax.weights.added_tokens import (
     SPECIAL_TOKENS,
     DeclaredTokens,
@@ -46,10 +46,12 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "Tokenizer":
     """
     path = user_path("source", source)
     if path.is_file():
+        _check_not_sentencepiece(source, path)
         return _parse(path)
     path = find_directory(source)
     file = path / TOKENIZER
     if not file.is_file() and not all((path / name).is_file() for name in ("vocab.json", "merges.txt")):
+        _check_not_sentencepiece(source, *sorted(path.iterdir()))
         raise InputError(
             f"source is {str(source)!r}; expected a directory with {TOKENIZER}, or with vocab.json and merges.txt"
         )
@@ -66,12 +68,22 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "Tokenizer":
     return tokenizer
 
 
+def _check_not_sentencepiece(source: str | os.PathLike[str], *files: Path) -> None:
+    for file in files:
+        if file.suffix == ".model":
+            raise InputError(
+                f"source is {str(source)!r}, with {file.name}, which only the library sentencepiece reads; expected "
+                f"{TOKENIZER}, which transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…) makes of it"
+            )
+
+
 def save_tokenizer(directory: Path, tokenizer: "Tokenizer", max_length: int) -> None:
     """Writes tokenizer.json and tokenizer_config.json, from which transformers, too, has this very tokenizer."""
     vocabulary = tokenizer.get_vocab()
     roles = {role: token for role, token in SPECIAL_TOKENS.items() if token in vocabulary}
     values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **roles}
-    tokenizer.save(str(directory / TOKENIZER))
+    with naming(directory / TOKENIZER):
+        tokenizer.save(str(directory / TOKENIZER))
     write_text(directory / TOKENIZER_CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 

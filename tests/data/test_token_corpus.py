@@ -322,6 +322,7 @@ def test_where_the_cache_is(tmp_path, text, monkeypatch):
             "^split validation is empty: no document of blank falls to it",
         ),
         ({"validation_fraction": 1}, r"^validation_fraction is 1; expected a number in \[0, 1\)$"),
+        ({"validation_fraction": "0.1"}, "^validation_fraction is '0.1'; expected a number"),
         ({"validation_fraction": float("nan")}, "^validation_fraction is nan; expected"),
         ({"sequence_length": 2}, "^sequence_length is 2; expected an integer of at least 3"),
         ({"tokenizer": "roberta"}, "^tokenizer is a str; expected a tokenizers.Tokenizer"),

@@ -38,5 +38,7 @@ def test_bad_input(text: Path) -> None:
         InputError, match=r"^vocab_size is 260; expected at least 261, the special tokens and all bytes$"
     ):
         learn_tokenizer(text, 260)
+    with pytest.raises(InputError, match=r"^vocab_size is '300'; expected at least 261"):
+        learn_tokenizer(text, "300")  # pyrefly: ignore
     with pytest.raises(InputError, match="matches no file"):
         learn_tokenizer(text.parent / "none", 300)

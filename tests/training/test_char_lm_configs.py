@@ -51,7 +51,7 @@ def test_unknown_variant(name: str, variant: str) -> None:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_unknown_variant_of_the_paper(name: str) -> None:
-    with pytest.raises(InputError, match=r"^config variant is 'large'; expected '', 'fast' or 'smoke'$"):
+    with pytest.raises(InputError, match=r"^config variant is 'large'; expected none, or fast or smoke$"):
         load(name, "large")
 
 

@@ -241,7 +241,8 @@ def test_a_model_that_is_no_run_is_scored_as_one(
             {"stride": 5},
             r"stride is 5, but '.*' holds a masked_lm run; expected no options but data, data_path, split, step,",
         ),
-        ({"limit": 0}, r"limit is 0; expected at least 1"),
+        ({"limit": 0}, r"limit is 0; expected an integer >= 1"),
+        ({"batch_size": True}, r"batch_size is True; expected an integer >= 1"),
         ({"step": 7}, r"workdir is '.*', with checkpoints \[10, 12\]; expected checkpoint 7 in it"),
     ],
 )

@@ -262,6 +262,14 @@ def test_signals_ask_to_stop(number: int) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_a_handler_that_is_none_of_pythons_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with StopRequest():
+        monkeypatch.undo()
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_text_with_too_many_windows_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "text").open("wb") as file:
         file.truncate(5 * 2**30)  # a hole: hashing it would take a quarter of a minute

@@ -136,6 +136,18 @@ def test_tokenizer_json_goes_first(directory: Path) -> None:
         assert load_tokenizer(path).encode("hello").ids == load_tokenizer(GOLDEN).encode("hello").ids
 
 
+def test_what_only_sentencepiece_reads(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\n\x0e")
+    for source in (tmp_path, tmp_path / "sentencepiece.bpe.model"):
+        with pytest.raises(InputError) as raised:
+            load_tokenizer(source)
+        assert str(raised.value) == (
+            f"source is '{source}', with sentencepiece.bpe.model, which only the library sentencepiece reads; expected "
+            "tokenizer.json, which transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…) makes of it"
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
