@@ -1,6 +1,6 @@
 """Evaluates what train.py left in a workdir, or a model; `python eval.py --help` says how."""
 
-from longformer_jax.scripts.evaluate import run
+from longformer_jax.scripts import longformer_eval
 
 if __name__ == "__main__":
-    run()
+    longformer_eval()

@@ -3,35 +3,41 @@
 >>> from longformer_jax import banded_attention, CharLM, CharLMConfig
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from longformer_jax.attention import banded_attention, merge_attention
-from longformer_jax.errors import InputError
-from longformer_jax.models import (
-    CharLM,
-    CharLMConfig,
-    ForMaskedLM,
-    ForMultipleChoice,
-    ForQuestionAnswering,
-    ForSequenceClassification,
-    ForTokenClassification,
-    Longformer,
-    LongformerConfig,
-    answer_mask,
-    as_nnx,
-    best_spans,
-    decode_step,
-    extend,
-    generate,
-    global_capacity,
-    init_cache,
-    prefill,
-    question_mask,
-)
-from longformer_jax.weights import load_pretrained, load_tokenizer, resize_vocab, roberta_to_longformer, save_pretrained
-
 if TYPE_CHECKING:
+    from longformer_jax.attention import banded_attention, merge_attention
+    from longformer_jax.errors import InputError
+    from longformer_jax.models import (
+        CharLM,
+        CharLMConfig,
+        ForMaskedLM,
+        ForMultipleChoice,
+        ForQuestionAnswering,
+        ForSequenceClassification,
+        ForTokenClassification,
+        Longformer,
+        LongformerConfig,
+        answer_mask,
+        as_nnx,
+        best_spans,
+        decode_step,
+        extend,
+        generate,
+        global_capacity,
+        init_cache,
+        prefill,
+        question_mask,
+    )
     from longformer_jax.training import load_char_lm
+    from longformer_jax.weights import (
+        load_pretrained,
+        load_tokenizer,
+        resize_vocab,
+        roberta_to_longformer,
+        save_pretrained,
+    )
 
 __all__ = [
     "CharLM",
@@ -65,9 +71,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "load_char_lm":  # imports Orbax, which nothing else here needs
-        from longformer_jax.training import load_char_lm
+# What the names above are in, from what needs least to what needs most: an attention needs jax alone, models flax, too,
+# weights safetensors, and training Orbax and Grain. None is loaded before one of its names is asked for.
+_PACKAGES = ("errors", "attention", "models", "weights", "training")
 
-        return load_char_lm
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in __all__:
+        for package in _PACKAGES:
+            module = importlib.import_module(f"{__name__}.{package}")
+            if hasattr(module, name):
+                return globals().setdefault(name, getattr(module, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -61,6 +61,9 @@ def one_line_for_errors() -> Iterator[None]:
         fail(130, "interrupted")
     except (InputError, NotImplementedError) as error:
         fail(2, error)
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again at its end
+        fail(1, f"what is printed has no reader any more ({error.strerror})")
     except OSError as error:
         what = " to ".join(repr(str(name)) for name in (error.filename, error.filename2) if name is not None)
         fail(1, f"{what or 'a file'} cannot be read or written ({error.strerror or error})")
@@ -73,7 +76,13 @@ def one_line_for_errors() -> Iterator[None]:
 
 @contextmanager
 def _second_interrupt_ends() -> Iterator[None]:
-    """Ends the process at the second Ctrl-C, also while it compiles, when Python's own handlers would have to wait."""
+    """Ends the process at the second Ctrl-C, also while it compiles, when Python's own handlers would have to wait.
+
+    Outside of the main thread, which alone hears of signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
 
@@ -136,7 +145,10 @@ def parse_flags(arguments: Sequence[str], module: str, more_help: Callable[[], l
     ]
     remaining = _parse_flags(rest)
     if len(rest) < len(arguments):
-        print("\n".join([*_help(module), *more_help()]))
+        text = "\n".join([*_help(module), *more_help()])
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends as other programs do
+        print(text, flush=True)
         sys.exit(0)
     return remaining
 

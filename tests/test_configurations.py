@@ -1,6 +1,7 @@
 """Configurations on the command line: how they are found, and what overrides their fields."""
 
 import dataclasses
+import runpy
 import types
 import typing
 from pathlib import Path
@@ -10,13 +11,16 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs.char_lm import paper
 from longformer_jax.command_line import accept_none
 from longformer_jax.errors import InputError
 from longformer_jax.scripts.configurations import (
     configuration_first,
+    configurations_help,
     find_configuration,
     known_configurations,
     overrides,
+    variants,
 )
 from longformer_jax.training import ExperimentConfig
 from tests.training import tiny, tiny_masked
@@ -44,6 +48,20 @@ def test_the_configuration_goes_before_what_overrides_it() -> None:
     assert configuration_first(before) == [*after, "--", "-x"]
     assert configuration_first(["p", "--a", "-config", "quickstart"]) == ["p", f"--config={QUICKSTART}", "--a"]
     assert configuration_first(["p", "--", "--config=x"]) == ["p", "--", "--config=x"]
+
+
+def test_the_variants_of_a_configuration(tmp_path: Path) -> None:
+    listed = [line.split() for line in configurations_help()]
+    assert ["quickstart", ":minute"] in listed and ["enwik8_small", *(f":{x}" for x in paper.VARIANTS)] in listed
+    for name, path in known_configurations().items():
+        get_config = runpy.run_path(str(path))["get_config"]
+        for variant in variants(path):
+            get_config(variant)
+        with pytest.raises(InputError, match="^config variant is 'none of these'; expected ") as raised:
+            get_config("none of these")
+        assert all(variant in str(raised.value) for variant in variants(path)), name
+    (tmp_path / "config.py").write_text("def get_config(): ...")
+    assert variants(tmp_path / "config.py") == ()
 
 
 def parse(config: ConfigDict, arguments: list[str]) -> ConfigDict:

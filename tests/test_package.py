@@ -39,14 +39,35 @@ def imported_modules(file: Path) -> set[str]:
     return plain.union(*({f"{node.module}.{alias.name}" for alias in node.names} for node in froms))
 
 
+WEIGHTS = {"safetensors", "pickletools"}
+RUNS = {"tensorflow_datasets", "grain", "orbax", "matplotlib", "tensorflow", "pyarrow", "ml_collections", "tokenizers"}
+
+
 def test_import_is_light() -> None:
-    heavy = ["tensorflow_datasets", "grain", "orbax", "matplotlib", "tensorflow", "pyarrow"]
-    program = (
-        "import json, sys; sys.modules['fcntl'] = None; import longformer_jax; "  # which Windows does not have
-        f"print(json.dumps([name for name in {heavy} if name in sys.modules]))"
-    )
+    """Each name loads what it needs, in whichever order they are asked for."""
+    asked = {
+        "import longformer_jax": {"jax", "flax", *WEIGHTS, *RUNS},
+        "longformer_jax.banded_attention": {"flax", *WEIGHTS, *RUNS},
+        "from longformer_jax import CharLM, Longformer, InputError, generate, best_spans": {*WEIGHTS, *RUNS},
+        "from longformer_jax import load_pretrained, load_tokenizer, resize_vocab": RUNS,
+    }
+    program = "import json, sys; sys.modules['fcntl'] = None; loaded = []"  # which Windows does not have
+    for line in asked:
+        program += f"; {line}; loaded.append([*sys.modules])"
+    program = f"{program}; print(json.dumps(loaded))"
     printed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(printed.stdout) == []
+    for (line, heavy), loaded in zip(asked.items(), json.loads(printed.stdout), strict=True):
+        assert not heavy & {*loaded}, line
+
+
+def test_every_public_name_is_there() -> None:
+    import longformer_jax
+
+    assert {*longformer_jax.__all__} <= {*dir(longformer_jax)}
+    for name in longformer_jax.__all__:
+        assert callable(getattr(longformer_jax, name))
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        longformer_jax.train  # noqa: B018 # pyrefly: ignore
 
 
 @pytest.mark.parametrize("package", LAYERS)
@@ -58,11 +79,12 @@ def test_imports_point_one_way(package: str) -> None:
         assert inside & LAYERS.keys() <= LAYERS[package] | {package}, file
 
 
-def test_checkpoints_import_nothing_of_the_library_but_errors_and_files() -> None:
+def test_checkpoints_import_nothing_of_the_library_but_its_foundations() -> None:
     modules = imported_modules(ROOT / "longformer_jax" / "checkpoints.py")
     assert {name.rpartition(".")[0] for name in modules if name.startswith("longformer_jax")} == {
         "longformer_jax.errors",
         "longformer_jax.files",
+        "longformer_jax.integers",
     }
 
 

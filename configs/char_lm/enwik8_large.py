@@ -23,7 +23,10 @@ from configs.char_lm import paper
 STEPS = (350_000, 25_000, 10_000, 5_000, 5_000)
 
 
+VARIANTS = paper.VARIANTS
+
+
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of a variant: "", "fast" or "smoke"."""
+    """The configuration, or that of a variant."""
     config = paper.experiment("enwik8", paper.LARGE_WINDOWS, paper.LARGE_DILATIONS, STEPS, dropout_rate=0.4)
     return paper.variant(config, variant).to_config_dict()

@@ -21,7 +21,10 @@ from configs.char_lm import paper
 STEPS = (430_000, 50_000, 50_000, 35_000, 5_000)
 
 
+VARIANTS = paper.VARIANTS
+
+
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of a variant: "", "fast" or "smoke"."""
+    """The configuration, or that of a variant."""
     config = paper.experiment("enwik8", paper.SMALL_WINDOWS, paper.SMALL_DILATIONS, STEPS, dropout_rate=0.2)
     return paper.variant(config, variant).to_config_dict()

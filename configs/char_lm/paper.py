@@ -68,15 +68,18 @@ def experiment(
     )
 
 
+VARIANTS = ("fast", "smoke")
+
+
 def variant(config: CharLMExperiment, name: str) -> CharLMExperiment:
-    """Variant `name` of an experiment: "" (the paper's), "fast" or "smoke"."""
+    """Variant `name` of an experiment; "" is the paper's."""
     if name == "":
         return config
     if name == "fast":
         return dataclasses.replace(config, model=dataclasses.replace(config.model, position_dim=FAST_POSITION_DIM))
     if name == "smoke":
         return smoke(config)
-    raise InputError(f"config variant is {name!r}; expected '', 'fast' or 'smoke'")
+    raise InputError(f"config variant is {name!r}; expected none, or {' or '.join(VARIANTS)}")
 
 
 def smoke(config: CharLMExperiment) -> CharLMExperiment:

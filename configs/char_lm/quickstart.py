@@ -19,11 +19,13 @@ from longformer_jax.errors import InputError
 from longformer_jax.models import CharLMConfig
 from longformer_jax.training import CharLMExperiment, CharLMPhase, OptimizerConfig
 
+VARIANTS = ("minute",)
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of a variant: "" or "minute"."""
-    if variant not in ("", "minute"):
-        raise InputError(f"config variant is {variant!r}; expected '' or 'minute'")
+    """The configuration, or that of a variant."""
+    if variant not in ("", *VARIANTS):
+        raise InputError(f"config variant is {variant!r}; expected none, or {' or '.join(VARIANTS)}")
     windows = (16, 32, 64, 64)
     config = CharLMExperiment(
         model=CharLMConfig(

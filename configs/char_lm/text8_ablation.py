@@ -24,19 +24,20 @@ from longformer_jax.errors import InputError
 
 STEPS = (150_000,)
 NO_DILATION = (1,) * len(paper.SMALL_WINDOWS)
-VARIANTS = {
+LAYERS = {
     "decreasing": (paper.SMALL_WINDOWS[::-1], NO_DILATION),
     "fixed": ((230,) * len(paper.SMALL_WINDOWS), NO_DILATION),
     "increasing": (paper.SMALL_WINDOWS, NO_DILATION),
     "no_dilation": (paper.SMALL_WINDOWS, NO_DILATION),
     "dilation": (paper.SMALL_WINDOWS, paper.SMALL_DILATIONS),
 }
+VARIANTS = (*LAYERS, *(f"{name}_smoke" for name in LAYERS))
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of VARIANT or VARIANT_smoke, for a VARIANT of the table."""
+    """The configuration of a variant."""
+    if variant not in VARIANTS:
+        raise InputError(f"config variant is {variant!r}; expected one of {', '.join(VARIANTS)}")
     name = variant.removesuffix("_smoke")
-    if name not in VARIANTS:
-        raise InputError(f"config variant is {variant!r}; expected one of {', '.join(VARIANTS)}, or one with _smoke")
-    config = paper.experiment("text8", *VARIANTS[name], STEPS, dropout_rate=0.2)
+    config = paper.experiment("text8", *LAYERS[name], STEPS, dropout_rate=0.2)
     return paper.variant(config, "smoke" if variant.endswith("_smoke") else "").to_config_dict()

@@ -25,16 +25,16 @@ from longformer_jax.models import LongformerConfig
 from longformer_jax.training import MaskedLMExperiment, OptimizerConfig, Phase, TokenDataConfig
 
 SHORT, LONG = 32, 256
-LONG_VARIANTS = ("copied_positions", "random_positions", "positions_only")
+VARIANTS = ("short", *paper.VARIANTS)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of a variant: "short", "copied_positions", "random_positions" or "positions_only"."""
+    """The configuration of a variant."""
     if variant == "short":
         return short().to_config_dict()
-    if variant in LONG_VARIANTS:
+    if variant in VARIANTS:
         return paper.variant(long(), variant).to_config_dict()
-    raise InputError(f"config variant is {variant!r}; expected one of short, {', '.join(LONG_VARIANTS)}")
+    raise InputError(f"config variant is {variant!r}; expected one of {', '.join(VARIANTS)}")
 
 
 def short() -> MaskedLMExperiment:

@@ -46,14 +46,15 @@ def experiment(init: str, model: LongformerConfig, sequences_per_device: int) ->
     )
 
 
+VARIANTS = ("copied_positions", "random_positions", "positions_only")
+
+
 def variant(config: MaskedLMExperiment, name: str) -> MaskedLMExperiment:
-    """Variant `name` of an experiment: "" or "copied_positions", "random_positions", or "positions_only"."""
+    """Variant `name` of an experiment; "" is copied_positions."""
     if name in ("", "copied_positions"):
         return config
     if name == "random_positions":
         return dataclasses.replace(config, positions="random")
     if name == "positions_only":
         return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, train_only=POSITION_TABLE))
-    raise InputError(
-        f"config variant is {name!r}; expected '', 'copied_positions', 'random_positions' or 'positions_only'"
-    )
+    raise InputError(f"config variant is {name!r}; expected none, or {' or '.join(VARIANTS)}")

@@ -21,8 +21,10 @@ from ml_collections import ConfigDict
 from configs.pretrain import paper
 from longformer_jax.models import LongformerConfig
 
+VARIANTS = paper.VARIANTS
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of a variant: "", "copied_positions", "random_positions" or "positions_only"."""
+    """The configuration, which is copied_positions, or that of a variant."""
     model = LongformerConfig(dtype="bfloat16", remat=True)  # the defaults are Longformer-base
     return paper.variant(paper.experiment("roberta-base", model, sequences_per_device=16), variant).to_config_dict()

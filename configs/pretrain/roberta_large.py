@@ -21,9 +21,11 @@ from ml_collections import ConfigDict
 from configs.pretrain import paper
 from longformer_jax.models import LongformerConfig
 
+VARIANTS = paper.VARIANTS
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The configuration of a variant: "", "copied_positions", "random_positions" or "positions_only"."""
+    """The configuration, which is copied_positions, or that of a variant."""
     model = LongformerConfig(
         hidden_size=1024,
         num_hidden_layers=24,

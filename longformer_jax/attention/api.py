@@ -11,7 +11,7 @@ import numpy as np
 
 from longformer_jax.attention.band import make_band
 from longformer_jax.attention.choice import choose
-from longformer_jax.attention.pallas import hopper_attention, mma_attention, triton_attention
+from longformer_jax.attention.pallas import at_home, hopper_attention, mma_attention, triton_attention
 from longformer_jax.attention.reference import reference_attention
 from longformer_jax.attention.xla import xla_attention
 from longformer_jax.errors import InputError
@@ -80,6 +80,8 @@ def banded_attention(
         - one of the last three with "_interpret": the same kernels on any device, very slowly, for debugging.
         - None: what LONGFORMER_JAX_KERNELS in the environment says: xla, triton, hopper or mma. If it is auto or not
           set: the fastest that has been measured and found right on this kind of GPU, "xla" if none has.
+        The kind of GPU is that of the arrays outside of jit, and under jit that of the mesh in use, else of
+        `jax.default_device`.
         A name never falls back to another implementation; the environment's choice falls back to "xla" for dtypes and
         head_dims that its kernels do not take.
 
@@ -134,17 +136,18 @@ def banded_attention(
             raise InputError(
                 f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
             )
-    out, lse = _select(implementation, str(query.dtype), Dk, value.shape[-1])(
-        query,
-        key,
-        value,
-        band=band,
-        key_mask=key_mask,
-        segment_ids=segment_ids,
-        scale=scale,
-        dropout_rate=dropout_rate,
-        dropout_seed=dropout_seed,
-    )
+    with at_home(query):
+        out, lse = _select(implementation, str(query.dtype), Dk, value.shape[-1])(
+            query,
+            key,
+            value,
+            band=band,
+            key_mask=key_mask,
+            segment_ids=segment_ids,
+            scale=scale,
+            dropout_rate=dropout_rate,
+            dropout_seed=dropout_seed,
+        )
     return (out, lse) if return_lse else out
 
 

@@ -1,6 +1,8 @@
 """The way from the op to the GPU kernels: what they need, whether this device and call can have them."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import jax
 import jax._src.lib  # knows CUDA's version, as nothing public does
@@ -50,6 +52,18 @@ def default_device() -> Device:
         device = jax.local_devices(backend=device)[0]
     known = (getattr(device, name, None) for name in ("compute_capability", "core_count"))
     return Device(device.platform, device.device_kind, *known)
+
+
+@contextmanager
+def at_home(x: Any) -> Iterator[None]:
+    """A block whose default device is of the kind that an array lies on, where that is known: outside of jit."""
+    devices = [] if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array) else x.sharding.addressable_devices
+    device = min(devices, key=lambda device: device.id, default=None)
+    if device is None or device.device_kind == default_device().kind:
+        yield
+    else:
+        with jax.default_device(device):
+            yield
 
 
 def device_lacks(name: str) -> str | None:

@@ -16,10 +16,13 @@ from longformer_jax.errors import InputError
 from longformer_jax.evaluation import protocols
 from longformer_jax.evaluation.own_data import check_own_data
 from longformer_jax.files import user_path
+from longformer_jax.integers import check_integer
 from longformer_jax.models import CharLM, CharLMConfig, generate
 from longformer_jax.training import CharLMExperiment, load_char_lm
 from longformer_jax.training.workdir import restore_char_lm
 from longformer_jax.weights import load_pretrained
+from longformer_jax.weights.char_lm import read_char_lm_config
+from longformer_jax.weights.hub import find_directory
 
 PROTOCOLS = ("paper", "stream")
 
@@ -129,13 +132,15 @@ def _paper_options(protocol: str, limit: int | None, **options: int | None) -> d
     """The options of the protocol "paper" that are given; raises InputError where these or the others cannot be."""
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol is {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; expected at least 1 character")
+    if limit is not None:
+        check_integer("limit", limit)
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         if protocol != "paper":
-            raise InputError(f"{name} is {value}, but protocol is {protocol!r}; expected it with protocol 'paper' only")
-    return given
+            raise InputError(
+                f"{name} is {value!r}, but protocol is {protocol!r}; expected it with protocol 'paper' only"
+            )
+    return {name: check_integer(name, value) for name, value in given.items()}
 
 
 def _own_text(path: str | Path) -> tuple[str, np.ndarray]:
@@ -182,31 +187,39 @@ def _score(
 
 
 def sample_text(
-    workdir: str | Path,
-    length: int,
-    *,
-    prompt: str = "\n",
-    step: int | None = None,
-    seed: int = 0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    workdir: str | Path, length: int, *, prompt: str = "\n", step: int | None = None, **options: Any
 ) -> str:
     """Writes `length` characters after a prompt; the options are those of `longformer_jax.generate`.
 
     Raises:
       InputError: the prompt is empty or has bytes outside the vocabulary, or an option is out of range.
     """
+    tokens = _prompt(prompt, CharLMExperiment.load(workdir).model)
+    return _write(*load_char_lm(workdir, step), tokens, length, options)
+
+
+def sample_from_model(model: str | Path, length: int, *, prompt: str = "\n", **options: Any) -> str:
+    """As `sample_text`, with a model that `save_pretrained`, or a run at its end, has written.
+
+    Args:
+      model: its directory, or its name on the Hugging Face hub.
+    """
+    tokens = _prompt(prompt, read_char_lm_config(find_directory(model)))
+    return _write(*load_pretrained(model, CharLM), tokens, length, options)
+
+
+def _prompt(prompt: str, model: CharLMConfig) -> np.ndarray:
+    """The bytes of a prompt, uint8 `[P]`; raises InputError where they are none for the model."""
     try:
         tokens = np.frombuffer(prompt.encode(), np.uint8)
     except UnicodeEncodeError as error:  # bytes of a command line that are no UTF-8
         raise InputError(f"prompt is {prompt!r}, no UTF-8 at character {error.start}; expected text in UTF-8") from None
     if not len(tokens):
         raise InputError("prompt is empty; expected at least one character")
-    config = CharLMExperiment.load(workdir)
-    check_vocab(tokens, config.model.vocab_size)
-    model, params = load_char_lm(workdir, step)
-    written = generate(
-        model, params, jnp.asarray(tokens[None]), length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p
-    )
+    check_vocab(tokens, model.vocab_size)
+    return tokens
+
+
+def _write(model: CharLMConfig, params: Any, prompt: np.ndarray, length: int, options: dict[str, Any]) -> str:
+    written = generate(model, params, jnp.asarray(prompt[None]), length, **options)
     return bytes(np.asarray(jax.device_get(written))[0].astype(np.uint8)).decode(errors="replace")

@@ -38,10 +38,14 @@ def evaluate_model(model: str, *, data: str, **options: Any) -> Any:
     Raises:
       InputError: where that function does, or the kind has no such option.
     """
-    is_char_lm = read_values(find_directory(model)).get("model_type") == CHAR_LM
-    function = EVALUATIONS_OF_MODELS["char_lm" if is_char_lm else "masked_lm"]
-    _check_options(function, options, f"{model!r} is a {'character' if is_char_lm else 'masked'} LM and no run")
+    kind = _kind_of_model(model)
+    function = EVALUATIONS_OF_MODELS[kind]
+    _check_options(function, options, f"{model!r} is a {'character' if kind == 'char_lm' else 'masked'} LM and no run")
     return function(model, data=data, **options)
+
+
+def _kind_of_model(model: str) -> str:
+    return "char_lm" if read_values(find_directory(model)).get("model_type") == CHAR_LM else "masked_lm"
 
 
 def _check_options(function: Callable[..., Any], options: dict[str, Any], what: str) -> None:
@@ -62,3 +66,15 @@ def sample_text(workdir: str | Path, length: int, **options: Any) -> str:
     if objective != "char_lm":
         raise InputError(f"sample is {length}, but {str(workdir)!r} holds a {objective} run; expected a char_lm run")
     return char_lm.sample_text(workdir, length, **options)
+
+
+@pinned()
+def sample_from_model(model: str, length: int, **options: Any) -> str:
+    """As `sample_text`, with a model that is no run; see `char_lm.sample_from_model`.
+
+    Raises:
+      InputError: where that does, or the model is of another kind.
+    """
+    if _kind_of_model(model) != "char_lm":
+        raise InputError(f"sample is {length}, but {model!r} is no character LM; expected one")
+    return char_lm.sample_from_model(model, length, **options)

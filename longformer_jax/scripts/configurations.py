@@ -2,7 +2,9 @@
 
 import importlib.machinery
 import importlib.util
+import runpy
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,25 @@ def known_configurations() -> dict[str, Path]:
     """The files of the experiments that come with the library, by their names, such as "quickstart"."""
     paths = sorted(_DIRECTORY.glob("*/*.py")) if _DIRECTORY else []
     return {path.stem: path for path in paths if path.stem not in ("__init__", "paper")}
+
+
+def variants(path: str | Path) -> tuple[str, ...]:
+    """The names of the variants of a file of configs/, which it has as VARIANTS; none where it does not say."""
+    _make_configs_importable()
+    return tuple(runpy.run_path(str(path)).get("VARIANTS", ()))
+
+
+def configurations_help() -> list[str]:
+    """A line for each configuration that comes with the library, with its variants."""
+    return [
+        textwrap.fill(
+            f"  {name:<20}" + " ".join(f":{variant}" for variant in variants(path)),
+            120,
+            subsequent_indent=" " * 22,
+            break_on_hyphens=False,
+        ).rstrip()
+        for name, path in known_configurations().items()
+    ]
 
 
 def find_configuration(value: str) -> str:

@@ -6,27 +6,25 @@
   longformer-eval --workdir=runs/roberta_base --split=validation
   longformer-eval --workdir=runs/quickstart --data=FILE --protocol=stream
   longformer-eval --model=runs/quickstart/model --data=FILE --protocol=stream
+  longformer-eval --model=runs/quickstart/model --sample=500
   longformer-eval --model=roberta-base --data=TEXTS --sequence_length=512
 
 It prints bits per character or masked token, or the sample.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
 from longformer_jax.command_line import check_devices, one_line_for_errors, parse_flags, print_anything, print_log
 from longformer_jax.errors import InputError
-from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
+from longformer_jax.evaluation import evaluate, evaluate_model, sample_from_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODEL = flags.DEFINE_string("model", None, "Instead of a run: the directory of a model, or its name on the hub.")
 _DATA = flags.DEFINE_string(
-    "data",
-    None,
-    "Your own text to score: a file; for a masked LM also a directory, a glob pattern or tfds:NAME.",
+    "data", None, "Your own text to score: a file; for a masked LM also a directory, a glob pattern or tfds:NAME."
 )
 flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest.")
 
@@ -61,40 +59,44 @@ def _given(*names: str) -> dict[str, Any]:
     return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].value is not None}
 
 
-def _refuse(names: Sequence[str], reason: str) -> None:
+def _refuse(reason: str, *names: str) -> None:
     for name, value in _given(*names).items():
         raise InputError(f"--{name} is {value!r}, but {reason}")
 
 
 def _run() -> str:
-    model, data = _MODEL.value, _DATA.value
+    workdir, model, data, length = _WORKDIR.value or "", _MODEL.value, _DATA.value, _SAMPLE.value
     if model is not None:
-        _refuse(["workdir", "sample", *_SAMPLING], "--model is given; expected one of them")
+        _refuse("--model is given; expected one of them", "workdir")
+    elif not workdir:
+        raise InputError("--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data or --sample")
+    if length is None:
+        _refuse("--sample is missing; expected --sample=LENGTH with it", *_SAMPLING)
+        if model is None:
+            return str(evaluate(workdir, **_given("step", "data", *_EVALUATION)))
         if data is None:
-            raise InputError("--data is missing; expected --model=MODEL with --data=TEXTS")
+            raise InputError("--data is missing; expected --model=MODEL with --data=TEXTS, or with --sample=LENGTH")
         return str(evaluate_model(model, data=data, **_given("step", *_EVALUATION)))
-    if not _WORKDIR.value:
-        raise InputError("--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS")
-    if _SAMPLE.value is None:
-        _refuse(_SAMPLING, "--sample is missing; expected --sample=LENGTH with it")
-        return str(evaluate(_WORKDIR.value, **_given("step", "data", *_EVALUATION)))
-    _refuse(["data", *_EVALUATION], "--sample is given; expected one of them")
-    return sample_text(_WORKDIR.value, _SAMPLE.value, **_given("step", *_SAMPLING))
+    _refuse("--sample is given; expected one of them", "data", *_EVALUATION)
+    if model is None:
+        return sample_text(workdir, length, **_given("step", *_SAMPLING))
+    _refuse("--model is given, which has no checkpoints; expected one of them", "step")
+    return sample_from_model(model, length, **_given(*_SAMPLING))
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the figure or the sample; exits with 2 on bad input, and with 1 when a file or the memory fails."""
+    """Prints the figure or the sample."""
     logging.set_verbosity(logging.FATAL)  # Orbax tells every step of a restore
     print_log()
     reuse_freed_memory()
     print_anything()
-    with one_line_for_errors():
-        if len(arguments) > 1:
-            raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
-        check_devices()
-        print(_run())
+    if len(arguments) > 1:
+        raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
+    check_devices()
+    print(_run(), flush=True)
 
 
 def run() -> None:
     """The command."""
-    app.run(main, flags_parser=lambda arguments: parse_flags(arguments, __name__))
+    with one_line_for_errors():
+        app.run(main, flags_parser=lambda arguments: parse_flags(arguments, __name__))

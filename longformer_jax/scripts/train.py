@@ -27,7 +27,7 @@ from longformer_jax.command_line import (
 )
 from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
-from longformer_jax.scripts.configurations import configuration_first, known_configurations, overrides
+from longformer_jax.scripts.configurations import configuration_first, configurations_help, overrides, variants
 from longformer_jax.training import DivergenceError, ExperimentConfig, train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -59,43 +59,42 @@ def _join_cluster() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the experiment; exits with 2 on bad input, and with 1 when the loss, a file or the memory fails."""
+    """Runs the experiment; exits with 1 when it diverges."""
     logging.set_verbosity(logging.FATAL)  # Orbax tells every step of a save, and what fails in each of its threads
     print_log()
     reuse_freed_memory()
     print_anything()
+    if len(arguments) > 1:
+        raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
+    config = _read_config()
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
+    if _DISTRIBUTED.value:
+        _join_cluster()
+    check_devices()
     try:
-        with one_line_for_errors():
-            if len(arguments) > 1:
-                raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")
-            config = _read_config()
-            if not _WORKDIR.value:
-                raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
-            if _DISTRIBUTED.value:
-                _join_cluster()
-            check_devices()
-            train(config, _WORKDIR.value, profile=_PROFILE.value)
+        train(config, _WORKDIR.value, profile=_PROFILE.value)
     except DivergenceError as error:
         fail(1, error)
 
 
 def _more_help() -> list[str]:
-    """The fields of the configuration, where there is one, else the names of those that there are."""
-    if flags.FLAGS["config"].present:
-        return ["Fields of the configuration, each of which can be overridden:", *overrides(_CONFIG.value)]
-    return ["Configurations that come with the library:", *known_configurations()]
+    """The variants and fields of the configuration, where there is one, else the configurations that there are."""
+    if not flags.FLAGS["config"].present:
+        return ["Configurations that come with the library, and their variants:", *configurations_help()]
+    fields = ["Fields of the configuration, each of which can be overridden:", *overrides(_CONFIG.value)]
+    others = variants(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
+    return ([f"Variants, as --config=FILE:VARIANT: {', '.join(others)}", ""] if others else []) + fields
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
-    try:
-        # ml_collections looks for what is overridden itself, and only after the configuration.
-        sys.argv = configuration_first(arguments)
-    except InputError as error:
-        fail(2, error)
+    # ml_collections looks for what is overridden itself, and only after the configuration.
+    sys.argv = configuration_first(arguments)
     accept_none()
     return parse_flags(sys.argv, __name__, _more_help)
 
 
 def run() -> None:
     """The command."""
-    app.run(main, flags_parser=_parse)
+    with one_line_for_errors():
+        app.run(main, flags_parser=_parse)

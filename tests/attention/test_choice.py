@@ -2,6 +2,7 @@
 
 import json
 import logging
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,20 @@ def test_the_op_asks(monkeypatch: pytest.MonkeyPatch) -> None:
         jax.eval_shape(lambda x: banded_attention(x, x, x, window=3), shape)
     named = jax.eval_shape(lambda x: banded_attention(x, x, x, window=3, implementation="xla"), shape)
     assert named.shape == shape.shape  # a name is what it says
+
+
+def test_the_device_is_that_of_the_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the default device is another one; under jit it is not known where they are."""
+    gpu = types.SimpleNamespace(platform="gpu", device_kind=H100, id=0)
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: [gpu])
+    monkeypatch.setenv(choice.VARIABLE, "mma")
+    x = jnp.ones((1, 30, 2, 64), jnp.bfloat16)
+    with pytest.raises(InputError, match="this device is cpu"):
+        banded_attention(x, x, x, window=3)
+    monkeypatch.setattr(api, "_select", lambda *arrays: lambda *_, **__: (choice.choose(*arrays[1:]), None))
+    names = []
+    jax.eval_shape(lambda x: names.append(banded_attention(x, x, x, window=3)), x)
+    assert names == ["pallas_mosaic_mma"]
 
 
 def test_the_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -118,9 +118,12 @@ def test_bits_per_character():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sequence_length": 40, "stride": 0}, r"stride is 0; expected 1 to sequence_length, 40"),
-        ({"sequence_length": 40, "stride": 41}, r"stride is 41; expected 1 to sequence_length, 40"),
-        ({"sequence_length": 40, "batch_size": 0}, r"batch_size is 0; expected at least 1"),
+        ({"sequence_length": 40, "stride": 0}, r"stride is 0; expected an integer >= 1"),
+        ({"sequence_length": 40, "stride": 41}, r"stride is 41; expected at most sequence_length, 40"),
+        ({"sequence_length": "40"}, r"sequence_length is '40'; expected an integer >= 1"),
+        ({"sequence_length": 40, "stride": True}, r"stride is True; expected an integer >= 1"),
+        ({"sequence_length": 40, "stride": 8, "batch_size": 2.0}, r"batch_size is 2.0; expected an integer >= 1"),
+        ({"sequence_length": 40, "batch_size": 0}, r"batch_size is 0; expected an integer >= 1"),
         ({"sequence_length": 203, "stride": 8}, r"sequence_length is 203; expected less than the 203 characters"),
     ],
 )
@@ -132,8 +135,9 @@ def test_overlapping_refuses(params, text, arguments, message):
 def test_stream_refuses(params, text):
     with pytest.raises(InputError, match=r"text has 1 characters; expected at least 2"):
         next(score_stream(CONFIG, params, text[:1]))
-    with pytest.raises(InputError, match=r"chunk is 0; expected at least 1"):
-        next(score_stream(CONFIG, params, text, chunk=0))
+    for chunk in (0, "5", True):
+        with pytest.raises(InputError, match=f"chunk is {chunk!r}; expected an integer >= 1"):
+            next(score_stream(CONFIG, params, text, chunk=chunk))
 
 
 def test_compute_dtype_does_not_change_the_protocol(params, text):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from longformer_jax.command_line import one_line_for_errors
 from longformer_jax.data import load_corpus
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
@@ -120,12 +121,16 @@ def test_sample(workdir):
             {"protocol": "stream", "stride": 5},
             r"^stride is 5, but protocol is 'stream'; expected it with protocol 'paper'",
         ),
-        ({"sequence_length": 0}, r"sequence_length is 0; expected at least 1"),
-        ({"limit": 0}, r"limit is 0; expected at least 1"),
+        ({"sequence_length": 0}, r"sequence_length is 0; expected an integer >= 1"),
+        ({"limit": 0}, r"limit is 0; expected an integer >= 1"),
+        ({"limit": "9"}, r"limit is '9'; expected an integer >= 1"),
+        ({"limit": True}, r"limit is True; expected an integer >= 1"),
+        ({"batch_size": 2.5}, r"batch_size is 2.5; expected an integer >= 1"),
         ({"data": "none"}, r"^data: path is 'none', which is missing; expected a file$"),
         ({"data": "mine", "split": "test"}, r"^split is 'test', but data is 'mine'; expected one of them$"),
         ({"data": "mine", "data_path": "there"}, r"^data_path is 'there', but data is 'mine'; expected one of them$"),
         ({"step": 7, "protocol": "stream"}, r"expected checkpoint 7"),
+        ({"step": "20", "protocol": "stream"}, r"expected checkpoint '20'"),
         ({}, r"sequence_length is 32256; expected less than the 400 characters .*, or --protocol=stream"),
     ],
 )
@@ -159,7 +164,8 @@ def run_eval(capsys):
         with flagsaver.flagsaver():
             module.flags.FLAGS(["eval.py", *map(str, arguments)])
             try:
-                module.main(["eval.py"])
+                with one_line_for_errors():
+                    module.main(["eval.py"])
             except SystemExit as error:
                 status = error.code
         captured = capsys.readouterr()
@@ -218,18 +224,24 @@ def test_eval_says_what_is_wrong(workdir, run_eval):
 def test_eval_writes_text(workdir, run_eval):
     status, output, _ = run_eval(f"--workdir={workdir}", "--sample=25")
     assert status == 0 and output == sample_text(workdir, 25) + "\n"
+    assert run_eval(f"--model={workdir / 'model'}", "--sample=25") == (0, output, "")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--workdir is missing; expected --workdir=DIRECTORY"),
-        (["--model=m"], "--data is missing; expected --model=MODEL with --data=TEXTS"),
-        (["--data=d"], "--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data=TEXTS"),
+        (["--model=m"], "--data is missing; expected --model=MODEL with --data=TEXTS, or with --sample=LENGTH"),
+        (["--data=d"], "--workdir is missing; expected --workdir=DIRECTORY, or --model=MODEL with --data or --sample"),
         (["--workdir=w", "--data=d", "--sample=3"], "--data is 'd', but --sample is given; expected one of them"),
         (["--workdir=w", "--model=m", "--data=d"], "--workdir is 'w', but --model is given; expected one of them"),
-        (["--sample=9", "--model=m", "--data=d"], "--sample is 9, but --model is given; expected one of them"),
-        (["--seed=9", "--model=m", "--data=d"], "--seed is 9, but --model is given; expected one of them"),
+        (["--sample=9", "--model=m", "--data=d"], "--data is 'd', but --sample is given; expected one of them"),
+        (["--sample=9", "--model=m", "--step=3"], "--step is 3, but --model is given, which has no checkpoints"),
+        (["--seed=9", "--model=m", "--data=d"], "--seed is 9, but --sample is missing; expected --sample=LENGTH with"),
+        (
+            ["--sample=9", "--model=tests/golden/encoder/RobertaForMaskedLM"],
+            "sample is 9, but 'tests/golden/encoder/RobertaForMaskedLM' is no character LM; expected one",
+        ),
         (["--workdir=w", "--prompt=a"], "--prompt is 'a', but --sample is missing; expected --sample=LENGTH with it"),
         (["--workdir=w", "--top_k=1"], "--top_k is 1, but --sample is missing; expected --sample=LENGTH with it"),
         (

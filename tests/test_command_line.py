@@ -1,0 +1,83 @@
+"""How the commands say what went wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from longformer_jax.command_line import one_line_for_errors
+from longformer_jax.errors import InputError
+
+
+def in_a_thread(function: Callable[[], object]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def test_outside_of_the_main_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    """Which alone hears of signals."""
+    statuses = []
+
+    def command() -> None:
+        try:
+            with one_line_for_errors():
+                raise InputError("x is 1; expected 2")
+        except SystemExit as error:
+            statuses.append(error.code)
+
+    in_a_thread(command)
+    assert statuses == [2] and capsys.readouterr().err == "error: x is 1; expected 2\n"
+
+
+INTERRUPTED_WHILE_LOADING = """
+import importlib.abc, signal, sys
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "longformer_jax.scripts.train":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from longformer_jax.scripts import longformer_train
+longformer_train()
+"""
+INTERRUPTED_BY_A_CONFIGURATION = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which pytest-xdist's children ignore
+from longformer_jax.scripts import longformer_train
+longformer_train()
+"""
+
+
+@pytest.mark.parametrize("program", [INTERRUPTED_WHILE_LOADING, INTERRUPTED_BY_A_CONFIGURATION])
+def test_an_interrupt_before_the_command_begins(run_python: Callable, tmp_path: Path, program: str) -> None:
+    (tmp_path / "config.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
+    result = run_python("-c", program, f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: interrupted\n")
+
+
+WITHOUT_A_READER = """
+from longformer_jax.command_line import one_line_for_errors
+with one_line_for_errors():
+    print("text", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "errors"),
+    [
+        (["eval.py", "--help"], -signal.SIGPIPE, ""),
+        (["-c", WITHOUT_A_READER], 1, "error: what is printed has no reader any more (Broken pipe)\n"),
+    ],
+)
+def test_output_that_nobody_reads(command: list[str], status: int, errors: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    root = Path(__file__).resolve().parents[1]
+    ran = subprocess.run([sys.executable, *command], cwd=root, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (status, errors)
