@@ -126,17 +126,20 @@ class Variant:
         return dataclasses.replace(hopper_tiling(self.kernel, *self.dims), **self.changes)
 
 
-_IDEAS = {"own_in_registers": True, "turns": True}
+_TURNS = {"overlap": True, "turns": True}
 VARIANTS = (
-    *(Variant("forward", dims, {idea: True}) for dims in ((64, 64), (128, 128)) for idea in _IDEAS),
-    Variant("forward", (64, 64), _IDEAS),
-    Variant("forward", (128, 64), {"turns": True}),
-    *(Variant("dq", dims, {idea: True}) for dims in ((64, 64), (128, 64)) for idea in (*_IDEAS, "delta_inside")),
-    Variant("dq", (64, 64), {"warpgroups": 3}),
-    Variant("dq", (64, 64), {"warpgroups": 3, "own_stages": 1, "delta_inside": True}),
-    Variant("dq", (64, 64), {**_IDEAS, "delta_inside": True}),
-    Variant("dq", (128, 128), {"own_in_registers": True}),
-    Variant("dkdv", (64, 64), {"warpgroups": 2, "own_in_registers": True}),
+    Variant("forward", (64, 64), {"own_in_registers": True}),
+    Variant("forward", (64, 64), {"warpgroups": 3}),
+    Variant("forward", (64, 64), {"warpgroups": 3, "overlap": True, "own_in_registers": True}),
+    Variant("forward", (64, 64), {"warpgroups": 3, **_TURNS}),
+    Variant("forward", (128, 64), {"warpgroups": 3, "overlap": True, "own_stages": 2}),
+    *(Variant("forward", (128, 128), {idea: True}) for idea in ("own_in_registers", "turns")),
+    *(Variant("dq", (64, 64), {idea: False}) for idea in ("own_in_registers", "delta_inside")),
+    Variant("dq", (64, 64), _TURNS),
+    *(Variant("dq", dims, {"overlap": False, "scores_together": True}) for dims in ((64, 64), (128, 64))),
+    *(Variant("dq", (128, 64), {idea: True}) for idea in ("own_in_registers", "turns")),
+    Variant("dq", (128, 128), {"scores_together": True}),
+    *(Variant("dkdv", (64, 64), {"warpgroups": 2, idea: True}) for idea in ("own_in_registers", "scores_together")),
     Variant("dkdv", (128, 64), {"own_in_registers": True}),
 )
 

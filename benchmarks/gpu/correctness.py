@@ -166,17 +166,16 @@ def comparison(case: Case, dtype: str, forward: bool = False) -> Callable[[], Ex
     """
     small = dataclasses.replace(case, **DENSE) if isinstance(case, LongCase) else case
     with jax.default_matmul_precision(EXACT):
-        plain = _compile(plain_attention(small), small, dtype, forward)
-        exact = _compile(small.attend("reference"), small, dtype, forward, widen=True)
-        truth = exact if small is case else _compile(case.attend("xla"), case, dtype, forward, widen=True)
+        references = _runner(small.attend("reference"), forward, widen=True), _runner(plain_attention(small), forward)
+        both = _compile(lambda *arguments: [run(*arguments) for run in references], small, dtype)
+        longer = None if small is case else _compile(_runner(case.attend("xla"), forward, widen=True), case, dtype)
 
-    def results(run: Callable, case: Case) -> list[np.ndarray]:
-        return [np.asarray(x, np.float32) for x in run(case.inputs(dtype), case.cotangents(dtype))]
+    def arrays(found: Sequence[jax.Array]) -> list[np.ndarray]:
+        return [np.asarray(x, np.float32) for x in found]
 
     def compute() -> Expected:
-        expected = results(truth, case)
-        dense = expected if small is case else results(exact, small)
-        simple = results(plain, small)
+        dense, simple = map(arrays, both(small.inputs(dtype), small.cotangents(dtype)))
+        expected = arrays(longer(case.inputs(dtype), case.cotangents(dtype))) if longer else dense
         allowed = []
         for x, y, whole in zip(dense, simple, expected, strict=True):
             # Float32 rounding of the largest entry is always allowed; a plain attention has NaN where a row sees none.
@@ -212,10 +211,10 @@ def verdict(found: Sequence[jax.Array], repeatable: bool, expected: Expected) ->
 
 def _compiled(implementation: str, case: Case, dtype: str, forward: bool) -> Any:
     api.IMPLEMENTATIONS.update(IMPLEMENTATIONS)
-    return _compile(case.attend(implementation), case, dtype, forward)
+    return _compile(_runner(case.attend(implementation), forward), case, dtype)
 
 
-def _compile(attend: Callable, case: Case, dtype: str, forward: bool, *, widen: bool = False) -> Any:
+def _runner(attend: Callable, forward: bool, *, widen: bool = False) -> Callable:
     """A function of inputs and cotangents; where `widen`, all is computed in float32."""
 
     def run(*arguments: Any) -> Any:
@@ -223,6 +222,10 @@ def _compile(attend: Callable, case: Case, dtype: str, forward: bool, *, widen: 
             arguments = jax.tree.map(lambda x: x.astype(jnp.float32), arguments)
         return attend(*arguments[0]) if forward else value_and_gradients(attend)(*arguments)
 
+    return run
+
+
+def _compile(run: Callable, case: Case, dtype: str) -> Any:
     shapes = jax.eval_shape(lambda: (case.inputs(dtype), case.cotangents(dtype)))
     return jax.jit(run).lower(*shapes).compile()
 

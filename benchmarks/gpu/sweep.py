@@ -26,11 +26,12 @@ SPACES: dict[str, tuple[type[AnyTiling], dict[str, tuple[Any, ...]]]] = {
     "pallas_mosaic_gpu": (
         Tiling,
         {
-            "warpgroups": (3, 2, 1),
+            "warpgroups": (4, 3, 2, 1),
             "own_in_registers": (True, False),
             "delta_inside": (True, False),
             "turns": (True, False),
             "overlap": (True, False),
+            "scores_together": (True, False),
             "unmasked_loop": (True, False),
             "own_stages": (2, 1),
             "stages": (4, 3, 2),
@@ -53,13 +54,15 @@ def _is_worth_a_try(dims: tuple[int, int], kernel: str, tiling: AnyTiling) -> bo
     if isinstance(tiling, MmaTiling):
         return True
     without_registers = (  # known to spill
-        (tiling.warpgroups == 3 and (tiling.columns == 128 or (kernel != "forward" and dims != (64, 64))))
+        (tiling.warpgroups == 4 and (kernel != "forward" or dims == (128, 128) or tiling.overlap))
+        or (tiling.warpgroups == 3 and (tiling.columns == 128 or (kernel != "forward" and dims != (64, 64))))
         or (tiling.warpgroups == 3 and tiling.own_in_registers and (kernel, dims) != ("forward", (64, 64)))
         or (tiling.own_in_registers and (kernel, dims) == ("dkdv", (128, 128)))
     )
     return not (
         without_registers
         or (tiling.delta_inside and kernel != "dq")
+        or (tiling.scores_together and kernel == "forward")  # has one score product only
         or (tiling.own_stages > 1 and not tiling.persistent)  # a program with one item has no use for more
     )
 

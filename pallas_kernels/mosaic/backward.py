@@ -112,7 +112,8 @@ def _weigh_dkdv(
 ):
     (_, _, *key_ids), (_, _, bits, delta, *query_ids) = own, other
     s, dp = scores
-    p = _probabilities(rows, s(), across(load_per_column(bits)), n, is_edge, key_ids, query_ids)
+    bits = in_place(load_per_column(bits))  # beside the products, which is why it has to come before their wait
+    p = _probabilities(rows, s(), across(bits), n, is_edge, key_ids, query_ids)
     p, kept, dp = _dropped(rows, p, dp())
     return (p * (dp - across(load_per_column(delta))), kept), state, None
 

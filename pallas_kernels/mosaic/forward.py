@@ -10,7 +10,7 @@ import numpy as np
 from pallas_kernels.mosaic.items import OwnRows
 from pallas_kernels.mosaic.kernel import Kernel
 from pallas_kernels.mosaic.launch import launch
-from pallas_kernels.mosaic.tiles import down, filled_line
+from pallas_kernels.mosaic.tiles import FOLD, down, empty_tile, filled_line, folded
 from pallas_kernels.mosaic.tiling import Gpu, MmaTiling, Tiling
 from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.walk import Walk
@@ -41,7 +41,7 @@ def _factors(spec: Spec) -> tuple[float, float]:
 
 
 def _start(own: list[Any]):
-    return filled_line(-jnp.inf), filled_line(0.0)
+    return filled_line(-jnp.inf), empty_tile(FOLD)
 
 
 def _weigh(rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state):
@@ -56,7 +56,7 @@ def _weigh(rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: boo
     finite = jnp.where(new_maximum == -jnp.inf, 0.0, new_maximum)
     p = jnp.exp2(s * factor - down(finite * factor, rows.columns))
     rescale = jnp.exp2((maximum - finite) * factor)
-    total = total * rescale + p.sum(axis=1)
+    total = total * down(rescale, FOLD) + folded(p)
     keep = rows.keep(n)
     if keep is not None:
         p = jnp.where(keep, p, 0.0)
@@ -65,6 +65,7 @@ def _weigh(rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: boo
 
 def _finish(rows: OwnRows, sums: tuple[jax.Array, ...], state):
     (acc,), (maximum, total) = sums, state
+    total = total.sum(axis=1)
     live = maximum != -jnp.inf  # true of NaN, which must not be hidden
     norm = jnp.where(live, 1 / (total * (1 - rows.spec.dropout_rate)), 0.0)
     log_sum_exp = jnp.where(live, maximum * _factors(rows.spec)[1] + jnp.log2(total), -jnp.inf)

@@ -19,13 +19,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic.items import OwnRows, Scalars, Schedule
 from pallas_kernels.mosaic.kernel import Arrays, Kernel, over_blocks
-from pallas_kernels.mosaic.tiles import down, empty_tile, in_place, load_tile, multiply, store_numbers
+from pallas_kernels.mosaic.tiles import down, empty_tile, in_place, load_tile, multiply, note_loads, store_numbers
 from pallas_kernels.mosaic.tiling import ROWS, Tiling
 from pallas_kernels.mosaic.views import shared_rows
 
 # Registers of a thread that computes and of one that loads, by the number of computing warpgroups: together as many as
-# there are at launch, 3 * 168 and 4 * 128. With one, all may keep the 255 that a thread can have.
-_REGISTERS = {2: (240, 24), 3: (160, 32)}
+# there are at launch, 3 * 168, 4 * 128 and 5 * 96. With one, all may keep the 255 that a thread can have.
+_REGISTERS = {2: (240, 24), 3: (160, 32), 4: (112, 32)}
 
 
 class Ring(NamedTuple):
@@ -234,15 +234,8 @@ def compute_item(
     def summed(n: Any) -> list[Any]:
         return [slots(n)[x] for x in kernel.sums]
 
-    def fence_loads(refs: list[Any], of_tiles: bool = False) -> None:
-        """Loads, which lines are read by, need not be done without a fence when TMA is told to write there again."""
-        if of_tiles or any(len(ref.shape) == 1 for ref in refs):
-            plgpu.commit_smem()
-
-    def weigh(is_edge: bool, n: Any, state: Any, scores: tuple[Callable, ...]):
-        weighed = kernel.weigh(rows, own, slots(n), n, is_edge, scores, state)
-        fence_loads(slots(n))
-        return weighed
+    def weigh(is_edge: bool, n: Any, state: Any, *scores: Callable):
+        return kernel.weigh(rows, own, slots(n), n, is_edge, scores, state)
 
     def product(pair: tuple[Any, Any]) -> jax.Array:
         return multiply((pair,), lambda s: s(), (), (), (), interpret)[1]
@@ -250,9 +243,13 @@ def compute_item(
     def rescaled(sums: Any, rescale: Any) -> tuple[jax.Array, ...]:
         return sums if rescale is None else tuple(x * down(rescale, x.shape[1]) for x in sums)
 
+    def release(n: Any) -> None:
+        note_loads(interpret)
+        ring.release(passed + n)
+
     def add_up(sums: Any, weights: Any, n: Any) -> tuple[jax.Array, ...]:
         sums, _ = multiply((), lambda: None, sums, weights, summed(n), interpret)
-        ring.release(passed + n)
+        release(n)
         return sums
 
     def skip(n, _) -> None:
@@ -264,14 +261,17 @@ def compute_item(
     def step(is_edge, n, carry):
         sums, state = carry
         ring.wait_full(passed + n)
-        scores = tuple(functools.partial(product, pair) for pair in pairs(n))
-        weights, state, rescale = weigh(is_edge, n, state, scores)
+        if tiling.scores_together:
+            _, weighed = multiply(pairs(n), functools.partial(weigh, is_edge, n, state), (), (), (), interpret)
+        else:
+            weighed = weigh(is_edge, n, state, *(functools.partial(product, pair) for pair in pairs(n)))
+        weights, state, rescale = weighed
         return add_up(rescaled(sums, rescale), weights, n), state
 
     def weigh_and_wait(is_edge: bool, n: Any, state: Any, *scores: Callable):
         turns.pass_on(warpgroup)  # the products are under way
         # The weights stay float32 here: rounded beside products in flight, all products would wait for each other.
-        weighed = in_place(weigh(is_edge, n, state, scores))
+        weighed = in_place(weigh(is_edge, n, state, *scores))
         # Here because a branch, which this wait is, is what the assembler does not move the wait for sums across.
         pl.when(n + 1 < end)(functools.partial(ring.wait_full, passed + n + 1))
         return weighed
@@ -281,12 +281,12 @@ def compute_item(
         then = functools.partial(weigh_and_wait, is_edge, n, state)
         turns.take(warpgroup)
         sums, weighed = multiply(pairs(n), then, sums, weights, summed(n - 1), interpret)
-        ring.release(passed + n - 1)
+        release(n - 1)
         weights, state, rescale = weighed
         return rescaled(sums, rescale), weights, state
 
     def done_with_own() -> None:
-        fence_loads(own, of_tiles=tiling.own_in_registers)
+        note_loads(interpret)
         release_own()
 
     lax.fori_loop(0, begin, skip, None)

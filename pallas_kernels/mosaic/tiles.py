@@ -13,6 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels.mosaic.tiling import ROWS
 
 _TILE = plgpu.Layout.WGMMA
+FOLD = 8  # columns of a tile after which the same threads have the next
 _PER_ROW, _PER_COLUMN = _TILE.reduce(1), _TILE.reduce(0)
 
 
@@ -54,6 +55,11 @@ def load_per_column(ref: Any) -> jax.Array:
 def down(line: jax.Array, columns: int) -> jax.Array:
     """[64], one for each row -> [64, columns]."""
     return lax.broadcast_in_dim(line, (ROWS, columns), [0])
+
+
+def folded(x: jax.Array) -> jax.Array:
+    """[64, columns] -> [64, FOLD], sums of columns that lie in the same thread, without a word to other threads."""
+    return functools.reduce(jnp.add, (x[:, i : i + FOLD] for i in range(0, x.shape[1], FOLD)))
 
 
 def across(line: jax.Array) -> jax.Array:
@@ -103,6 +109,16 @@ def multiply(
     score_refs = [plgpu.ACC((ROWS, other.shape[0]), jnp.float32) for _, other in pairs]
     sum_refs = [plgpu.ACC((ROWS, x.shape[1]), jnp.float32) for x in sums]
     return pl.run_scoped(run, score_refs, sum_refs) if score_refs or sum_refs else run([], [])
+
+
+def note_loads(interpret: bool) -> None:
+    """Before a slot is released that was read by plain loads: nothing for a GPU to do.
+
+    Every thread arrives itself, and what it has loaded has gone into products that are done. To the interpreter only
+    a fence says so.
+    """
+    if interpret:
+        plgpu.commit_smem()
 
 
 def in_place(x: Any) -> Any:

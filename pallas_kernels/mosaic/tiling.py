@@ -33,6 +33,7 @@ class Tiling:
         with `overlap` the one before, without which warpgroups would wait for each other for ever.
       own_stages: items whose own rows are in shared memory at the same time.
       overlap: products of a block run while the next block's scores become weights, which takes registers.
+      scores_together: without `overlap`, all score products of a block start at once, which takes registers, too.
       persistent: a program for each core of the GPU goes through several items; else each item has its own.
       unmasked_loop: blocks inside the band have a loop of their own, without masks, which takes registers.
       own_in_registers: own rows go into the score products from registers, which spares shared memory a third to half
@@ -47,6 +48,7 @@ class Tiling:
     stages: int
     own_stages: int = 1
     overlap: bool = True
+    scores_together: bool = False
     persistent: bool = True
     unmasked_loop: bool = True
     own_in_registers: bool = False
@@ -54,8 +56,8 @@ class Tiling:
     turns: bool = False
 
     def __post_init__(self) -> None:
-        if self.warpgroups not in (1, 2, 3):
-            raise ValueError(f"warpgroups is {self.warpgroups}; 1 to 3 were expected")
+        if self.warpgroups not in (1, 2, 3, 4):
+            raise ValueError(f"warpgroups is {self.warpgroups}; 1 to 4 were expected")
         if self.columns <= 0 or self.columns % 64:
             raise ValueError(f"columns is {self.columns}; a multiple of 64 was expected")
         if self.own_stages < 1:
@@ -63,7 +65,9 @@ class Tiling:
         if self.stages < (least := 3 if self.overlap else 2):
             raise ValueError(f"stages is {self.stages}; with overlap={self.overlap} at least {least} are needed")
         if self.turns and not (self.overlap and self.warpgroups > 1):
-            raise ValueError("turns is True; overlap and two or three warpgroups were expected with it")
+            raise ValueError("turns is True; overlap and several warpgroups were expected with it")
+        if self.scores_together and self.overlap:
+            raise ValueError("scores_together is True; overlap=False was expected with it")
 
     @property
     def rows(self) -> int:
@@ -98,12 +102,12 @@ class MmaTiling:
 
 # What compiles without spills and fits into shared memory with all limits at once; nothing of it is measured yet.
 _TILINGS = {
-    ("forward", 64, 64): Tiling(3, columns=64, stages=4, own_stages=2),
-    ("forward", 128, 64): Tiling(3, columns=64, stages=4),
-    ("forward", 128, 128): Tiling(2, columns=64, stages=4),
-    ("dq", 64, 64): Tiling(2, columns=64, stages=4, own_stages=2),
-    ("dq", 128, 64): Tiling(2, columns=64, stages=4),
-    ("dq", 128, 128): Tiling(2, columns=64, stages=3, overlap=False),
+    ("forward", 64, 64): Tiling(4, columns=64, stages=4, own_stages=2, overlap=False),
+    ("forward", 128, 64): Tiling(4, columns=64, stages=4, overlap=False),
+    ("forward", 128, 128): Tiling(2, columns=64, stages=3),
+    ("dq", 64, 64): Tiling(2, columns=64, stages=4, own_stages=2, own_in_registers=True, delta_inside=True),
+    ("dq", 128, 64): Tiling(2, columns=64, stages=4, delta_inside=True),
+    ("dq", 128, 128): Tiling(2, columns=64, stages=3, overlap=False, own_in_registers=True),
     ("dkdv", 64, 64): Tiling(3, columns=64, stages=4, own_stages=2, overlap=False),
     ("dkdv", 128, 64): Tiling(2, columns=64, stages=4, overlap=False, unmasked_loop=False),
     ("dkdv", 128, 128): Tiling(2, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False),
