@@ -45,7 +45,7 @@ class Model:
     def programs_per_core(self) -> int:
         """How many fit at once, by shared memory and registers."""
         threads = 128 * (self.tiling.warpgroups + 1)
-        registers = threads * {1: 255, 2: 168, 3: 128}[self.tiling.warpgroups]
+        registers = threads * {1: 255, 2: 168, 3: 128, 4: 96}[self.tiling.warpgroups]
         return min(SHARED_MEMORY // self.shared_memory, REGISTERS // registers)
 
 

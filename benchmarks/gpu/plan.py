@@ -29,7 +29,14 @@ TRAINING_PHASES = (1, 3, 5)
 TRAINING_VARIANTS = ("fast", "")  # of configs/char_lm/enwik8_small.py
 DEVICE = Job("device", [{"part": "rates"}], timed=True)  # tells what the device is, too
 AT_ONCE = 16  # processes, most of which compile while one is measured
-SHARDS = {"core": 4, "correctness": 14, "shapes": 2, "lengths": 3, "sweep": 14}  # processes of one implementation
+SHARDS = {
+    "core": 8,
+    "correctness": 14,
+    "training": 3,
+    "shapes": 2,
+    "lengths": 3,
+    "sweep": 14,
+}  # processes of one implementation
 # NVIDIA's tools; what they print is in the log of the job.
 PROFILER = (
     "ncu", "--clock-control=none", "--kernel-name=regex:banded_attention", "--launch-count=3", "--section=SpeedOfLight",
