@@ -132,7 +132,7 @@ VARIANTS = (
     Variant("forward", (64, 64), {"warpgroups": 3}),
     Variant("forward", (64, 64), {"warpgroups": 3, "overlap": True, "own_in_registers": True}),
     Variant("forward", (64, 64), {"warpgroups": 3, **_TURNS}),
-    Variant("forward", (128, 64), {"warpgroups": 3, "overlap": True, "own_stages": 2}),
+    Variant("forward", (128, 64), {"turns": True}),
     *(Variant("forward", (128, 128), {idea: True}) for idea in ("own_in_registers", "turns")),
     *(Variant("dq", (64, 64), {idea: False}) for idea in ("own_in_registers", "delta_inside")),
     Variant("dq", (64, 64), _TURNS),

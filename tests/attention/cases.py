@@ -196,18 +196,23 @@ def value_and_gradients(attend: Callable) -> Callable:
 
 
 def plain_attention(case: Case) -> Callable:
-    """What anyone would write down: dense, every step in the inputs' dtype. Its error is the measure of others."""
+    """What anyone would write down: dense, every step in the inputs' dtype. Its error is the measure of others.
+
+    Rows that see nothing give zeros, lse -inf and no gradients: one NaN would spoil all of dvalue.
+    """
     visible = visibility(case.B, case.T, case.num_keys, case.H, **case.band, **case.limits)
+    live = visible.any(axis=-1, keepdims=True)
     keep = case.keep if case.dropout_rate else None
 
     def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = jnp.einsum("bthd,bshd->bhts", query, key) * (case.Dk**-0.5 if case.scale is None else case.scale)
-        scores = jnp.where(visible, scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1)
+        scores = jnp.where(visible | ~live, scores, -jnp.inf)
+        weights = jnp.where(live, jax.nn.softmax(scores, axis=-1), 0)
         if keep is not None:
             weights = jnp.where(keep, weights / (1 - case.dropout_rate), 0)
         out = jnp.einsum("bhts,bshd->bthd", weights, value)
-        return out, jax.nn.logsumexp(scores, axis=-1).transpose(0, 2, 1).astype(jnp.float32)
+        lse = jnp.where(live[..., 0], jax.nn.logsumexp(scores, axis=-1), -jnp.inf)
+        return out, lse.transpose(0, 2, 1).astype(jnp.float32)
 
     return attend
 
