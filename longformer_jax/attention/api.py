@@ -75,7 +75,7 @@ def banded_attention(
         - "reference": dense.
         - "xla": blockwise, with memory linear in T, on any device.
         - "pallas_triton": kernels for NVIDIA GPUs from Ampere on, head_dim up to 256.
-        - "pallas_mosaic_gpu", experimental: kernels for Hopper, bfloat16 and float16, head_dim 64 or 128.
+        - "pallas_mosaic_gpu": kernels for Hopper, bfloat16 and float16, head_dim up to 128.
         - "pallas_mosaic_mma", experimental: the same for any NVIDIA GPU from Ampere on.
         - one of the last three with "_interpret": the same kernels on any device, very slowly, for debugging.
         - None: what LONGFORMER_JAX_KERNELS in the environment says: xla, triton, hopper or mma. If it is auto or not

@@ -42,9 +42,10 @@ def choose(dtype: str, key_dim: int, value_dim: int) -> str:
             _log(f"attention: xla, not {name}, for {arrays} ({reason})")
             return "xla"
         if device.is_nvidia:
-            why = "measured there" if name != "xla" or table_path(device.kind).is_file() else (
-                f"kernels have not been measured on this kind of GPU; {VARIABLE}=triton tries some"
-            )  # fmt: skip
+            why = "measured there"
+            if name == "xla" and not table_path(device.kind).is_file():
+                some = "hopper" if device.is_hopper else "triton"
+                why = f"this kind of GPU has not gone through all cases of the kernels; {VARIABLE}={some} uses them"
             _log(f"attention: {name} on {device.kind} for {arrays} ({why})")
         return name
     name = KERNELS[wanted]

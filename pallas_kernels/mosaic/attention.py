@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq
 from pallas_kernels.mosaic.forward import forward
@@ -12,17 +13,39 @@ from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
 
 DTYPES = ("bfloat16", "float16")
-HEAD_DIMS = ((64, 64), (128, 128), (128, 64))
+HEAD_DIMS = ((64, 64), (128, 64), (128, 128))  # of query and key, of value; others are filled up with zeros
 
 
 def unsupported(dtype: str, key_dim: int, value_dim: int) -> str | None:
     """Why the kernels cannot take such arrays; None where they can."""
     if dtype not in DTYPES:
         return f"the dtype is {dtype}; the kernels take {' and '.join(DTYPES)}"
-    if (key_dim, value_dim) not in HEAD_DIMS:
-        pairs = ", ".join(f"{k} and {v}" for k, v in HEAD_DIMS)
-        return f"head_dim is {key_dim} of query and key, {value_dim} of value; the kernels take {pairs}"
+    if (most := max(key_dim, value_dim)) > HEAD_DIMS[-1][0]:
+        return f"head_dim is {most}; the kernels take up to {HEAD_DIMS[-1][0]}"
     return None
+
+
+def attention(
+    spec: Spec, gpu: Gpu, query: jax.Array, key: jax.Array, value: jax.Array, limits: Limits
+) -> tuple[jax.Array, jax.Array]:
+    """out [B, T, H, Dv] of value's dtype and lse float32 [B, T, H], both differentiable in query, key and value.
+
+    Args:
+      spec: the band, scale and dropout.
+      gpu: what runs the kernels.
+      query, key, value: [B, T, H, Dk], [B, S, H, Dk], [B, S, H, Dv], of dtypes and head_dims that are supported.
+      limits: key mask, documents and dropout seed.
+    """
+    key_dim, value_dim = query.shape[-1], value.shape[-1]
+    wanted = next((k, v) for k, v in HEAD_DIMS if k >= key_dim and v >= value_dim)
+    query, key, value = (_filled_up(x, dim) for x, dim in zip((query, key, value), (wanted[0], *wanted), strict=True))
+    out, lse = _attention(spec, gpu, query, key, value, limits)
+    return out[..., :value_dim], lse
+
+
+def _filled_up(x: jax.Array, dim: int) -> jax.Array:
+    missing = dim - x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
 
 
 def _walk(
@@ -35,22 +58,12 @@ def _walk(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def attention(
-    spec: Spec, gpu: Gpu, query: jax.Array, key: jax.Array, value: jax.Array, limits: Limits
-) -> tuple[jax.Array, jax.Array]:
-    """out [B, T, H, Dv] of value's dtype and lse float32 [B, T, H], both differentiable in query, key and value.
-
-    Args:
-      spec: the band, scale and dropout.
-      gpu: what runs the kernels.
-      query, key, value: [B, T, H, Dk], [B, S, H, Dk], [B, S, H, Dv], of dtypes and head_dims that are supported.
-      limits: key mask, documents and dropout seed.
-    """
+def _attention(spec: Spec, gpu: Gpu, query, key, value, limits: Limits) -> tuple[jax.Array, jax.Array]:
     return forward(spec, *_walk("forward", spec, gpu, query, key, value), query, key, value, limits, gpu)
 
 
 def _attention_forward(spec: Spec, gpu: Gpu, query, key, value, limits: Limits):
-    out, lse = attention(spec, gpu, query, key, value, limits)
+    out, lse = _attention(spec, gpu, query, key, value, limits)
     # Named so that a rematerialised layer can keep them: the backward then recomputes the projections only.
     out, lse = jax.ad_checkpoint.checkpoint_name(out, "attention"), jax.ad_checkpoint.checkpoint_name(lse, "attention")
     return (out, lse), (query, key, value, limits, out, lse)
@@ -66,4 +79,4 @@ def _attention_backward(spec: Spec, gpu: Gpu, residuals, cotangents):
     return dq, dk, dv, None
 
 
-attention.defvjp(_attention_forward, _attention_backward)
+_attention.defvjp(_attention_forward, _attention_backward)

@@ -69,7 +69,7 @@ def test_the_environment_chooses_for_a_whole_program(monkeypatch: pytest.MonkeyP
         assert chosen(H100) == name
     assert chosen(A100, "bfloat16", 128, 128) == "pallas_mosaic_mma"
     # What its kernels do not take is computed all the same.
-    assert chosen(A100, "float32", 64, 64) == chosen(A100, "bfloat16", 32, 32) == "xla"
+    assert chosen(A100, "float32", 64, 64) == chosen(A100, "bfloat16", 160, 32) == "xla"
     monkeypatch.setenv(choice.VARIABLE, "triton")
     assert chosen(A100, "float32", 256, 256) == "pallas_triton" and chosen(A100, "float32", 264, 8) == "xla"
 
