@@ -127,8 +127,8 @@ def test_the_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         chosen(H100, "bfloat16", 128, 64)
         chosen(H100, "float32", 64, 64)
     assert caplog.messages == [
-        f"attention: xla on {H100} for bfloat16, head_dim 64 (kernels have not been measured on this kind of GPU; "
-        "LONGFORMER_JAX_KERNELS=triton tries some)",
+        f"attention: xla on {H100} for bfloat16, head_dim 64 (this kind of GPU has not gone through all cases "
+        "of the kernels; LONGFORMER_JAX_KERNELS=hopper uses them)",
         f"attention: pallas_mosaic_gpu on {H100} for bfloat16, head_dim 128 and 64 (LONGFORMER_JAX_KERNELS=hopper)",
         "attention: xla, not hopper, for float32, head_dim 64 "
         "(the dtype is float32; the kernels take bfloat16 and float16)",
