@@ -27,7 +27,7 @@ class Spec:
     interpret: bool
 
     def walk(self, kernel: str, query: jax.Array, key: jax.Array, *, rows: int, columns: int) -> Walk:
-        """The walk of one of the kernels "forward", "dq" and "dkdv", with its blocks of own and of the other's rows."""
+        """The walk of "forward", "dq", "dkdv" or "dshared", with its blocks of own rows and of the other side's."""
         walk = Walk(
             length=query.shape[1],
             other_length=key.shape[1],
@@ -38,7 +38,7 @@ class Spec:
             rows=rows,
             columns=columns,
         )
-        return walk if kernel != "dkdv" else walk.transposed(rows, columns)
+        return walk if kernel in ("forward", "dq") else walk.transposed(rows, columns)
 
 
 @jax.tree_util.register_dataclass

@@ -32,21 +32,22 @@ SEGMENTS = np.arange(48).reshape(2, 24) // 7
 OPTIONS: dict[str, Any] = {"window": (3, 2), "dilation": (1, 2), "dropout_rate": 0.1, "return_lse": True}
 
 
-def attend(implementation: str) -> Callable[..., Any]:
+def attend(implementation: str, shared_dim: int = 0) -> Callable[..., Any]:
     def run() -> Any:
-        query = jnp.ones((2, 24, 2, 16), jnp.float32)
+        query, key = (jnp.ones((2, 24, 2, dim), jnp.float32) for dim in (16, 16 - shared_dim))
+        shared_key = jnp.ones((24, shared_dim), jnp.float32) if shared_dim else None
         masks = {"key_mask": SEGMENTS % 7 > 0, "segment_ids": SEGMENTS}
         option = functools.partial(banded_attention, implementation=implementation, dropout_seed=1, **OPTIONS, **masks)
-        out, pull_back = jax.vjp(option, query, query, query)
+        out, pull_back = jax.vjp(lambda q, k, v, s: option(q, k, v, shared_key=s), query, key, query, shared_key)
         return pull_back(out)
 
     return run
 
 
 def attend_over_tiles() -> Any:
-    query = jnp.ones((1, 611, 2, 16), jnp.float32)
+    query, key, shared_key = (jnp.ones(shape, jnp.float32) for shape in ((1, 611, 2, 16), (1, 611, 2, 12), (611, 4)))
     option = functools.partial(banded_attention, implementation="xla", window=20, dilation=(1, 2))
-    out, pull_back = jax.vjp(option, query, query, query)
+    out, pull_back = jax.vjp(lambda q, k, v, s: option(q, k, v, shared_key=s), query, key, query, shared_key)
     return pull_back(out)
 
 
@@ -97,6 +98,7 @@ ENCODER = with_dropout(encoders.SMALL)
 GLOBAL = {"global_attention_mask": np.eye(2, 24, dtype=np.int32)}
 CASES: dict[str, Callable[..., Any]] = {
     **{name: attend(name) for name in ("reference", "xla")},
+    **{f"{name}_shared_key": attend(name, 5) for name in ("reference", "xla", "pallas_triton_interpret")},
     "xla_tiles": attend_over_tiles,
     "pallas_triton": kernels(pallas.triton_attention, jnp.float32),
     "pallas_mosaic_gpu": kernels(pallas.hopper_attention, jnp.bfloat16),

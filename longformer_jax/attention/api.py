@@ -39,6 +39,7 @@ def banded_attention(
     window: int | tuple[int, int],
     dilation: int | Sequence[int] = 1,
     causal: bool = False,
+    shared_key: jax.Array | None = None,
     key_mask: jax.Array | None = None,
     segment_ids: jax.Array | tuple[jax.Array, jax.Array] | None = None,
     scale: float | None = None,
@@ -52,20 +53,34 @@ def banded_attention(
 
     Query i sees key `i + key_offset + m * dilation` for -left <= m <= right. Softmax and accumulation are in float32
     whatever the input type. A query that sees no key gives zeros, and a log-sum-exp of -inf, never NaN, in values and
-    in gradients. Differentiable in query, key and value, through both outputs.
+    in gradients. Differentiable in query, key, value and shared_key, through both outputs.
+
+    Where a part of the keys is the same for all heads, `shared_key` holds it once: the score of a pair is
+    `(query[..., :Dk] . key + query[..., Dk:] . shared_key) * scale`, and no copy for each head is made. Two uses:
+
+        # Relative positions (Transformer-XL): the sinusoid's half of the keys is even the same for the whole batch.
+        query = concatenate([query + u, relative_query(by_sinusoid, positions, frequencies)], axis=-1)
+        banded_attention(query, key, value, window=512, causal=True, shared_key=relative_key(positions, frequencies))
+
+        # Multi-head latent attention (DeepSeek-V2): heads without positions, beside one rotary key of each token.
+        query = concatenate([query, rotate(rotary_query, positions)], axis=-1)
+        rotary_key = rotate(rotary_key[:, :, None], positions)[:, :, 0]  # [B, S, R]
+        banded_attention(query, key, value, window=512, causal=True, shared_key=rotary_key)
 
     Args:
-      query: [B, T, H, Dk], float32, float16 or bfloat16.
+      query: [B, T, H, Dk + R], float32, float16 or bfloat16; R is the width of shared_key, 0 without one.
       key: [B, S, H, Dk], of query's dtype; S and T may be any lengths >= 1, without padding.
       value: [B, S, H, Dv], of query's dtype.
       window: one-sided: an int w is w steps left and w right (left only where causal), or a pair (left, right). Hugging
         Face's `attention_window`, a total of both sides, is twice this number.
       dilation: distance between neighbouring steps, in positions; an int, or one for each head.
       causal: whether an int `window` means the left side only.
+      shared_key: [S, R], or [B, S, R] with one for each batch entry, of query's dtype: what every head's key goes on
+        with. The last R numbers of a query meet it.
       key_mask: booleans [B, S], True where the key may be seen.
       segment_ids: integers [B, T] where S equals T, or a pair of [B, T] and [B, S]: a query sees keys of its own
         segment only. They are taken as int32; -2³¹ counts as the next number.
-      scale: multiplies the scores, a Python number; None means Dk ** -0.5. Multiply the query by a learned one.
+      scale: multiplies the scores, a Python number; None means (Dk + R) ** -0.5. Multiply the query by a learned one.
       dropout_rate: the probability with which an attention probability is dropped, in [0, 1).
       dropout_seed: integer scalar, needed where dropout_rate > 0. The mask is a hash of (seed, batch, head, query
         position, key position), hence the same in every implementation.
@@ -74,16 +89,18 @@ def banded_attention(
       implementation: how it is computed:
         - "reference": dense.
         - "xla": blockwise, with memory linear in T, on any device.
-        - "pallas_triton": kernels for NVIDIA GPUs from Ampere on, head_dim up to 256.
-        - "pallas_mosaic_gpu": kernels for Hopper, bfloat16 and float16, head_dim up to 128.
+        - "pallas_triton": kernels for NVIDIA GPUs from Ampere on, head_dim up to 256; beside a shared key of up to
+          256 numbers, up to 128 of key.
+        - "pallas_mosaic_gpu": kernels for Hopper, bfloat16 and float16, head_dim up to 128, a shared key included, which
+          is copied to every head.
         - "pallas_mosaic_mma", experimental: the same for any NVIDIA GPU from Ampere on.
         - one of the last three with "_interpret": the same kernels on any device, very slowly, for debugging.
         - None: what LONGFORMER_JAX_KERNELS in the environment says: xla, triton, hopper or mma. If it is auto or not
           set: the fastest that has been measured and found right on this kind of GPU, "xla" if none has.
         The kind of GPU is that of the arrays outside of jit, and under jit that of the mesh in use, else of
         `jax.default_device`.
-        A name never falls back to another implementation; the environment's choice falls back to "xla" for dtypes and
-        head_dims that its kernels do not take.
+        A name never falls back to another implementation; the environment's choice falls back to "xla" for dtypes,
+        head_dims and shared keys that its kernels do not take.
 
     Returns:
       out [B, T, H, Dv] of value's dtype, or (out, lse) with lse float32 [B, T, H].
@@ -93,12 +110,14 @@ def banded_attention(
         says which.
       NotImplementedError: the named implementation is not available here.
     """
-    _check_arrays(query, key, value)
+    _check_arrays(query, key, value, shared_key)
     for name, flag in (("causal", causal), ("return_lse", return_lse)):
         if not isinstance(flag, bool | np.bool_):
             raise InputError(f"{name} is {flag!r}; expected True or False")
-    B, T, H, Dk = query.shape
+    B, T, H, query_dim = query.shape
     S = key.shape[1]
+    if shared_key is not None and shared_key.ndim == 2:
+        shared_key = shared_key[None]
     band = make_band(window, dilation, causal, key_offset, H)
     # What is farther is beyond all keys, too, and would not fit int32, or memory where lengths are padded to a step.
     beyond = T + S + abs(band.key_offset)
@@ -122,7 +141,7 @@ def banded_attention(
             )
         query_ids, key_ids = (jnp.maximum(ids.astype(jnp.int32), NO_ID + 1) for ids in both)
         segment_ids = query_ids, key_ids
-    scale = _number("scale", Dk**-0.5 if scale is None else scale)
+    scale = _number("scale", query_dim**-0.5 if scale is None else scale)
     if not math.isfinite(scale):
         raise InputError(f"scale is {scale}; expected a finite number")
     dropout_rate = _number("dropout_rate", dropout_rate)
@@ -136,11 +155,13 @@ def banded_attention(
             raise InputError(
                 f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
             )
+    dims = key.shape[-1], value.shape[-1], 0 if shared_key is None else shared_key.shape[-1]
     with at_home(query):
-        out, lse = _select(implementation, str(query.dtype), Dk, value.shape[-1])(
+        out, lse = _select(implementation, str(query.dtype), *dims)(
             query,
             key,
             value,
+            shared_key=shared_key,
             band=band,
             key_mask=key_mask,
             segment_ids=segment_ids,
@@ -187,9 +208,9 @@ def _all_integers(values: np.ndarray) -> bool:
     return all(as_integer(value) is not None for value in values.flat)
 
 
-def _select(name: str | None, dtype: str, key_dim: int, value_dim: int):
+def _select(name: str | None, dtype: str, key_dim: int, value_dim: int, shared_dim: int):
     if name is None:
-        name = choose(dtype, key_dim, value_dim)
+        name = choose(dtype, key_dim, value_dim, shared_dim)
     if not isinstance(name, str):
         raise InputError(f"implementation is {name!r}; expected None or one of {', '.join(map(repr, IMPLEMENTATIONS))}")
     if name not in IMPLEMENTATIONS:
@@ -200,12 +221,17 @@ def _select(name: str | None, dtype: str, key_dim: int, value_dim: int):
     return IMPLEMENTATIONS[name]
 
 
-def _check_arrays(query, key, value) -> None:
+def _check_arrays(query, key, value, shared_key) -> None:
     arrays = {"query": query, "key": key, "value": value}
+    if shared_key is not None:
+        arrays["shared_key"] = shared_key
     for name, x in arrays.items():
-        if getattr(x, "ndim", None) != 4:
+        ranks, expected = (4,), "[batch, length, heads, head_dim]"
+        if name == "shared_key":
+            ranks, expected = (2, 3), "[keys, head_dim] or [batch, keys, head_dim]"
+        if getattr(x, "ndim", None) not in ranks:
             found = list(x.shape) if hasattr(x, "shape") else type(x).__name__
-            raise InputError(f"{name} is {found}; expected an array [batch, length, heads, head_dim]")
+            raise InputError(f"{name} is {found}; expected an array {expected}")
         if min(x.shape) < 1:
             raise InputError(f"{name} has the shape {list(x.shape)}; expected every dimension to be at least 1")
         if str(x.dtype) not in _DTYPES:
@@ -214,7 +240,20 @@ def _check_arrays(query, key, value) -> None:
             raise InputError(f"{name} has the dtype {x.dtype}; expected query's, {query.dtype}")
     B, _, H, Dk = query.shape
     S = key.shape[1]
+    beside = ""
+    if shared_key is not None:
+        R = shared_key.shape[-1]
+        if shared_key.shape not in ((S, R), (B, S, R)):
+            raise InputError(
+                f"shared_key has the shape {list(shared_key.shape)}; expected [{S}, any] or [{B}, {S}, any] to go with "
+                "query and key"
+            )
+        if Dk <= R:
+            raise InputError(f"shared_key has {R} numbers a key; expected fewer than query's head_dim, {Dk}")
+        Dk, beside = Dk - R, " and shared_key"
     if key.shape != (B, S, H, Dk):
-        raise InputError(f"key has the shape {list(key.shape)}; expected [{B}, keys, {H}, {Dk}] to go with query")
+        raise InputError(
+            f"key has the shape {list(key.shape)}; expected [{B}, keys, {H}, {Dk}] to go with query{beside}"
+        )
     if value.shape[:3] != (B, S, H):
         raise InputError(f"value has the shape {list(value.shape)}; expected [{B}, {S}, {H}, any] to go with key")

@@ -1,8 +1,8 @@
 """Which implementation None means: what has been measured on this kind of GPU, or what the environment says.
 
 choices/DEVICE.json, where DEVICE is the kind of GPU in lower case with "_" for anything else, holds the fastest of the
-implementations that such a GPU has shown to be right: "DTYPE KEY_DIM VALUE_DIM" -> name. `python -m benchmarks.gpu
---choose` writes it. What is in no table is "xla".
+implementations that such a GPU has shown to be right: "DTYPE KEY_DIM VALUE_DIM" -> name, with "KEY_DIM+SHARED_DIM"
+beside a shared key. `python -m benchmarks.gpu --choose` writes it. What is in no table is "xla".
 """
 
 import functools
@@ -22,8 +22,10 @@ _FOLDER = Path(__file__).parent / "choices"
 _logger = logging.getLogger(__name__)
 
 
-def choose(dtype: str, key_dim: int, value_dim: int) -> str:
+def choose(dtype: str, key_dim: int, value_dim: int, shared_dim: int = 0) -> str:
     """The name of the implementation for such arrays on the device that the code being traced is for.
+
+    The dims are those of key, value and shared_key.
 
     Logs each choice once where there is one: on NVIDIA GPUs, and where the environment names kernels.
 
@@ -31,13 +33,14 @@ def choose(dtype: str, key_dim: int, value_dim: int) -> str:
       InputError: the environment names what does not exist, or kernels that this device cannot run.
     """
     wanted, device = os.environ.get(VARIABLE) or "auto", default_device()
-    arrays = f"{dtype}, head_dim {key_dim}" + (f" and {value_dim}" if value_dim != key_dim else "")
+    shared = f" + {shared_dim} shared" * (shared_dim > 0)
+    arrays = f"{dtype}, head_dim {key_dim}{shared}" + (f" and {value_dim}" if shared or value_dim != key_dim else "")
     if wanted not in ("auto", "xla", *KERNELS):
         raise InputError(f"{VARIABLE} is {wanted!r} in the environment; expected auto, xla, {', '.join(KERNELS)}")
     if wanted == "xla":
         return "xla"
     if wanted == "auto":
-        name = _table(table_path(device.kind)).get(table_key(dtype, key_dim, value_dim), "xla")
+        name = _table(table_path(device.kind)).get(table_key(dtype, key_dim, value_dim, shared_dim), "xla")
         if name != "xla" and (reason := device_lacks(name)):  # of the CUDA here
             _log(f"attention: xla, not {name}, for {arrays} ({reason})")
             return "xla"
@@ -51,7 +54,7 @@ def choose(dtype: str, key_dim: int, value_dim: int) -> str:
     name = KERNELS[wanted]
     if reason := device_lacks(name):
         raise InputError(f"{VARIABLE} is {wanted!r} in the environment, but {reason}")
-    if reason := unfit(name, dtype, key_dim, value_dim):
+    if reason := unfit(name, dtype, key_dim, value_dim, shared_dim):
         _log(f"attention: xla, not {wanted}, for {arrays} ({reason})")
         return "xla"
     _log(f"attention: {name} on {device.kind} for {arrays} ({VARIABLE}={wanted})")
@@ -63,8 +66,8 @@ def table_path(device_kind: str) -> Path:
     return _FOLDER / f"{re.sub(r'\W+', '_', device_kind.lower())}.json"
 
 
-def table_key(dtype: str, key_dim: int, value_dim: int) -> str:
-    return f"{dtype} {key_dim} {value_dim}"
+def table_key(dtype: str, key_dim: int, value_dim: int, shared_dim: int = 0) -> str:
+    return f"{dtype} {key_dim}" + f"+{shared_dim}" * (shared_dim > 0) + f" {value_dim}"
 
 
 @functools.cache

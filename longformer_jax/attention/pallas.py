@@ -74,10 +74,12 @@ def device_lacks(name: str) -> str | None:
     return _too_old(device) or (None if name == "pallas_triton" else _miscompiled())
 
 
-def unfit(name: str, dtype: str, key_dim: int, value_dim: int) -> str | None:
+def unfit(name: str, dtype: str, key_dim: int, value_dim: int, shared_dim: int = 0) -> str | None:
     """Why the kernels of an implementation cannot take such arrays on any device; None where they can."""
     if name == "pallas_triton":
-        return triton.unsupported(key_dim, value_dim)
+        return triton.unsupported(key_dim, value_dim, shared_dim)
+    if shared_dim:
+        return f"shared_key has {shared_dim} numbers a key; the kernels take no shared key"
     return mosaic.unsupported(dtype, key_dim, value_dim)
 
 
@@ -100,34 +102,39 @@ def _miscompiled() -> str | None:
     return f"CUDA {number} is installed, and from 12.8.0 to 12.9.0 its assembler miscompiles such kernels"
 
 
-def triton_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
-    """Shapes as in `banded_attention`; returns (out, lse).
+def triton_attention(
+    query, key, value, *, shared_key=None, interpret: bool = False, **options
+) -> tuple[jax.Array, jax.Array]:
+    """Shapes as in `banded_attention`, but shared_key [B or 1, S, R]; returns (out, lse).
 
     Raises:
       NotImplementedError: the device or the head_dims are none that the kernels support.
     """
-    _check("pallas_triton", query, value, interpret)
+    _check("pallas_triton", key, value, shared_key, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
-    return triton.attention(spec, default_device().kind, query, key, value, limits)
+    return triton.attention(spec, default_device().kind, query, key, value, shared_key, limits)
 
 
 def hopper_attention(
-    query, key, value, *, interpret: bool = False, overlap: bool = True, **options
+    query, key, value, *, shared_key=None, interpret: bool = False, overlap: bool = True, **options
 ) -> tuple[jax.Array, jax.Array]:
     """Shapes as in `banded_attention`; returns (out, lse). `overlap` is that of `mosaic.Gpu`.
 
     Raises:
-      NotImplementedError: the device, the dtype or the head_dims are none that the kernels support.
+      NotImplementedError: the device, the dtype or the head_dims are none that the kernels support, or there is a
+        shared key.
     """
-    _check("pallas_mosaic_gpu", query, value, interpret)
+    _check("pallas_mosaic_gpu", key, value, shared_key, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
     gpu = hopper_gpu(interpret)._replace(overlap=overlap)
     return mosaic.attention(spec, gpu, query, key, value, limits)
 
 
-def mma_attention(query, key, value, *, interpret: bool = False, **options) -> tuple[jax.Array, jax.Array]:
+def mma_attention(
+    query, key, value, *, shared_key=None, interpret: bool = False, **options
+) -> tuple[jax.Array, jax.Array]:
     """As `hopper_attention`, with the kernels for any GPU."""
-    _check("pallas_mosaic_mma", query, value, interpret)
+    _check("pallas_mosaic_mma", key, value, shared_key, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
     return mosaic.attention(spec, mma_gpu(interpret), query, key, value, limits)
 
@@ -145,9 +152,10 @@ def mma_gpu(interpret: bool = False) -> mosaic.Gpu:
     return hopper_gpu(interpret)._replace(has_tma=has_tma, has_wgmma=False)
 
 
-def _check(name: str, query: jax.Array, value: jax.Array, interpret: bool) -> None:
+def _check(name: str, key: jax.Array, value: jax.Array, shared_key: jax.Array | None, interpret: bool) -> None:
     reason = None if interpret else device_lacks(name)
-    reason = reason or unfit(name, str(query.dtype), query.shape[-1], value.shape[-1])
+    shared_dim = 0 if shared_key is None else shared_key.shape[-1]
+    reason = reason or unfit(name, str(key.dtype), key.shape[-1], value.shape[-1], shared_dim)
     if reason is not None:
         raise NotImplementedError(f"implementation {name!r} is not available here: {reason}")
 

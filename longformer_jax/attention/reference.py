@@ -18,18 +18,22 @@ def visible_mask(band: Band, query_length: int, key_length: int) -> jax.Array:
 
 
 def reference_attention(
-    query, key, value, *, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed
+    query, key, value, *, shared_key, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed
 ) -> tuple[jax.Array, jax.Array]:
     """Shapes as in `banded_attention`; returns (out, lse)."""
     B, T, H, _ = query.shape
-    S = key.shape[1]
+    _, S, _, Dk = key.shape
     visible = jnp.broadcast_to(visible_mask(band, T, S), (B, H, T, S))
     if key_mask is not None:
         visible &= key_mask[:, None, None, :]
     if segment_ids is not None:
         visible &= segment_ids[0][:, None, :, None] == segment_ids[1][:, None, None, :]
 
-    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("bthd,bshd->bhts", query[..., :Dk], key, preferred_element_type=jnp.float32)
+    if shared_key is not None:
+        shared_key = jnp.broadcast_to(shared_key, (B, *shared_key.shape[1:]))
+        scores += jnp.einsum("bthr,bsr->bhts", query[..., Dk:], shared_key, preferred_element_type=jnp.float32)
+    scores *= scale
     # Where nothing is visible the row's softmax is undefined: compute it over zeros, then blank it.
     any_visible = visible.any(-1)
     scores = jnp.where(visible, scores, jnp.where(any_visible, -jnp.inf, 0.0)[..., None])

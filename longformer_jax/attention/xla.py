@@ -7,7 +7,8 @@ beside a ring of keys and values. The backward walks over keys beside a ring of 
 dq is summed in the ring and leaves it with its tile.
 
 Shapes: a head group with dilation d views [B, T, H, D] as [B, T/d, d, H, D]. Its rows, "row r of every sequence of the
-group", are [N, D] with N = B * d * heads; the band is undilated there. No copy is made for it.
+group", are [N, D] with N = B * d * heads; the band is undilated there. No copy is made for it. Rows of what all heads
+share, such as a shared key or a mask, are [G, D] with G = B * d.
 """
 
 import dataclasses
@@ -24,9 +25,9 @@ from pallas_kernels.dropout import batch_streams, keep_mask
 
 
 def xla_attention(
-    query, key, value, *, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed
+    query, key, value, *, shared_key, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed
 ) -> tuple[jax.Array, jax.Array]:
-    """Shapes as in `banded_attention`; returns (out, lse)."""
+    """Shapes as in `banded_attention`, but shared_key [B or 1, S, R]; returns (out, lse)."""
     B, T, _, _ = query.shape
     S = key.shape[1]
     # Dilated views need lengths and an offset that every dilation divides.
@@ -49,7 +50,8 @@ def xla_attention(
         dropout_rate=dropout_rate,
         first_key=front,
     )
-    out, lse = _attention(spec, pad_queries(query), pad_keys(key), pad_keys(value), side)
+    shared_key = None if shared_key is None else pad_keys(shared_key)
+    out, lse = _attention(spec, pad_queries(query), pad_keys(key), pad_keys(value), shared_key, side)
     return out[:, :T], lse[:, :T]
 
 
@@ -77,22 +79,22 @@ class _Side:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(spec: _Spec, query, key, value, side: _Side):
-    return _forward(spec, query, key, value, side)[0]
+def _attention(spec: _Spec, query, key, value, shared_key, side: _Side):
+    return _forward(spec, query, key, value, shared_key, side)[0]
 
 
-def _forward(spec: _Spec, query, key, value, side: _Side):
+def _forward(spec: _Spec, query, key, value, shared_key, side: _Side):
     B, T, H, _ = query.shape
     outputs = jnp.zeros((B, T, H, value.shape[-1]), value.dtype), jnp.zeros((B, T, H, 1), jnp.float32)
-    walk = functools.partial(_forward_group, query=query, key=key, value=value)
+    walk = functools.partial(_forward_group, query=query, key=key, value=value, shared_key=shared_key)
     out, lse = _each_group(walk, spec, side, outputs)
     # Named so that a rematerialised layer can keep them: the backward then recomputes the projections only.
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse[..., 0], "attention")
-    return (out, lse), (query, key, value, side, out, lse)
+    return (out, lse), (query, key, value, shared_key, side, out, lse)
 
 
 def _backward(spec: _Spec, residuals, cotangents):
-    query, key, value, side, out, lse = residuals
+    query, key, value, shared_key, side, out, lse = residuals
     dout, dlse = cotangents
     # Where dout was float32 before, XLA may compute delta with that, beside products of what was rounded.
     dout = lax.optimization_barrier(dout)
@@ -101,9 +103,13 @@ def _backward(spec: _Spec, residuals, cotangents):
     delta = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(-1) - dlse
     rows = query, dout, jnp.where(live, lse, 0.0)[..., None], jnp.where(live, delta, 0.0)[..., None]
     grads = jnp.zeros_like(query, jnp.float32), jnp.zeros_like(key), jnp.zeros_like(value)
-    walk = functools.partial(_backward_group, rows=rows, key=key, value=value)
-    dquery, dkey, dvalue = _each_group(walk, spec, side, grads)
-    return dquery.astype(query.dtype), dkey, dvalue, None
+    if shared_key is not None:
+        # Summed over heads. Where nobody asks for it, the compiler leaves it out.
+        grads += (jnp.zeros_like(shared_key[:, :, None], jnp.float32),)
+    walk = functools.partial(_backward_group, rows=rows, key=key, value=value, shared_key=shared_key)
+    dquery, dkey, dvalue, *dshared = _each_group(walk, spec, side, grads)
+    dshared = dshared[0][:, :, 0].astype(shared_key.dtype) if dshared else None
+    return dquery.astype(query.dtype), dkey, dvalue, dshared, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -236,6 +242,20 @@ def _view(x: jax.Array, group: HeadGroup) -> jax.Array:
     return x.reshape(B, T // group.dilation, group.dilation, *rest)
 
 
+def _shared_rows(x: jax.Array, group: HeadGroup, starts, size: int, batch: int) -> jax.Array:
+    """As `_rows`, of what all heads share, and perhaps the batch: [B or 1, T, D] -> [lanes * G, size, D]."""
+    rows = _rows(x[:, :, None], _one_head(group), starts, size)
+    if len(x) == batch:
+        return rows
+    rows = rows.reshape(len(starts), 1, group.dilation, size, -1)
+    return jnp.broadcast_to(rows, (len(starts), batch, *rows.shape[2:])).reshape(-1, *rows.shape[3:])
+
+
+def _one_head(group: HeadGroup) -> HeadGroup:
+    """What `_rows` and `_store` take for an array that has one head for all of the group's."""
+    return dataclasses.replace(group, start=0, stop=1)
+
+
 def _store(view: jax.Array, group: HeadGroup, starts, rows: jax.Array, add: bool = False) -> jax.Array:
     """The inverse of `_rows`, into a view [B, T/d, d, H, D], lane after lane."""
     B, _, d, _, D = view.shape
@@ -254,14 +274,14 @@ class _GroupMask:
 
     def __init__(self, spec: _Spec, group: HeadGroup, side: _Side, batch: int, num_heads: int):
         self.group, self.spec, self.side = group, spec, side
-        self.heads = group.stop - group.start
+        self.batch_size, self.heads = batch, group.stop - group.start
         self.sequences = batch * group.dilation * self.heads  # N
         offset = spec.band.key_offset // group.dilation
         self.lower, self.upper = offset - spec.band.left, offset + spec.band.right
-        # What is stored for a key or query besides its vectors: [B, T, 1, 1] integers, row-loaded like the rest.
+        # What is stored for a key or query besides its vectors: [B, T, 1] integers, row-loaded like the rest.
         vectors = (side.key_mask, side.query_segment, side.key_segment)
         self.key_mask, self.query_segment, self.key_segment = (
-            None if x is None else x[:, :, None, None].astype(jnp.int32) for x in vectors
+            None if x is None else x[:, :, None].astype(jnp.int32) for x in vectors
         )
         b, r, h = jnp.meshgrid(
             jnp.arange(batch), jnp.arange(group.dilation), jnp.arange(group.start, group.stop), indexing="ij"
@@ -272,11 +292,13 @@ class _GroupMask:
         """The band's (lower, upper) without what no query of these lengths can reach; lower > upper where empty."""
         return max(self.lower, 1 - query_length), min(self.upper, key_length - 1)
 
+    def shared_rows(self, x: jax.Array, starts, size: int) -> jax.Array:
+        return _shared_rows(x, self.group, starts, size, self.batch_size)
+
     def limits(self, names: tuple[str, ...], starts, size: int) -> dict[str, jax.Array]:
-        """Rows of the per-position limits that apply: name -> [lanes * B * d, size]."""
-        one_head = dataclasses.replace(self.group, start=0, stop=1)
+        """Rows of the per-position limits that apply: name -> [lanes * G, size]."""
         arrays = {name: getattr(self, name) for name in names}
-        return {name: _rows(x, one_head, starts, size)[..., 0] for name, x in arrays.items() if x is not None}
+        return {name: self.shared_rows(x, starts, size)[..., 0] for name, x in arrays.items() if x is not None}
 
     def visible(self, i, j, valid, limits: dict[str, jax.Array]) -> jax.Array:
         """Booleans [1 or lanes * N, ...] for rows i and j that broadcast to [lanes, queries, keys] or transposed."""
@@ -306,7 +328,7 @@ def _outer(x: jax.Array, like: jax.Array) -> jax.Array:
     return x[:, :, None] if like.shape[-1] == 1 else x[:, None, :]
 
 
-def _forward_group(mask: _GroupMask, outputs, query, key, value):
+def _forward_group(mask: _GroupMask, outputs, query, key, value, shared_key):
     group = mask.group
     T, S = query.shape[1] // group.dilation, key.shape[1] // group.dilation
     lower, upper = mask.clip(T, S)
@@ -314,40 +336,41 @@ def _forward_group(mask: _GroupMask, outputs, query, key, value):
         out, lse = outputs
         return out, lse.at[:, :, :, group.start : group.stop].set(-jnp.inf)
 
-    def attend(outputs, starts, i, k, v, j, valid, limits):
-        limits = limits | mask.limits(_QUERY_LIMITS, starts, i.shape[1])
+    def load_keys(starts, size):
+        keys = {"key": _rows(key, group, starts, size), "value": _rows(value, group, starts, size)}
+        if shared_key is not None:
+            keys["shared_key"] = mask.shared_rows(shared_key, starts, size)
+        return keys | mask.limits(_KEY_LIMITS, starts, size)
+
+    def attend(outputs, starts, i, keys, j, valid):
+        limits = {n: x for n, x in keys.items() if n in _KEY_LIMITS} | mask.limits(_QUERY_LIMITS, starts, i.shape[1])
         visible = mask.visible(i, j, valid, limits)
         q = _rows(query, group, starts, i.shape[1])
-        rows = _attend(q, k, v, visible, mask.keep(i, j), mask.spec)
+        k, v, shared = keys["key"], keys["value"], keys.get("shared_key")
+        rows = _attend(q, k, v, shared, visible, mask.keep(i, j), mask.spec)
         return tuple(_store(buffer, group, starts, x) for buffer, x in zip(outputs, rows, strict=True))
 
     tile = _tile_size(min(T, S), upper - lower, backward=False)
     if tile == min(T, S):
         first, last = max(0, lower), min(S, T + upper)
         i, j = jnp.arange(T)[None, :, None], jnp.arange(first, last)[None, None]
-        k, v = (_rows(x, group, [first], last - first) for x in (key, value))
-        return attend(outputs, [0], i, k, v, j, True, mask.limits(_KEY_LIMITS, [first], last - first))
+        return attend(outputs, [0], i, load_keys([first], last - first), j, True)
 
     walk = _Walk(T, S, lower, upper, tile, _lanes(mask.sequences, T // tile))
 
-    def load_keys(starts):
-        loaded = {"key": _rows(key, group, starts, tile), "value": _rows(value, group, starts, tile)}
-        return loaded | mask.limits(_KEY_LIMITS, starts, tile)
-
     def load(ring, outputs, slot, t):
-        return _load(ring, load_keys(walk.ring_start(t)[1]), slot * tile), outputs
+        return _load(ring, load_keys(walk.ring_start(t)[1], tile), slot * tile), outputs
 
     def step(ring, outputs, s):
         i, _ = walk.tile_rows(s)
         j, valid = walk.ring_rows(s)
         starts = jnp.maximum(walk.tile_start(s), 0)
-        k, v, limits = ring["key"], ring["value"], {n: x for n, x in ring.items() if n in _KEY_LIMITS}
-        return ring, attend(outputs, starts, i[:, :, None], k, v, j[:, None], valid[:, None], limits)
+        return ring, attend(outputs, starts, i[:, :, None], ring, j[:, None], valid[:, None])
 
-    return walk.run(load, step, load_keys([0] * walk.lanes), outputs)[1]
+    return walk.run(load, step, load_keys([0] * walk.lanes, tile), outputs)[1]
 
 
-def _backward_group(mask: _GroupMask, grads, rows, key, value):
+def _backward_group(mask: _GroupMask, grads, rows, key, value, shared_key):
     group = mask.group
     T, S = rows[0].shape[1] // group.dilation, key.shape[1] // group.dilation
     lower, upper = mask.clip(T, S)
@@ -364,17 +387,26 @@ def _backward_group(mask: _GroupMask, grads, rows, key, value):
         size = j.shape[1]
         limits = {n: x for n, x in queries.items() if n in _QUERY_LIMITS} | mask.limits(_KEY_LIMITS, starts, size)
         k, v = (_rows(x, group, starts, size) for x in (key, value))
+        shared = None if shared_key is None else mask.shared_rows(shared_key, starts, size)
         visible = mask.visible(i, j, valid, limits)
         q, dout, lse, delta = (queries[name] for name in names)
-        return _attend_backward(q, dout, lse, delta, k, v, visible, mask.keep(i, j), mask.spec)
+        return _attend_backward(q, dout, lse, delta, k, v, shared, visible, mask.keep(i, j), mask.spec)
+
+    def store(grads, starts, dkeys):
+        """Into views of dkey, dvalue and, if there is a shared key, its gradient, to which every group adds."""
+        stored = [_store(grad, group, starts, x) for grad, x in zip(grads[:2], dkeys[:2], strict=True)]
+        for grad, x in zip(grads[2:], dkeys[2:], strict=True):
+            if len(grad) < mask.batch_size:
+                x = x.reshape(mask.batch_size, -1, *x.shape[1:]).sum(0)
+            stored.append(_store(grad, _one_head(group), starts, x, add=True))
+        return stored
 
     tile = _tile_size(min(T, S), upper - lower, backward=True)
     if tile == min(T, S):
         first, last = max(0, lower), min(S, T + upper)
         i, j = jnp.arange(T)[None, None], jnp.arange(first, last)[None, :, None]
-        dq, dk, dv = attend([first], j, load_queries([0], T), i, True)
-        rows_and_starts = (dq.swapaxes(1, 2), 0), (dk, first), (dv, first)
-        return tuple(_store(g, group, [start], x) for g, (x, start) in zip(grads, rows_and_starts, strict=True))
+        dq, *dkeys = attend([first], j, load_queries([0], T), i, True)
+        return _store(grads[0], group, [0], dq.swapaxes(1, 2)), *store(grads[1:], [first], dkeys)
 
     walk = _Walk(S, T, -upper, -lower, tile)
 
@@ -387,24 +419,24 @@ def _backward_group(mask: _GroupMask, grads, rows, key, value):
         return _load(ring, load_queries(walk.ring_start(t)[1], tile), slot * tile), sums
 
     def step(ring, sums, s):
-        ring_dq, dquery, dkey, dvalue = sums
+        ring_dq, dquery, *dkeys_before = sums
         newest = s + walk.slots - 1
         dquery = flush(dquery, ring_dq, newest - walk.slots)
         j, own = walk.tile_rows(s)
         i, valid = walk.ring_rows(s)
         starts = jnp.maximum(walk.tile_start(s), 0)
-        dq, dk, dv = attend(starts, j[:, :, None], ring, i[:, None], valid[:, None] & own[:, :, None])
+        dq, *dkeys = attend(starts, j[:, :, None], ring, i[:, None], valid[:, None] & own[:, :, None])
         is_new = jnp.arange(walk.slots * tile) // tile == newest % walk.slots
         ring_dq = jnp.where(is_new, 0.0, ring_dq) + dq
-        return ring, (ring_dq, dquery, _store(dkey, group, starts, dk), _store(dvalue, group, starts, dv))
+        return ring, (ring_dq, dquery, *store(dkeys_before, starts, dkeys))
 
     first = load_queries([0], tile)
     N, _, D = first["query"].shape
     sums = jnp.zeros((N, D, walk.slots * tile), jnp.float32), *grads
-    _, (ring_dq, dquery, dkey, dvalue) = walk.run(load, step, first, sums)
+    _, (ring_dq, dquery, *grads) = walk.run(load, step, first, sums)
     # What is left in the ring after the last step.
     dquery = lax.fori_loop(walk.steps - 1, walk.steps + walk.slots - 1, lambda t, dq: flush(dq, ring_dq, t), dquery)
-    return dquery, dkey, dvalue
+    return dquery, *grads
 
 
 _MASKED = -1e30  # below any score; exp(_MASKED - score) is zero
@@ -423,9 +455,17 @@ def _load(ring: dict[str, jax.Array], new: dict[str, jax.Array], row) -> dict[st
 # ---- One block of scores ---------------------------------------------------------------------------------------------
 
 
-def _attend(q, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array]:
-    """q [N, m, Dk], k and v [N, n, D]; visible and keep [1 or N, m, n] -> out [N, m, Dv], lse [N, m, 1]."""
-    scores = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32) * spec.scale
+def _attend(q, k, v, shared, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array]:
+    """q [N, m, Dk + R], k and v [N, n, D], shared [G, n, R] or None; visible and keep [1 or N, m, n].
+
+    Returns out [N, m, Dv] and lse [N, m, 1].
+    """
+    Dk = k.shape[-1]
+    scores = jnp.einsum("nqd,nkd->nqk", q[..., :Dk], k, preferred_element_type=jnp.float32)
+    if shared is not None:  # one product for all heads
+        q_shared = q[..., Dk:].reshape(len(shared), -1, shared.shape[-1])
+        scores += jnp.einsum("gqr,gkr->gqk", q_shared, shared, preferred_element_type=jnp.float32).reshape(scores.shape)
+    scores *= spec.scale
     # Finite, so that max, subtract and exp stay cheap; a row that sees nothing is blanked at the end.
     scores = jnp.where(visible, scores, _MASKED)
     maximum = scores.max(-1)
@@ -440,9 +480,14 @@ def _attend(q, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array]:
     return out * norm[..., None], lse[..., None]
 
 
-def _attend_backward(q, dout, lse, delta, k, v, visible, keep, spec: _Spec) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Scores are [N, keys, queries] here; lse and delta [N, queries]. Returns float32 dq [N, Dk, queries], dk, dv."""
-    dtype = q.dtype
+def _attend_backward(q, dout, lse, delta, k, v, shared, visible, keep, spec: _Spec) -> tuple[jax.Array, ...]:
+    """Scores are [N, keys, queries] here; lse and delta [N, queries].
+
+    Returns float32 dq [N, Dk + R, queries], dk, dv and, if there is a shared key, its gradient [G, keys, R].
+    """
+    dtype, Dk = q.dtype, k.shape[-1]
+    if shared is not None:  # copied to every head, but for a tile only: products over all columns are the fastest
+        k = jnp.concatenate([k, jnp.repeat(shared, len(k) // len(shared), axis=0)], axis=-1)
     scores = jnp.einsum("nkd,nqd->nkq", k, q, preferred_element_type=jnp.float32) * spec.scale
     p = jnp.where(visible, jnp.exp(scores - lse[:, None]), 0.0)
     dp = jnp.einsum("nkd,nqd->nkq", v, dout, preferred_element_type=jnp.float32)
@@ -452,9 +497,12 @@ def _attend_backward(q, dout, lse, delta, k, v, visible, keep, spec: _Spec) -> t
         dp = jnp.where(keep, dp / (1 - spec.dropout_rate), 0.0)
     ds = (p * (dp - delta[:, None]) * spec.scale).astype(dtype)
     dv = jnp.einsum("nkq,nqd->nkd", dropped.astype(dtype), dout, preferred_element_type=jnp.float32)
-    dk = jnp.einsum("nkq,nqd->nkd", ds, q, preferred_element_type=jnp.float32)
+    dk = jnp.einsum("nkq,nqd->nkd", ds, q[..., :Dk], preferred_element_type=jnp.float32)
     # A product of matrices that lie as they are: XLA's CPU backend is slow where the large one, ds, has to be read
     # transposed. The barrier keeps the small one's transposition out of the product.
     k_transposed = lax.optimization_barrier(k.swapaxes(1, 2))
     dq = jnp.einsum("ndk,nkq->ndq", k_transposed, ds, preferred_element_type=jnp.float32)
-    return dq, dk, dv
+    if shared is None:
+        return dq, dk, dv
+    ds, q_shared = (x.reshape(len(shared), -1, *x.shape[1:]) for x in (ds, q[..., Dk:]))
+    return dq, dk, dv, jnp.einsum("ghkq,ghqr->gkr", ds, q_shared, preferred_element_type=jnp.float32)

@@ -193,7 +193,7 @@ class Block(nn.Module):
         cfg = self.config
         B, T, H, D = query.shape
         past = key.shape[1] - T
-        key_positions = query_positions[0] - past + jnp.arange(past + T)
+        key_positions, sinusoid = query_positions[0] - past + jnp.arange(past + T), None
         if cfg.positions == "transformer_xl":
             width = cfg.sinusoid_dim
             relative = self.param("relative", nn.initializers.lecun_normal(), (width, H * D), jnp.float32).reshape(
@@ -208,8 +208,6 @@ class Block(nn.Module):
             rotated = relative_query(by_sinusoid, query_positions, basis.frequencies)
             query = jnp.concatenate([query + content_bias, rotated], axis=-1)
             sinusoid = relative_key(key_positions, basis.frequencies).astype(key.dtype)
-            shape = (B, past + T, H, sinusoid.shape[-1])
-            key = jnp.concatenate([key, jnp.broadcast_to(sinusoid[None, :, None], shape)], axis=-1)
         dropout_rate = 0.0 if self.deterministic else cfg.attention_dropout_rate
         return banded_attention(
             query,
@@ -218,6 +216,7 @@ class Block(nn.Module):
             window=self.window,
             dilation=(self.dilation,) * cfg.dilated_heads + (1,) * (H - cfg.dilated_heads),
             causal=True,
+            shared_key=sinusoid,
             key_mask=jnp.broadcast_to(key_positions >= 0, (B, past + T)) if past else None,
             key_offset=past,
             scale=D**-0.5,

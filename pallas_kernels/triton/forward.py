@@ -7,12 +7,12 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels.block_sizes import BlockSizes
 from pallas_kernels.spec import LOG2_E, Limits, Spec
 from pallas_kernels.triton.launch import launch
-from pallas_kernels.triton.tiles import Program, empty_tile, load_tile, scores, store_tile, weighted
+from pallas_kernels.triton.tiles import Keys, Program, chunks, empty_tile, load_tile, scores, store_tile, weighted
 from pallas_kernels.walk import Walk
 
 
 def forward(
-    spec: Spec, walk: Walk, sizes: BlockSizes, query: jax.Array, key: jax.Array, value: jax.Array, limits: Limits
+    spec: Spec, walk: Walk, sizes: BlockSizes, query: jax.Array, key: Keys, value: jax.Array, limits: Limits
 ) -> tuple[jax.Array, jax.Array]:
     """out [B, T, H, Dv] of value's dtype, and lse float32 [B, T, H]; the walk is over queries."""
     out = jax.ShapeDtypeStruct((*query.shape[:3], value.shape[-1]), value.dtype)
@@ -21,15 +21,15 @@ def forward(
     return out, lse
 
 
-def _forward(program: Program, query, key, value, out, lse) -> None:
+def _forward(program: Program, query, key: Keys, value, out, lse) -> None:
     spec, rows = program.spec, program.walk.rows
-    q = load_tile(query, program.inside_positions)
+    q = load_tile(query, program.inside_positions, key.query_chunks)
     # p = 2 ** (score * factor - maximum * factor) is one multiply-add and one exp2, if the factor keeps the order.
     before, factor = (1.0, spec.scale * LOG2_E) if spec.scale > 0 else (spec.scale * LOG2_E, 1.0)
 
     def attend(carry, keys, positions, edge):
         acc, maximum, total = carry
-        s = scores(q, load_tile(key, positions))
+        s = scores(q, key.load(positions))
         s = s if before == 1.0 else s * before
         visible = program.visible(keys, positions, edge)
         new_maximum = jnp.maximum(maximum, (s if visible is None else jnp.where(visible, s, -jnp.inf)).max(1))
@@ -47,8 +47,9 @@ def _forward(program: Program, query, key, value, out, lse) -> None:
         acc = tuple(x * rescale[:, None] + y for x, y in zip(acc, new, strict=True))
         return acc, new_maximum, total
 
-    empty = empty_tile(rows, value.shape[-1]), jnp.full(rows, -jnp.inf, jnp.float32), jnp.zeros(rows, jnp.float32)
-    acc, maximum, total = program.visit(attend, empty)
+    empty = empty_tile(rows, chunks(value.shape[-1]))
+    nothing = jnp.full(rows, -jnp.inf, jnp.float32), jnp.zeros(rows, jnp.float32)
+    acc, maximum, total = program.visit(attend, (empty, *nothing))
     live = maximum != -jnp.inf  # true of NaN, which must not be hidden
     norm = jnp.where(live, 1 / (total * (1 - spec.dropout_rate)), 0.0)
     store_tile(out, program.own_positions, tuple(x * norm[:, None] for x in acc))

@@ -1,6 +1,7 @@
 """From arrays to a running kernel: grid, block specs and the program object that the kernels are written against."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -19,7 +20,7 @@ def launch(
     spec: Spec,
     walk: Walk,
     sizes: BlockSizes,
-    arrays: tuple[jax.Array, ...],
+    arrays: tuple[Any, ...],
     limits: Limits,
     outputs: tuple[jax.ShapeDtypeStruct, ...],
     *,
@@ -27,8 +28,9 @@ def launch(
 ) -> tuple[jax.Array, ...]:
     """Runs kernel(program, *array refs, *output refs) for every block of the walk, every head and batch entry.
 
-    Arrays and outputs are [B, length, H, head_dim] or [B, length, H]; a program's refs are those of its own head,
-    [length, head_dim] or [length].
+    Arrays, or trees of them, and outputs are [B, length, H, head_dim] or [B, length, H]; a program's refs are those of
+    its own head, [length, head_dim] or [length]. What all heads share has 1 in place of H, what the whole batch
+    shares 1 in place of B.
     """
     H = arrays[0].shape[2]
     own_ids, other_ids = limits.ids(own_is_query)
@@ -55,14 +57,18 @@ def launch(
         )(arrays, limits, spans)
 
     operands, tree = jax.tree.flatten((arrays, limits, spans))
-    return over_batches(call, [x.ndim for x in operands], [len(x.shape) for x in outputs])(*operands)
+    common = frozenset(i for i, x in enumerate(operands) if len(x) < len(operands[0]))
+    return over_batches(call, [x.ndim for x in operands], [len(x.shape) for x in outputs], common)(*operands)
 
 
 def _block_spec(x) -> pl.BlockSpec:
     """All of what one batch entry and head has, by the number of dimensions."""
     match len(x.shape):
         case 4:
-            return pl.BlockSpec((None, x.shape[1], None, x.shape[3]), lambda p, h, b: (b, 0, h, 0))
+            own_batch, own_head = x.shape[0] > 1, x.shape[2] > 1
+            return pl.BlockSpec(
+                (None, x.shape[1], None, x.shape[3]), lambda p, h, b: (b * own_batch, 0, h * own_head, 0)
+            )
         case 3:
             return pl.BlockSpec((None, x.shape[1], None), lambda p, h, b: (b, 0, h))
         case 2:

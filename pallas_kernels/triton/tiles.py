@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,46 +21,82 @@ Tile = tuple[jax.Array, ...]  # [rows, head_dim], cut along head_dim into powers
 # ---- Tiles -----------------------------------------------------------------------------------------------------------
 
 
-def chunks(head_dim: int) -> list[tuple[int, int]]:
-    """(start, size) with sizes that are powers of two, 16 at least; the last may stick out.
+class Chunk(NamedTuple):
+    """Columns [start, start + size), of which those from `stop` on do not count."""
 
-    One piece beyond 128: with several, the backward kernels run out of registers.
+    start: int
+    size: int
+    stop: int
+
+
+def chunks(head_dim: int, few: bool = False) -> list[Chunk]:
+    """Sizes are powers of two, 16 at least; the last may stick out.
+
+    Beyond 128 in pieces of 128, and where `few` in one piece up to there: what more and smaller pieces save in products
+    they take in registers.
     """
-    if head_dim > 128:
-        return [(0, 256)]
     found, start = [], 0
     while start < head_dim:
-        size = max(16, 1 << ((head_dim - start).bit_length() - 1))
-        found.append((start, size))
-        start += size
+        left = head_dim - start
+        size = 128 if head_dim > 128 else 1 << ((left - 1).bit_length() if few else left.bit_length() - 1)
+        found.append(Chunk(start, max(16, size), head_dim))
+        start += found[-1].size
     return found
 
 
-def load_tile(ref, positions: jax.Array) -> Tile:
+def load_tile(ref, positions: jax.Array, pieces: list[Chunk] | None = None) -> Tile:
     """Rows of a ref [length, head_dim]; the positions must lie inside."""
-    head_dim = ref.shape[-1]
 
-    def load(start: int, size: int) -> jax.Array:
+    def load(start: int, size: int, stop: int) -> jax.Array:
         columns = start + jnp.arange(size)
-        inside = None if start + size <= head_dim else (columns < head_dim)[None, :]
+        inside = None if start + size <= stop else (columns < stop)[None, :]
         return plt.load(
             ref.at[positions[:, None], columns[None, :]], mask=inside, other=None if inside is None else 0.0
         )
 
-    return tuple(load(*chunk) for chunk in chunks(head_dim))
+    return tuple(load(*chunk) for chunk in pieces or chunks(ref.shape[-1]))
 
 
-def store_tile(ref, positions: jax.Array, tile: Tile) -> None:
+def store_tile(ref, positions: jax.Array, tile: Tile, pieces: list[Chunk] | None = None) -> None:
     """Leaves out the positions beyond the end."""
-    length, head_dim = ref.shape
-    for (start, size), x in zip(chunks(head_dim), tile, strict=True):
+    for (start, size, stop), x in zip(pieces or chunks(ref.shape[-1]), tile, strict=True):
         columns = start + jnp.arange(size)
-        inside = (positions < length)[:, None] & (columns < head_dim)[None, :]
+        inside = (positions < ref.shape[0])[:, None] & (columns < stop)[None, :]
         plt.store(ref.at[positions[:, None], columns[None, :]], x.astype(ref.dtype), mask=inside)
 
 
-def empty_tile(rows: int, head_dim: int) -> Tile:
-    return tuple(jnp.zeros((rows, size), jnp.float32) for _, size in chunks(head_dim))
+def empty_tile(rows: int, pieces: list[Chunk]) -> Tile:
+    return tuple(jnp.zeros((rows, chunk.size), jnp.float32) for chunk in pieces)
+
+
+class Keys(NamedTuple):
+    """Arrays, or in a kernel their refs: keys, and what the keys of all heads go on with, if there is such a part."""
+
+    own: Any  # [B, S, H, Dk]
+    shared: Any = None  # [B or 1, S, 1, R]
+
+    @property
+    def own_chunks(self) -> list[Chunk]:
+        return chunks(self.own.shape[-1])
+
+    @property
+    def shared_chunks(self) -> list[Chunk]:
+        return [] if self.shared is None else chunks(self.shared.shape[-1], few=True)
+
+    @property
+    def query_chunks(self) -> list[Chunk]:
+        """Of the query's head_dim, Dk + R."""
+        Dk = self.own.shape[-1]
+        return self.own_chunks + [Chunk(start + Dk, size, stop + Dk) for start, size, stop in self.shared_chunks]
+
+    def load_own(self, positions: jax.Array) -> Tile:
+        return load_tile(self.own, positions, self.own_chunks)
+
+    def load_shared(self, positions: jax.Array) -> Tile:
+        return () if self.shared is None else load_tile(self.shared, positions, self.shared_chunks)
+
+    def load(self, positions: jax.Array) -> Tile:
+        return self.load_own(positions) + self.load_shared(positions)
 
 
 def scores(own: Tile, other: Tile) -> jax.Array:

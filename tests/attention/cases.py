@@ -10,7 +10,7 @@ import numpy as np
 
 from longformer_jax.attention import api, banded_attention
 from pallas_kernels.dropout import batch_streams, keep_mask
-from tests.attention.oracle import visibility
+from tests.attention.oracle import visibility, with_shared
 
 # The kernels are held to the cases under the interpreter here, and on a GPU by `python -m benchmarks.gpu`. The Hopper
 # kernels take few head_dims and no float32: tests/pallas_kernels/test_mosaic.py holds them to the cases.
@@ -38,6 +38,8 @@ class Case:
     H: int = 2
     Dk: int = 8
     Dv: int = 8
+    R: int = 0  # of the shared key; 0 where there is none
+    shared_by: str = "batch"  # or "heads": the shared key is [S, R] or [B, S, R]
     window: int | tuple[int, int] = 5
     dilation: int | tuple[int, ...] = 1
     causal: bool = False
@@ -93,14 +95,21 @@ class Case:
         return np.asarray(keep_mask(self.dropout_rate, batch_streams(jnp.int32(SEED), b), h, i, j))
 
     def attend(self, implementation: str) -> Callable:
-        """A function of query, key and value that returns out and lse."""
-        return functools.partial(banded_attention, **self.options, return_lse=True, implementation=implementation)
+        """A function of query, key, value and, where R > 0, the shared key, that returns out and lse."""
+        options: dict = {**self.options, "return_lse": True, "implementation": implementation}
 
-    def inputs(self, dtype: str = "float32") -> tuple[jax.Array, jax.Array, jax.Array]:
+        def attend(query, key, value, shared_key=None, **others):
+            return banded_attention(query, key, value, shared_key=shared_key, **options | others)
+
+        return attend
+
+    def inputs(self, dtype: str = "float32") -> tuple[jax.Array, ...]:
         rng = np.random.default_rng(2)
-        shapes = [(self.T, self.Dk), (self.num_keys, self.Dk), (self.num_keys, self.Dv)]
-        query, key, value = (jnp.array(rng.normal(size=(self.B, n, self.H, D)), dtype) for n, D in shapes)
-        return query, key, value
+        B, S, H = self.B, self.num_keys, self.H
+        shapes = [(B, self.T, H, self.Dk + self.R), (B, S, H, self.Dk), (B, S, H, self.Dv)]
+        if self.R:
+            shapes.append((B, S, self.R) if self.shared_by == "heads" else (S, self.R))
+        return tuple(jnp.array(rng.normal(size=shape), dtype) for shape in shapes)
 
     def cotangents(self, dtype: str = "float32") -> tuple[jax.Array, jax.Array]:
         rng = np.random.default_rng(3)
@@ -173,7 +182,24 @@ CASES = [
         scale=0.7, dropout_rate=0.2, masked=True, segments="pair", dead_rows=True,
     ),
 ]  # fmt: skip
-CASE = {case.name: case for case in CASES}
+SHARED_CASES = [
+    Case("shared", R=5),
+    Case("shared_by_heads", B=2, R=1, shared_by="heads"),
+    Case("shared_walk", B=2, T=300, window=100, causal=True, R=12),
+    Case("shared_decode", T=1, S=300, window=100, causal=True, key_offset=299, R=16),
+    Case("shared_in_pieces", Dk=24, R=40, Dv=16),
+    Case("shared_beyond_128", R=130, shared_by="heads"),
+    Case("shared_out_of_reach", T=300, window=6, dilation=(1, 3), key_offset=-10_001, R=3, dead_rows=True),
+    Case("shared_dilated", B=2, T=402, window=50, dilation=(1, 3, 2, 2), H=4, R=6),
+    Case("shared_documents", B=2, T=200, S=330, window=3, segments="pair", key_offset=50, R=4, dead_rows=True),
+    Case("shared_many_tiles", T=2100, window=(40, 10), R=7),
+    Case(
+        "shared_everything",
+        B=2, T=310, S=333, H=3, Dk=6, Dv=10, R=9, shared_by="heads", window=(60, 10), dilation=(2, 2, 1), key_offset=11,
+        scale=0.7, dropout_rate=0.2, masked=True, segments="pair", dead_rows=True,
+    ),
+]  # fmt: skip
+CASE = {case.name: case for case in (*CASES, *SHARED_CASES)}
 
 
 def with_head_dims(case: Case, head_dims: Sequence[tuple[int, int]], number: int) -> Case:
@@ -183,10 +209,11 @@ def with_head_dims(case: Case, head_dims: Sequence[tuple[int, int]], number: int
 
 
 ARRAYS = ("out", "lse", "dquery", "dkey", "dvalue")
+ALL_ARRAYS = (*ARRAYS, "dshared_key")  # where there is one
 
 
 def value_and_gradients(attend: Callable) -> Callable:
-    """A function of inputs and cotangents that returns the ARRAYS, for attend(query, key, value) -> (out, lse)."""
+    """A function of inputs and cotangents that returns the ARRAYS, for attend(*inputs) -> (out, lse)."""
 
     def run(inputs: tuple, cotangents: tuple) -> tuple:
         outputs, pullback = jax.vjp(attend, *inputs)
@@ -204,8 +231,11 @@ def plain_attention(case: Case) -> Callable:
     live = visible.any(axis=-1, keepdims=True)
     keep = case.keep if case.dropout_rate else None
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scores = jnp.einsum("bthd,bshd->bhts", query, key) * (case.Dk**-0.5 if case.scale is None else case.scale)
+    def attend(query, key, value, shared_key=None) -> tuple[jax.Array, jax.Array]:
+        if shared_key is not None:
+            key = with_shared(key, shared_key)
+        scale = query.shape[-1] ** -0.5 if case.scale is None else case.scale
+        scores = jnp.einsum("bthd,bshd->bhts", query, key) * scale
         scores = jnp.where(visible | ~live, scores, -jnp.inf)
         weights = jnp.where(live, jax.nn.softmax(scores, axis=-1), 0)
         if keep is not None:
@@ -218,10 +248,10 @@ def plain_attention(case: Case) -> Callable:
 
 
 def with_gradients(attend: Callable, inputs: tuple, cotangents: tuple) -> dict[str, np.ndarray]:
-    """What attend(query, key, value) -> (out, lse) gives, and its gradients by cotangents of out and lse."""
+    """What attend(*inputs) -> (out, lse) gives, and its gradients by cotangents of out and lse."""
 
     run = jax.jit(value_and_gradients(attend))
-    return dict(zip(ARRAYS, map(np.asarray, run(inputs, cotangents)), strict=True))
+    return dict(zip(ALL_ARRAYS[: 2 + len(inputs)], map(np.asarray, run(inputs, cotangents)), strict=True))
 
 
 @functools.cache

@@ -27,14 +27,24 @@ def visibility(B: int, T: int, S: int, H: int, *, key_mask=None, segment_ids=Non
     return visible
 
 
+def with_shared(key, shared_key):
+    """[B, S, H, Dk] and [S, R] or [B, S, R] -> [B, S, H, Dk + R], of NumPy or JAX: a copy for every head."""
+    xp = key.__array_namespace__()
+    shared = shared_key[..., None, :]
+    return xp.concat([key, xp.broadcast_to(shared, (*key.shape[:3], shared.shape[-1]))], axis=-1)
+
+
 def dense_attention(
-    query, key, value, visible: np.ndarray, *, scale: float | None = None, keep=None, dropout_rate: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
+    query, key, value, shared_key=None, *,
+    visible: np.ndarray, scale: float | None = None, keep=None, dropout_rate: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """A softmax for each row on its own, over what `visible` [B, H, T, S] shows it.
 
     Returns (out, lse), float64 [B, T, H, Dv] and [B, T, H]. `keep` [B, H, T, S] is the dropout mask.
     """
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    if shared_key is not None:
+        key = with_shared(key, np.asarray(shared_key, np.float64))
     B, T, H, Dk = query.shape
     out, lse = np.zeros((B, T, H, value.shape[-1])), np.full((B, T, H), -np.inf)
     for b, h, i in np.ndindex(B, H, T):

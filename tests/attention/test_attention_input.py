@@ -33,6 +33,31 @@ ARRAYS = [
     ({"value": shape(B, T, H, Dv)}, r"^value has the shape \[2, 6, 3, 5\]; expected \[2, 7, 3, any\] to go with key$"),
 ]  # fmt: skip
 
+SHARED = [
+    ({"shared_key": [1.0]}, r"^shared_key is list; expected an array \[keys, head_dim\] or \[batch, keys, head_dim\]$"),
+    (
+        {"shared_key": shape(S)},
+        r"^shared_key is \[7\]; expected an array \[keys, head_dim\] or \[batch, keys, head_dim\]$",
+    ),
+    ({"shared_key": shape(B, S, H, 1)}, r"^shared_key is \[2, 7, 3, 1\]; expected an array \[keys, head_dim\] or "),
+    ({"shared_key": shape(S, 0)}, r"^shared_key has the shape \[7, 0\]; expected every dimension to be at least 1$"),
+    ({"shared_key": shape(S, 1, dtype="int32")}, rf"^shared_key has the dtype int32; expected one of {DTYPES}$"),
+    ({"shared_key": shape(S, 1, dtype="float16")}, r"^shared_key has the dtype float16; expected query's, float32$"),
+    (
+        {"shared_key": shape(T, 1)},
+        r"^shared_key has the shape \[6, 1\]; expected \[7, any\] or \[2, 7, any\] to go with query and key$",
+    ),
+    (
+        {"shared_key": shape(1, S, 1)},
+        r"^shared_key has the shape \[1, 7, 1\]; expected \[7, any\] or \[2, 7, any\] to go with query and key$",
+    ),
+    ({"shared_key": shape(S, 4)}, r"^shared_key has 4 numbers a key; expected fewer than query's head_dim, 4$"),
+    (
+        {"shared_key": shape(S, 1)},
+        r"^key has the shape \[2, 7, 3, 4\]; expected \[2, keys, 3, 3\] to go with query and shared_key$",
+    ),
+]
+
 MASK = r"expected booleans \[batch, keys\] = \[2, 7\]$"
 IDS = r"expected integers \[2, 6\] for the queries and \[2, 7\] for the keys \(one array will do where .*\)$"
 LIMITS = [
@@ -96,7 +121,7 @@ BAND = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), ARRAYS + LIMITS + DROPOUT + SCALE + BAND, ids=str)
+@pytest.mark.parametrize(("arguments", "sentence"), ARRAYS + SHARED + LIMITS + DROPOUT + SCALE + BAND, ids=str)
 def test_refusals(arguments: dict, sentence: str) -> None:
     """The arrays are shapes without numbers: nothing can have been computed."""
     with pytest.raises(InputError, match=sentence):
@@ -124,6 +149,7 @@ def test_the_good_call_is_good() -> None:
 def test_arrays_of_numpy_will_do(implementation: str) -> None:
     arrays: dict = {name: np.ones(x.shape, np.float32) for name, x in GOOD.items() if name != "window"}
     arrays["key_mask"] = np.ones((B, S), bool)
+    arrays |= {"key": arrays["key"][..., 1:], "shared_key": np.ones((S, 1), np.float32)}
     out = banded_attention(**arrays, window=2, implementation=implementation)
     assert isinstance(out, jax.Array)
     np.testing.assert_allclose(out, jnp.ones((B, T, H, Dv)), rtol=1e-6)

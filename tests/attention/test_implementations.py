@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from longformer_jax import banded_attention
 from tests.attention.cases import (
-    ARRAYS,
     CASE,
-    CASES,
     IMPLEMENTATIONS,
     Case,
     assert_close,
@@ -34,7 +32,7 @@ def check_against_reference(case: Case, implementation: str) -> None:
 
 
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASE.values(), ids=CASE.keys())
 def test_equals_reference(case: Case, other: str) -> None:
     check_against_reference(case, other)
 
@@ -55,6 +53,8 @@ def drawn_cases(draw: st.DrawFn) -> Case:
         S=draw(st.none() | LENGTHS),
         Dk=draw(st.integers(1, 9)),
         Dv=draw(st.integers(1, 9)),
+        R=draw(st.just(0) | st.integers(1, 9)),
+        shared_by=draw(st.sampled_from(["batch", "heads"])),
         window=draw(WINDOWS | pairs),
         dilation=draw(STEPS | st.tuples(STEPS, STEPS)),
         causal=causal,
@@ -95,27 +95,32 @@ def float32_oracle(case: Case, dtype: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["bidirectional", "causal_walk", "dilation_per_head", "segments"])
+@pytest.mark.parametrize("name", ["bidirectional", "causal_walk", "dilation_per_head", "segments", "shared_walk"])
 def test_low_precision_errs_little_more_than_plain_attention(name: str, dtype: str, implementation: str) -> None:
     case = CASE[name]
     found = with_gradients(case.attend(implementation), case.inputs(dtype), case.cotangents(dtype))
     plain, oracle = plain_low_precision(case, dtype), float32_oracle(case, dtype)
     assert_close(found["lse"], oracle["lse"], "lse")  # products of rounded inputs are exact in float32
-    for array in ("out", "dquery", "dkey", "dvalue"):
+    for array in found.keys() - {"lse"}:
         error, plain_error = (np.abs(x[array].astype(np.float32) - oracle[array]).max() for x in (found, plain))
         assert error <= 2 * plain_error, array
 
 
+@pytest.mark.parametrize("shared_dim", [0, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_dtypes_and_shapes(dtype: str, implementation: str) -> None:
-    case = Case(B=3, T=70, S=80, H=2, Dk=6, Dv=5)
+def test_dtypes_and_shapes(dtype: str, shared_dim: int, implementation: str) -> None:
+    case = Case(B=3, T=70, S=80, H=2, Dk=6, Dv=5, R=shared_dim)
     run = functools.partial(with_gradients, case.attend(implementation))
     found = run(case.inputs(dtype), case.cotangents(dtype))
-    query, key, value = (3, 70, 2, 6), (3, 80, 2, 6), (3, 80, 2, 5)
+    query, key, value = (3, 70, 2, 6 + shared_dim), (3, 80, 2, 6), (3, 80, 2, 5)
     shapes = {"out": (3, 70, 2, 5), "lse": (3, 70, 2), "dquery": query, "dkey": key, "dvalue": value}
+    if shared_dim:
+        shapes["dshared_key"] = 80, shared_dim
     assert {name: x.shape for name, x in found.items()} == shapes
-    assert {name: str(x.dtype) for name, x in found.items()} == dict.fromkeys(ARRAYS, dtype) | {"lse": "float32"}
-    out = banded_attention(*case.inputs(dtype), **case.options, implementation=implementation)
+    assert {name: str(x.dtype) for name, x in found.items()} == dict.fromkeys(shapes, dtype) | {"lse": "float32"}
+    query, key, value, *shared = case.inputs(dtype)
+    shared_key = shared[0] if shared else None
+    out = banded_attention(query, key, value, shared_key=shared_key, **case.options, implementation=implementation)
     assert isinstance(out, jax.Array)
     assert (out.shape, out.dtype) == ((3, 70, 2, 5), dtype)
 
@@ -144,7 +149,7 @@ def test_scores_far_beyond_the_range_of_exp(implementation: str) -> None:
     case = Case(T=150, window=40, scale=1000.0)
     visible = visibility(case.B, case.T, case.num_keys, case.H, **case.band)
     found = with_gradients(case.attend(implementation), case.inputs(), case.cotangents())
-    out, lse = dense_attention(*case.inputs(), visible, scale=case.scale)
+    out, lse = dense_attention(*case.inputs(), visible=visible, scale=case.scale)
     assert lse.max() > 5000
     # A score is rounded to eps * |score|, which is the relative error of its probability.
     rounding = 4 * np.finfo(np.float32).eps * lse.max()

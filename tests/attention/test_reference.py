@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.attention.cases import CASES, Case, assert_close, reference_with_gradients
+from tests.attention.cases import ALL_ARRAYS, CASE, Case, assert_close, reference_with_gradients
 from tests.attention.oracle import dense_attention, visibility
 
 
@@ -14,7 +14,7 @@ def oracle_arguments(case: Case) -> tuple[list[np.ndarray], dict]:
     return inputs, options
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASE.values(), ids=CASE.keys())
 def test_values(case: Case) -> None:
     inputs, options = oracle_arguments(case)
     found = reference_with_gradients(case)
@@ -24,7 +24,7 @@ def test_values(case: Case) -> None:
     assert_close(found["lse"], lse, "lse")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASE.values(), ids=CASE.keys())
 def test_gradients(case: Case) -> None:
     inputs, options = oracle_arguments(case)
     dout, dlse = (np.asarray(x, np.float64) for x in case.cotangents())
@@ -35,7 +35,7 @@ def test_gradients(case: Case) -> None:
         return (out * dout).sum() + (lse * dlse)[np.isfinite(lse)].sum()
 
     rng, epsilon = np.random.default_rng(4), 1e-5
-    for place, name in enumerate(("dquery", "dkey", "dvalue")):
+    for place, name in enumerate(ALL_ARRAYS[2 : 2 + len(inputs)]):
         direction = rng.normal(size=inputs[place].shape)
         forth, back = inputs.copy(), inputs.copy()
         forth[place], back[place] = inputs[place] + epsilon * direction, inputs[place] - epsilon * direction

@@ -1,6 +1,5 @@
 """Every implementation under jit, vmap, grad, checkpoint and scan, with all that limits a query's view."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -9,10 +8,10 @@ import numpy as np
 import pytest
 
 from longformer_jax import banded_attention
-from tests.attention.cases import Case, assert_close, with_gradients
+from tests.attention.cases import ALL_ARRAYS, Case, assert_close, with_gradients
 
 CASE = Case(
-    B=2, T=300, window=40, dilation=(1, 2), masked=True, segments="shared", dropout_rate=0.2, dead_rows=True
+    B=2, T=300, window=40, dilation=(1, 2), masked=True, segments="shared", dropout_rate=0.2, dead_rows=True, R=3
 )  # fmt: skip
 
 
@@ -44,33 +43,36 @@ def test_gradient_through_one_output(only: str, attend: Callable) -> None:
     dout, dlse = CASE.cotangents()
     place, cotangents = {"out": (0, (dout, 0 * dlse)), "lse": (1, (0 * dout, dlse))}[only]
 
-    def loss(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        output = attend(query, key, value)[place]
+    def loss(*inputs: jax.Array) -> jax.Array:
+        output = attend(*inputs)[place]
         return jnp.where(jnp.isfinite(output), output * cotangents[place], 0.0).sum()
 
-    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*CASE.inputs())
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*CASE.inputs())
     expected = with_gradients(attend, CASE.inputs(), cotangents)
-    for name, gradient in zip(("dquery", "dkey", "dvalue"), gradients, strict=True):
+    for name, gradient in zip(ALL_ARRAYS[2:], gradients, strict=True):
         assert_close(np.asarray(gradient), expected[name], name)
 
 
-def test_vmap_over_every_array(implementation: str) -> None:
+@pytest.mark.parametrize("shared_by", [(), (CASE.B,)])
+def test_vmap_over_every_array(shared_by: tuple[int, ...], implementation: str) -> None:
     """Seeds, masks and segments are mapped too."""
     N, rng = 3, np.random.default_rng(5)
-    B, T, H, D = CASE.B, CASE.T, CASE.H, CASE.Dk
-    query, key, value, dout = (jnp.array(rng.normal(size=(N, B, T, H, D)), jnp.float32) for _ in range(4))
+    B, T, H, D, R = CASE.B, CASE.T, CASE.H, CASE.Dk, CASE.R
+    shapes = (B, T, H, D + R), (B, T, H, D), (B, T, H, D), (*shared_by, T, R), (B, T, H, D)
+    query, key, value, shared, dout = (jnp.array(rng.normal(size=(N, *shape)), jnp.float32) for shape in shapes)
     dlse = jnp.array(rng.normal(size=(N, B, T, H)), jnp.float32)
     masks = jnp.array(rng.random((N, B, T)) < 0.5)
     segments = jnp.array(rng.integers(0, 2, (N, B, T)))
     seeds = jnp.arange(N)
 
-    def run(query, key, value, dout, dlse, mask, ids, seed):
+    def run(query, key, value, shared, dout, dlse, mask, ids, seed):
         limits = {"key_mask": mask, "segment_ids": ids, "dropout_rate": 0.2, "dropout_seed": seed}
         options: dict = {**CASE.band, **limits, "return_lse": True, "implementation": implementation}
-        outputs, pullback = jax.vjp(functools.partial(banded_attention, **options), query, key, value)
+        attend = lambda shared, *arrays: banded_attention(*arrays, shared_key=shared, **options)  # noqa: E731
+        outputs, pullback = jax.vjp(attend, shared, query, key, value)
         return *outputs, *pullback((dout, dlse))
 
-    arguments = query, key, value, dout, dlse, masks, segments, seeds
+    arguments = query, key, value, shared, dout, dlse, masks, segments, seeds
     mapped = jax.jit(jax.vmap(run))(*arguments)
     single = jax.jit(run)
     for n in range(N):
@@ -79,23 +81,24 @@ def test_vmap_over_every_array(implementation: str) -> None:
 
 
 def test_vmap_over_queries_alone(attend: Callable) -> None:
-    query, key, value = CASE.inputs()
+    query, *others = CASE.inputs()
     queries = jnp.stack([query, -query])
-    out, lse = jax.vmap(attend, in_axes=(0, None, None))(queries, key, value)
+    out, lse = jax.vmap(attend, in_axes=(0, None, None, None))(queries, *others)
     for n in range(2):
-        expected = attend(queries[n], key, value)
+        expected = attend(queries[n], *others)
         assert_close(np.asarray(out[n]), np.asarray(expected[0]), "out")
         assert_close(np.asarray(lse[n]), np.asarray(expected[1]), "lse")
 
 
 def test_scan_over_layers(attend: Callable) -> None:
     """As a model does it: layers scanned, each one rematerialised, gradients of inputs and of parameters."""
-    x, cotangent = CASE.inputs()[0], CASE.cotangents()[0]
+    (_, x, _, shared), cotangent = CASE.inputs(), CASE.cotangents()[0]
     weights = jnp.array(np.random.default_rng(6).normal(size=(3, 1, 1, CASE.H, CASE.Dk)), jnp.float32)
 
     def layer(x: jax.Array, weight: jax.Array, attend: Callable = attend) -> tuple[jax.Array, None]:
         # A part only, as at the start of training: the rounding of each layer is not multiplied by the next.
-        return x + 0.1 * attend(x, x * weight, x)[0], None
+        query = jnp.concatenate([x, x[..., : CASE.R]], axis=-1)
+        return x + 0.1 * attend(query, x * weight, x, shared)[0], None
 
     def scanned(x: jax.Array, weights: jax.Array) -> jax.Array:
         return (jax.lax.scan(jax.checkpoint(layer), x, weights)[0] * cotangent).sum()

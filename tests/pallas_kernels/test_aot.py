@@ -37,7 +37,7 @@ def check(wanted: list[tuple[str, Case]]) -> list[dict[str, dict[str, Any]]]:
     spills, all_found = [], []
     for target, case, found in measure_all(wanted):
         print(table_rows(target, case, found), flush=True)
-        assert found.keys() == kernels, (target, case.name)
+        assert found.keys() == kernels | ({"banded_attention_dshared"} if case.shared_dim else set()), case.name
         assert all(0 < figures["registers"] <= 255 for figures in found.values()), (target, case.name)
         spills += [(target, case.name, kernel) for kernel, figures in found.items() if figures["spilled"]]
         all_found.append(found)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from longformer_jax import banded_attention
-from tests.attention.cases import CASES, Case
+from tests.attention.cases import CASE, Case
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -36,10 +36,11 @@ def value_and_gradients(attend: Callable) -> Callable:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASE.values(), ids=CASE.keys())
 def test_every_case_lowers(case: Case, dtype: str) -> None:
     text = lowered(value_and_gradients(case.attend("pallas_triton")), case.inputs(dtype), case.cotangents(dtype))
     assert text.count("banded_attention_dkdv") and text.count("banded_attention_dq")
+    assert (text.count("banded_attention_dshared") > 0) == (case.R > 0)
 
 
 SHAPE = jax.ShapeDtypeStruct((2, 100, 4, 64), jnp.bfloat16)
@@ -47,6 +48,10 @@ SHAPE = jax.ShapeDtypeStruct((2, 100, 4, 64), jnp.bfloat16)
 
 def attend(query, key, value, **options):
     return banded_attention(query, key, value, window=20, **options)
+
+
+def shared_attend(query, key, value, shared_key, **options):
+    return attend(query, key, value, shared_key=shared_key, **options)
 
 
 def test_the_kernels_name_what_they_need() -> None:
@@ -59,14 +64,34 @@ def test_the_kernels_name_what_they_need() -> None:
     sentence = r": head_dim is 264 of query and key, 64 of value; the kernels take at most 256"
     with pytest.raises(NotImplementedError, match=sentence):
         lowered(lambda *x: attend(*x, implementation="pallas_triton"), large, large, SHAPE)
+    query, shared = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((2, 100, 4, 400), (100, 336)))
+    sentence = r": head_dim is 64 of key, 336 of shared_key; the kernels take at most 128 and 256"
+    with pytest.raises(NotImplementedError, match=sentence):
+        lowered(lambda *x: shared_attend(*x, implementation="pallas_triton"), query, SHAPE, SHAPE, shared)
+    sentence = r": shared_key has 336 numbers a key; the kernels take no shared key"
+    for name in ("pallas_mosaic_gpu", "pallas_mosaic_mma"):
+        with pytest.raises(NotImplementedError, match=sentence):
+            lowered(functools.partial(shared_attend, implementation=name), query, SHAPE, SHAPE, shared)
+
+
+def moved(ours: Callable, *arrays) -> list[tuple[str, str]]:
+    """Operations that may copy an array of numbers, and their results' types, of forward and backward."""
+    text = lowered(value_and_gradients(ours), arrays, SHAPE)
+    moves = re.findall(
+        r"stablehlo\.(transpose|pad|concatenate|gather|slice|dynamic_slice|reshape)\b.*?->\s*(\S+)", text
+    )
+    return [move for move in moves if "bf16" in move[1]]
 
 
 @pytest.mark.parametrize("dilation", [1, (1, 1, 4, 4), 3])
 def test_nothing_is_copied_around_the_kernels(dilation: int | tuple[int, ...]) -> None:
     """Whatever the lengths and dilations, the arrays go to the kernels as they are."""
-    ours = functools.partial(attend, dilation=dilation, implementation="pallas_triton")
-    text = lowered(value_and_gradients(ours), (SHAPE,) * 3, SHAPE)
-    moves = re.findall(
-        r"stablehlo\.(transpose|pad|concatenate|gather|slice|dynamic_slice|reshape)\b.*?->\s*(\S+)", text
-    )
-    assert not [move for move in moves if "bf16" in move[1]]
+    assert not moved(functools.partial(attend, dilation=dilation, implementation="pallas_triton"), *(SHAPE,) * 3)
+
+
+def test_nothing_is_copied_for_a_shared_key() -> None:
+    """But heads become positions, as the same bytes are read, for its own gradient."""
+    query, shared = (jax.ShapeDtypeStruct(shape, SHAPE.dtype) for shape in ((2, 100, 4, 192), (100, 128)))
+    ours = functools.partial(shared_attend, dilation=(1, 1, 4, 4), implementation="pallas_triton")
+    moves = moved(ours, query, SHAPE, SHAPE, shared)
+    assert {name for name, _ in moves} == {"reshape"} and all("x400x1x" in result for _, result in moves)
