@@ -79,17 +79,19 @@ def prepare_attention(model: CharLMConfig, batch: int, length: int) -> Callable[
     own."""
     dtype, parts = jnp.dtype(model.dtype), []
     for group in model.layer_groups:
-        key_dim = model.head_dim
+        dim, shared_dim = model.head_dim, 0
         if model.positions == "transformer_xl":
-            key_dim += 2 * len(band_basis(model.sinusoid_dim, min(group.reach, length - 1)).frequencies)
-        dims = (key_dim, key_dim, model.head_dim, model.head_dim)
+            shared_dim = 2 * len(band_basis(model.sinusoid_dim, min(group.reach, length - 1)).frequencies)
+        dims = (dim + shared_dim, dim, dim, dim)
         shapes = [jax.ShapeDtypeStruct((batch, length, model.num_heads, d), dtype) for d in dims]
+        shapes += [jax.ShapeDtypeStruct((length, shared_dim), dtype)] * (shared_dim > 0)
         dilation = (group.dilation,) * model.dilated_heads + (1,) * (model.num_heads - model.dilated_heads)
 
-        def both(query, key, value, cotangent, group=group, dilation=dilation):
+        def both(query, key, value, cotangent, shared_key=None, group=group, dilation=dilation):
             def attend(query, key, value):
                 options: dict[str, Any] = {"window": group.window, "causal": True, "dilation": dilation}
-                return banded_attention(query, key, value, **options, implementation=model.implementation)
+                options |= {"shared_key": shared_key, "implementation": model.implementation}
+                return banded_attention(query, key, value, **options)
 
             out, pullback = jax.vjp(attend, query, key, value)
             return out, pullback(cotangent)
