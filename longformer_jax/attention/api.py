@@ -91,8 +91,8 @@ def banded_attention(
         - "xla": blockwise, with memory linear in T, on any device.
         - "pallas_triton": kernels for NVIDIA GPUs from Ampere on, head_dim up to 256; beside a shared key of up to
           256 numbers, up to 128 of key.
-        - "pallas_mosaic_gpu": kernels for Hopper, bfloat16 and float16, head_dim up to 128, a shared key included, which
-          is copied to every head.
+        - "pallas_mosaic_gpu": kernels for Hopper, bfloat16 and float16, head_dim up to 128, with a shared key, which is
+          copied to every head.
         - "pallas_mosaic_mma", experimental: the same for any NVIDIA GPU from Ampere on.
         - one of the last three with "_interpret": the same kernels on any device, very slowly, for debugging.
         - None: what LONGFORMER_JAX_KERNELS in the environment says: xla, triton, hopper or mma. If it is auto or not
