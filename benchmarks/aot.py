@@ -295,8 +295,8 @@ def compile_rounded(target: str, case: Case) -> dict[str, int]:
     both, (*arguments, (dout, dlse)) = call_of(case)
     exact = jax.ShapeDtypeStruct(dout.shape, "float32")
 
-    def rounded(query, key, value, limits, dout, dlse):
-        return both(query, key, value, limits, (dout.astype(query.dtype), dlse))
+    def rounded(query, key, value, shared_key, limits, dout, dlse):
+        return both(query, key, value, shared_key, limits, (dout.astype(query.dtype), dlse))
 
     text = compile_for(target, rounded, *arguments, exact, dlse).as_text()
     entry = text[text.index("\nENTRY") :]
