@@ -56,7 +56,8 @@ def banded_attention(
     in gradients. Differentiable in query, key, value and shared_key, through both outputs.
 
     Where a part of the keys is the same for all heads, `shared_key` holds it once: the score of a pair is
-    `(query[..., :Dk] . key + query[..., Dk:] . shared_key) * scale`, and no copy for each head is made (but by Mosaic's kernels). Two uses:
+    `(query[..., :Dk] . key + query[..., Dk:] . shared_key) * scale`. No copy for each head is made, but by Mosaic's
+    kernels. Two uses:
 
         # Relative positions (Transformer-XL): the sinusoid's half of the keys is even the same for the whole batch.
         query = concatenate([query + u, relative_query(by_sinusoid, positions, frequencies)], axis=-1)
