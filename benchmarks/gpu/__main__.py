@@ -18,7 +18,7 @@ Each implementation and each peer is a process of its own, which is killed when 
 failed. The file is written after every case, and the same command goes on from what it holds; what failed, hung or
 crashed is tried again by --retry only. What the processes say is in a folder beside the file, gpu_DEVICE_logs.
 
-A GPU that is lent for a quarter of an hour is used best in two calls, and what is left of it for a sweep:
+A quarter of an hour on a GPU is used best in two calls, and what is left of it for a sweep:
 
     python -m benchmarks.gpu --minutes=4.8 --output=FILE             five minutes at most, whatever hangs
     python -m benchmarks.gpu --minutes=7 --retry --output=FILE       when what that found is mended
