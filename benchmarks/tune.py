@@ -23,6 +23,7 @@ from pallas_kernels.block_sizes import PASSES, BlockSizes, table_key, table_path
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.triton.backward import backward_dkdv, backward_dq
 from pallas_kernels.triton.forward import forward
+from pallas_kernels.triton.tiles import Keys
 from pallas_kernels.walk import Walk
 
 HEAD_DIMS = ((64, 64), (128, 128), (128, 64), (32, 32))
@@ -43,18 +44,18 @@ def runner(
     def array(index: int, head_dim: int) -> jax.Array:
         return jax.random.normal(jax.random.key(index), (1, length, HEADS, head_dim), dtype)
 
-    query, key, value, dout = array(0, key_dim), array(1, key_dim), array(2, value_dim), array(3, value_dim)
+    query, keys, value, dout = array(0, key_dim), Keys(array(1, key_dim)), array(2, value_dim), array(3, value_dim)
     out, row = array(4, value_dim), jnp.ones((1, length, HEADS), jnp.float32)
 
     def measure(sizes: BlockSizes) -> float:
         walk = Walk(length, length, window, window, 0, spec.dilations, sizes.rows, sizes.columns)
         if kernel == "forward":
-            found = measure_jax(lambda q, k, v: forward(spec, walk, sizes, q, k, v, Limits()), query, key, value)
+            found = measure_jax(lambda q, k, v: forward(spec, walk, sizes, q, k, v, Limits()), query, keys, value)
         elif kernel == "dq":
-            arrays = query, key, value, out, dout, row, row
+            arrays = query, keys, value, out, dout, row, row
             found = measure_jax(lambda *x: backward_dq(spec, walk, sizes, x, Limits()), *arrays)
         else:
-            arrays = query, key, value, dout, row, row
+            arrays = query, keys, value, dout, row, row
             transposed = walk.transposed(sizes.rows, sizes.columns)
             found = measure_jax(lambda *x: backward_dkdv(spec, transposed, sizes, x, Limits()), *arrays)
         return found["milliseconds"]
