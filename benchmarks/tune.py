@@ -3,22 +3,23 @@
     python -m benchmarks.tune                                  bfloat16, the usual head_dims
     python -m benchmarks.tune --dtype=float32 --head-dim=64,64
 
-Each pass is measured on its own, with 256 keys a side and 32,768 positions, over blocks, warps and stages. What does
-not compile, such as blocks that do not fit into shared memory, is passed over.
+Each pass is measured on its own, with 256 keys a side and 32,768 positions, over blocks, warps and stages. What the
+compiler or the GPU refuses, such as blocks that do not fit into shared memory, is passed over. Where nothing is left,
+the exit status is 1.
 """
 
 import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu.timing import measure_jax
+from benchmarks.gpu.timing import RefusedError, measure_jax
 from pallas_kernels.block_sizes import PASSES, BlockSizes, table_key, table_path
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.triton.backward import backward_dkdv, backward_dq
@@ -63,20 +64,28 @@ def runner(
     return measure
 
 
-def best(measure: Callable[[BlockSizes], float], candidates: tuple[BlockSizes, ...]) -> tuple[BlockSizes, float] | None:
-    """The fastest of the candidates that run, None where there is none."""
+def best(measure: Callable[[BlockSizes], float], candidates: Sequence[BlockSizes]) -> tuple[BlockSizes, float]:
+    """The fastest of the candidates.
+
+    Raises:
+      RefusedError: none of them runs; it says what was wrong with the last.
+    """
     times: dict[BlockSizes, float] = {}
+    reason = ""
     for sizes in candidates:
         try:
             times[sizes] = measure(sizes)
-        except Exception as error:  # whatever the compiler has against these sizes
-            print(f"    {sizes}: {type(error).__name__}", file=sys.stderr)
-            continue
-        print(f"    {sizes}: {times[sizes]:.3f} ms", file=sys.stderr)
-    return min(times.items(), key=lambda item: item[1]) if times else None
+        except (RefusedError, jax.errors.JaxRuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), "")
+            print(f"    {sizes}: {reason[:100]}", file=sys.stderr)
+        else:
+            print(f"    {sizes}: {times[sizes]:.3f} ms", file=sys.stderr)
+    if not times:
+        raise RefusedError(f"no candidate runs; the last says: {reason}")
+    return min(times.items(), key=lambda item: item[1])
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--head-dim", metavar="KEY,VALUE", action="append", help=f"default: {HEAD_DIMS}")
@@ -96,20 +105,24 @@ def main() -> None:
     table = json.loads(path.read_text()) if path.is_file() else {}
     candidates = CANDIDATES[:2] if options.tiny else CANDIDATES
     length, window = (64, 16) if options.tiny else (LENGTH, WINDOW)
+    status = 0
     for key_dim, value_dim in pairs or HEAD_DIMS:
         for kernel in PASSES:
             name = table_key(kernel, options.dtype, key_dim, value_dim)
             print(f"  {name}", file=sys.stderr)
-            found = best(runner(kernel, options.dtype, key_dim, value_dim, length, window, options.tiny), candidates)
-            if found is None:
-                print(f"{name}: no candidate runs", file=sys.stderr)
+            measure = runner(kernel, options.dtype, key_dim, value_dim, length, window, options.tiny)
+            try:
+                sizes, milliseconds = best(measure, candidates)
+            except RefusedError as error:
+                print(f"error: {name}: {error}", file=sys.stderr)
+                status = 1
                 continue
-            sizes, milliseconds = found
             table[name] = vars(sizes)
             print(f"{name}: {sizes}, {milliseconds:.3f} ms")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")  # after each, as a run may be cut short
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

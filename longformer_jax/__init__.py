@@ -3,8 +3,9 @@
 >>> from longformer_jax import banded_attention, CharLM, CharLMConfig
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from longformer_jax.loading import on_demand
 
 if TYPE_CHECKING:
     from longformer_jax.attention import banded_attention, merge_attention
@@ -70,21 +71,9 @@ __all__ = [
     "save_pretrained",
 ]
 
-
 # What the names above are in, from what needs least to what needs most: an attention needs jax alone, models flax, too,
 # weights safetensors, and training Orbax and Grain. None is loaded before one of its names is asked for.
-_PACKAGES = ("errors", "attention", "models", "weights", "training")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in __all__:
-        for package in _PACKAGES:
-            module = importlib.import_module(f"{__name__}.{package}")
-            if hasattr(module, name):
-                return globals().setdefault(name, getattr(module, name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = on_demand(__name__, ("errors", "attention", "models", "weights", "training"), __all__)
 
 
 def __dir__() -> list[str]:

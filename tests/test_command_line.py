@@ -36,15 +36,26 @@ def test_outside_of_the_main_thread(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 INTERRUPTED_WHILE_LOADING = """
-import importlib.abc, signal, sys
+import importlib.abc, runpy, signal, sys
 class Interrupt(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "longformer_jax.scripts.train":
+        if name == "jax":
             signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Interrupt())
-from longformer_jax.scripts import longformer_train
-longformer_train()
 """
+COMMANDS = {
+    "longformer-train": "from longformer_jax.scripts import longformer_train; longformer_train()",
+    "longformer-eval": "from longformer_jax.scripts import longformer_eval; longformer_eval()",
+    "convert": "runpy.run_module('longformer_jax.weights.convert', run_name='__main__')",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupt_while_a_command_is_loaded(run_python: Callable, command: str) -> None:
+    result = run_python("-c", INTERRUPTED_WHILE_LOADING + COMMANDS[command])
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: interrupted\n")
+
+
 INTERRUPTED_BY_A_CONFIGURATION = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which pytest-xdist's children ignore
@@ -53,10 +64,10 @@ longformer_train()
 """
 
 
-@pytest.mark.parametrize("program", [INTERRUPTED_WHILE_LOADING, INTERRUPTED_BY_A_CONFIGURATION])
-def test_an_interrupt_before_the_command_begins(run_python: Callable, tmp_path: Path, program: str) -> None:
+def test_an_interrupt_before_the_command_begins(run_python: Callable, tmp_path: Path) -> None:
     (tmp_path / "config.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)")
-    result = run_python("-c", program, f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+    arguments = f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"
+    result = run_python("-c", INTERRUPTED_BY_A_CONFIGURATION, *arguments)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: interrupted\n")
 
 

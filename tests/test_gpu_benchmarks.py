@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 from benchmarks import hopper_model, plot, tune
-from benchmarks.gpu import choose, correctness, plan, report, speed, timing, worker
+from benchmarks.gpu import choose, correctness, plan, report, speed, sweep, timing, worker
 from benchmarks.gpu import supervisor as supervisor_module
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.supervisor import Job, Limits, Supervisor
@@ -98,6 +99,43 @@ def test_tuning_writes_a_table(tmp_path: Path) -> None:
     table = json.loads(file.read_text())
     assert table.keys() == {f"{kernel} float32 16 16" for kernel in PASSES}
     assert all(BlockSizes(**sizes) in tune.CANDIDATES for sizes in table.values())
+
+
+def refused(sizes: BlockSizes) -> float:
+    """Whichever are not of one stage, four warps and 64 rows or more."""
+    if sizes.num_stages > 1 or sizes.rows == 32:
+        raise timing.RefusedError("RuntimeError: too much shared memory\nof many lines")
+    if sizes.num_warps == 8:
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: the GPU does not take it")
+    return float(sizes.rows + sizes.columns)
+
+
+def test_tuning_passes_over_what_the_compiler_refuses_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes, milliseconds = tune.best(refused, tune.CANDIDATES)
+    assert (sizes.rows, sizes.columns, milliseconds) == (64, 32, 96)
+    with pytest.raises(TypeError):
+        tune.best(lambda sizes: refused(sizes, "an argument too many"), tune.CANDIDATES)  # pyrefly: ignore
+
+    monkeypatch.setattr(tune, "runner", lambda *_: refused)
+    file = tmp_path / "table.json"
+    monkeypatch.setattr(sys, "argv", ["tune", "--tiny", "--head-dim=16,16", f"--output={file}"])
+    assert tune.main() == 1 and not file.exists()
+    said = "error: forward bfloat16 16 16: no candidate runs; the last says: RuntimeError: too much shared memory\n"
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_measured_raises_its_own_mistakes_while_it_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(timing.RefusedError, match="^ValueError: Only interpret mode is supported on CPU"):
+        timing.prepare_jax(pl.pallas_call(lambda x, y: None, jnp.zeros(8)), jnp.zeros(8))
+    with pytest.raises(TypeError):
+        timing.prepare_jax(lambda x, y: x, jnp.zeros(8))
+    # Which a sweep must not take for a tiling that has no room.
+    task = sweep.tasks_of("pallas_mosaic_gpu", tiny=True)[0]
+    monkeypatch.setattr(sweep, "forward", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sweep.prepare(task)
 
 
 def jobs_of(implementations: Sequence[str], cases: Sequence[str]) -> list[Job]:

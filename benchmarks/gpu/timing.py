@@ -16,6 +16,10 @@ LONG = 2.0  # seconds, which repeats of long calls do not exceed by much
 CHAIN = 10  # calls in a loop whose length XLA knows: the host launches them ahead, without asking the device each time
 
 
+class RefusedError(Exception):
+    """The compiler does not take a program, such as one that needs too much shared memory."""
+
+
 def measure_jax(f: Callable, *arguments: Any, chain: int = CHAIN) -> dict[str, float]:
     """{"milliseconds": median of a call, "bytes": what it needs beside its arguments: results and scratch memory}."""
     return prepare_jax(f, *arguments, chain=chain)(*arguments)
@@ -25,8 +29,15 @@ def prepare_jax(f: Callable, *shapes: Any, chain: int = CHAIN) -> Callable[..., 
     """Compiles f for arguments of these shapes; returns the measuring function of the arguments.
 
     Calls are repeated by a loop on the device, each waiting for the one before; `chain` of them at least.
+
+    Raises:
+      RefusedError: the compiler does not take it. What f itself raises, while it is traced, comes through as it is.
     """
-    loop = jax.jit(partial(repeated, f, chain)).lower(shapes, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    traced = jax.jit(partial(repeated, f, chain)).trace(shapes, jax.ShapeDtypeStruct((), jnp.int32))
+    try:
+        loop = traced.lower().compile()
+    except Exception as error:  # compilers have no class in common
+        raise RefusedError(f"{type(error).__name__}: {error}") from error
 
     def measure(*arguments: Any) -> dict[str, float]:
         def seconds_of_call(chains: int) -> float:

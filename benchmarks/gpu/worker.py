@@ -71,7 +71,7 @@ def work(tasks: list[dict[str, Any]], journal: Journal, lock: Path | None = None
                     alone()
                 journal.write(task=number, state="running")
                 record = {"outcome": OK} | run()
-            except ImportError as error:
+            except ModuleNotFoundError as error:
                 record = {"outcome": SKIPPED, "reason": f"not installed: {error.name or error}"}
             except NotImplementedError as error:
                 record = {"outcome": SKIPPED, "reason": str(error)}
@@ -95,7 +95,7 @@ def _device_works() -> bool:
 
     try:
         return int(jnp.arange(8).sum()) == 28
-    except Exception:
+    except RuntimeError:  # all that JAX says of a device
         return False
 
 
@@ -135,7 +135,7 @@ def main() -> None:
         importlib.import_module(name)
     # Before the clock of its tasks starts.
     for name in {PARTS[task["part"]][0] for task in tasks if task["part"] in PARTS} | set(options.warm):
-        with contextlib.suppress(Exception):  # the tasks will say it
+        with contextlib.suppress(ImportError):  # the tasks will say it
             importlib.import_module(name)
     journal.write(facts=facts())  # starts JAX and the device
     journal.write(ready=True)

@@ -1,18 +1,36 @@
-"""Makes a Longformer of RoBERTa (section 5 of the paper)."""
+"""Makes a Longformer of RoBERTa (section 5 of the paper): of its parameters, and of a directory."""
 
 import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import check_unused, read_json, replacing, user_path, write_text
 from longformer_jax.integers import as_integer
 from longformer_jax.models import LongformerConfig
 from longformer_jax.models.checks import check_seed
 from longformer_jax.settings import pinned_random
+from longformer_jax.weights.added_tokens import optional_json
+from longformer_jax.weights.hub import TOKENIZER_FILES, find_directory
+from longformer_jax.weights.hugging_face_config import read_values
+from longformer_jax.weights.pretrained import (
+    find_model,
+    load_pretrained,
+    save_converted,
+    save_pretrained,
+    write_config,
+)
+from longformer_jax.weights.tokenizer import TOKENIZER, TOKENIZER_CONFIG, tokenizer_class
 
 POSITIONS = ("copied", "random")
+FORMATS = {"orbax": save_converted, "safetensors": save_pretrained}
 _DEFAULT_WINDOW = 512
 
 
@@ -83,3 +101,72 @@ def roberta_to_longformer(
         table = jnp.concatenate([table, new_rows])
     encoder = {**encoder, "layers": layers, "position_embeddings": {"embedding": table}}
     return new_config, {**params, "longformer": encoder} if "longformer" in params else encoder
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    max_length: int = 4096,
+    attention_window: int | tuple[int, ...] | None = None,
+    positions: str = "copied",
+    seed: int = 0,
+    format: str = "orbax",
+    revision: str | None = None,
+) -> None:
+    """Writes directory `out`, all of it or nothing.
+
+    Args:
+      source, revision: as `load_pretrained`'s.
+      out: a new or empty directory.
+      max_length, attention_window, positions, seed: as `roberta_to_longformer`'s.
+      format: "orbax", or "safetensors", which transformers loads too.
+
+    Raises:
+      InputError: as `load_pretrained` and `roberta_to_longformer`, or `out` has something in it or cannot be written.
+    """
+    out = user_path("out", out).absolute()
+    if format not in FORMATS:
+        raise InputError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+    check_unused("out", out)
+    directory = find_directory(source, revision)
+    config, params = load_pretrained(directory, find_model(directory))
+    config, params = roberta_to_longformer(
+        config, params, max_length=max_length, attention_window=attention_window, positions=positions, seed=seed
+    )
+    try:
+        with replacing(out) as model:
+            model.mkdir()
+            _copy_tokenizer(directory, model, max_length)
+            FORMATS[format](model, config, params)
+            _carry_fields(directory, model)
+    except OSError as error:
+        raise InputError(f"out is {str(out)!r}, which cannot be written ({error.strerror or error})") from None
+
+
+def _copy_tokenizer(source: Path, out: Path, max_length: int) -> None:
+    """The tokenizer's files, and the name of its class, which would not follow from a Longformer's config.json."""
+    files = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in files:
+        shutil.copyfile(source / name, out / name)
+    # Where texts are cut and how far they are padded, for a shorter model than this one.
+    if TOKENIZER in files:
+        _write_json(out / TOKENIZER, read_json(source / TOKENIZER) | {"truncation": None, "padding": None})
+    if files:
+        changes = {"model_max_length": max_length, "tokenizer_class": tokenizer_class(source)}
+        _write_json(out / TOKENIZER_CONFIG, optional_json(source / TOKENIZER_CONFIG) | changes)
+
+
+def _carry_fields(source: Path, out: Path) -> None:
+    """Fields of config.json that a `LongformerConfig` does not have: roles of ids, and what a task is."""
+    values = read_values(source)
+    carried = {
+        name: value
+        for name, value in values.items()
+        if value is not None and (name.endswith("_token_id") or name in ("tokenizer_class", "problem_type"))
+    }
+    write_config(out, read_values(out) | carried)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -30,7 +30,7 @@ def token_ids() -> np.ndarray:
 def write_tokenizers(out: pathlib.Path) -> None:
     """Converted, and saved as training saves its model's."""
     from longformer_jax.weights import load_tokenizer
-    from longformer_jax.weights.convert import convert
+    from longformer_jax.weights.conversion import convert
     from longformer_jax.weights.tokenizer import save_tokenizer
 
     model = ENCODER / "RobertaModel"
@@ -58,7 +58,7 @@ def write_tokenizers(out: pathlib.Path) -> None:
 def write(out: pathlib.Path) -> None:
     from longformer_jax import ForMaskedLM
     from longformer_jax.weights import load_pretrained, resize_vocab, save_pretrained
-    from longformer_jax.weights.convert import convert
+    from longformer_jax.weights.conversion import convert
     from longformer_jax.weights.pretrained import find_model
 
     for directory in sorted(ENCODER.iterdir()):

@@ -15,7 +15,8 @@ from checkpoint import ENCODER, assert_same, flat, write
 from tokenizers import Tokenizer
 
 from longformer_jax import CharLMConfig, ForMaskedLM, ForSequenceClassification, InputError, Longformer, init_cache
-from longformer_jax.weights import convert, load_pretrained, load_tokenizer, resize_vocab, roberta_to_longformer
+from longformer_jax.weights import command, load_pretrained, load_tokenizer, resize_vocab, roberta_to_longformer
+from longformer_jax.weights.conversion import convert
 from longformer_jax.weights.pretrained import save_converted
 from tests.data.tiny_tokenizer import tiny_tokenizer
 
@@ -140,7 +141,7 @@ def test_bad_arguments(roberta, arguments: dict, message: str) -> None:
 def run(*arguments: object, capsys) -> str:
     """What the command line says before it exits with 2."""
     with pytest.raises(SystemExit) as raised:
-        convert.main([str(argument) for argument in arguments])
+        command.run([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     assert raised.value.code == 2 and captured.out == "" and captured.err.count("\n") == 1
     return captured.err
@@ -152,7 +153,7 @@ def test_command_line(tmp_path: Path, roberta, format: str, capsys, caplog) -> N
     (source / "vocab.json").write_text("{}")
     (source / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 64, "errors": "strict"}))
     out = tmp_path / "new" / "out"
-    convert.main([str(source), str(out), "--max_length=100", "--attention_window=8,16", f"--format={format}"])
+    command.run([str(source), str(out), "--max_length=100", "--attention_window=8,16", f"--format={format}"])
     assert capsys.readouterr() == ("", "")
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     weights = "params" if format == "orbax" else "model.safetensors"
@@ -187,7 +188,7 @@ def test_converted_weights_for_other_models(tmp_path: Path, roberta, caplog) -> 
     ]
     # It can be lengthened again, and its name says what it is.
     out = tmp_path / "longer"
-    convert.convert(tmp_path, out, max_length=150)
+    convert(tmp_path, out, max_length=150)
     assert load_pretrained(out, ForMaskedLM)[0].max_length == 150
     config_json = tmp_path / "config.json"
     config_json.write_text(config_json.read_text().replace("LongformerForMaskedLM", "Other"))
@@ -220,7 +221,7 @@ def test_converted_head_of_another_shape(tmp_path: Path) -> None:
     [("RobertaForSequenceClassification", ForSequenceClassification), ("RobertaModel", Longformer)],
 )
 def test_the_head_comes_along(tmp_path: Path, name: str, model, caplog) -> None:
-    convert.convert(ENCODER / name, tmp_path / "out", max_length=128)
+    convert(ENCODER / name, tmp_path / "out", max_length=128)
     _, params = load_pretrained(tmp_path / "out", model)
     _, expected = roberta_to_longformer(*load_pretrained(ENCODER / name, model), max_length=128)
     assert_same(params, expected)
@@ -250,7 +251,7 @@ def test_damaged_tokenizer(tmp_path: Path) -> None:
     for name, text in (("tokenizer_config.json", "[]"), ("tokenizer.json", "{"), ("tokenizer.json", "[" * 200_000)):
         (source / name).write_text(text)
         with pytest.raises(InputError, match=f"{name} is damaged"):
-            convert.convert(source, tmp_path / "out", max_length=128)
+            convert(source, tmp_path / "out", max_length=128)
         (source / name).unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -261,7 +262,7 @@ def test_the_tokenizer_no_longer_cuts_at_the_old_length(tmp_path: Path) -> None:
     tokenizer.enable_truncation(16)
     tokenizer.enable_padding(length=16)
     tokenizer.save(str(source / "tokenizer.json"))
-    convert.convert(source, tmp_path / "out", max_length=128)
+    convert(source, tmp_path / "out", max_length=128)
     text = "a b c " * 20
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -291,7 +292,7 @@ def test_the_tokenizer_comes_along(tmp_path: Path, name: str, source_class: str 
     (source / "sentencepiece.bpe.model").write_bytes(b"pieces")
     assert files.get("tokenizer_config.json", {}).get("tokenizer_class") == source_class
     out = tmp_path / "out"
-    convert.convert(source, out, max_length=128, format="safetensors")
+    convert(source, out, max_length=128, format="safetensors")
     assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == expected_class
     assert (out / "sentencepiece.bpe.model").read_bytes() == b"pieces"
     config = json.loads((out / "config.json").read_text())

@@ -23,7 +23,7 @@ from longformer_jax import (
     Longformer,
 )
 from longformer_jax.weights import load_pretrained, save_pretrained
-from longformer_jax.weights.convert import convert
+from longformer_jax.weights.conversion import convert
 from longformer_jax.weights.pretrained import find_model
 
 
