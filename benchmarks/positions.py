@@ -1,7 +1,8 @@
-"""Transformer-XL's positions in the basis of each band, beside all of the sinusoid's frequencies: errors and times.
+"""Transformer-XL's positions in sub-bands with a basis each, beside all of the sinusoid's frequencies in one band.
 
     python benchmarks/positions.py errors   against the dense model in float64, at the windows of each phase
-    python benchmarks/positions.py times    the training step of the paper's small model, both forms call by call
+    python benchmarks/positions.py times    forward and backward of character models, both forms call by call
+    python benchmarks/positions.py costs    by phase: what the paper's small model computes, reads and holds in memory
 
 Writes benchmarks/results/positions_PART_cpu.json and prints it.
 """
@@ -9,11 +10,13 @@ Writes benchmarks/results/positions_PART_cpu.json and prints it.
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,100 +31,180 @@ import numpy as np
 from benchmarks.side_by_side import cpu_model
 from configs.char_lm import paper
 from longformer_jax.models import CharLM, CharLMConfig, char_lm, positions
+from longformer_jax.models.sub_bands import Heads, SubBand, cut_window
+from longformer_jax.training import CharLMExperiment
 from tests.models import dense
-from tests.models.small import error, random_cotangent, random_params
+from tests.models.small import random_cotangent, random_params
 
-LENGTH = 1024  # of the comparison with float64, whose scores are dense
-STEPS = ((1, 2048), (3, 2048), (3, 8192))  # phase, length
-ROUNDS = 5
+LENGTH = 2048  # of the comparison with float64, whose scores are dense
+# Experiment, variant, phase; rows and length. Fewer rows than in training where they would not fit, or take too long.
+STEPS = (
+    ("enwik8_small", "", 1, 1, 2048),
+    ("enwik8_small", "", 3, 1, 8192),
+    ("enwik8_small", "smoke", 1, 4, 256),
+    ("enwik8_small", "smoke", 3, 2, 1024),
+    ("quickstart", "", 1, 8, 128),
+    ("quickstart", "", 2, 4, 256),
+)
+SECONDS = 40  # of calls, for each form; at least three calls
+COSTS_LENGTH = 8192  # at which the step is compiled, or the phase's own where that is shorter
+
+
+def uncut(width: int, head_dim: int, window: int, dilations: tuple[int, ...], longest: int) -> tuple[Heads, ...]:
+    """As `cut_window`: one band with all frequencies of the sinusoid."""
+    basis = positions.Basis(positions.frequencies(width), None)
+    return (Heads(0, len(dilations), dilations, basis, (SubBand(0, window),)),)
 
 
 def uncompressed() -> contextlib.AbstractContextManager:
     """What is traced within computes with all frequencies of the sinusoid."""
-
-    def everything(width: int, reach: int) -> positions.Basis:
-        return positions.Basis(positions.frequencies(width), None)
-
-    return mock.patch.object(char_lm, "band_basis", everything)
+    return mock.patch.object(char_lm, "cut_window", uncut)
 
 
-def model_in_phase(phase: int, **changes: Any) -> CharLMConfig:
-    windows = tuple(window * 2 ** (phase - 1) for window in paper.SMALL_WINDOWS)
-    config = paper.experiment("enwik8", windows, paper.SMALL_DILATIONS, (1,), dropout_rate=0.0).model
-    return dataclasses.replace(config, **changes)
+FORMS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
+    "compressed": contextlib.nullcontext,
+    "uncompressed": uncompressed,
+}
 
 
-def value_and_gradients(config: CharLMConfig, cotangent: np.ndarray) -> Any:
-    def both(params: Any, tokens: Any) -> Any:
+def model_in_phase(name: str, variant: str, phase: int, **changes: Any) -> CharLMConfig:
+    config = importlib.import_module(f"configs.char_lm.{name}").get_config(variant)
+    experiment: Any = CharLMExperiment.from_config_dict(config)
+    return dataclasses.replace(experiment.model_in_phase(phase - 1), dropout_rate=0.0, **changes)
+
+
+def value_and_gradients(config: CharLMConfig) -> Any:
+    def both(params: Any, tokens: Any, cotangent: Any) -> Any:
         logits, pullback = jax.vjp(lambda p: CharLM(config).apply({"params": p}, tokens), params)
-        return logits, pullback(jnp.asarray(cotangent))[0]
+        return logits, pullback(cotangent)[0]
 
     return jax.jit(both)
 
 
-def errors() -> list[dict]:
-    """Relative errors (norms) of logits and gradients in both forms and dtypes."""
-    records = []
+# ---- Errors ----------------------------------------------------------------------------------------------------------
+
+
+def errors() -> Iterator[dict]:
+    """Relative errors of logits and gradients, by the norm of each tensor; of the gradients the largest."""
     tokens = np.random.default_rng(1).integers(256, size=(1, LENGTH)).astype(np.int32)
     for phase in range(1, 6):
-        config = model_in_phase(phase)
+        config = model_in_phase("enwik8_small", "", phase)
         params, cotangent = random_params(config), random_cotangent(config, tokens)
         truth = _in_float64(config, params, tokens, cotangent)
         for dtype in ("float32", "bfloat16"):
             record: dict[str, Any] = {"phase": phase, "dtype": dtype}
-            for name, form in (("compressed", contextlib.nullcontext), ("uncompressed", uncompressed)):
+            for name, form in FORMS.items():
                 with form():
-                    found = value_and_gradients(dataclasses.replace(config, dtype=dtype), cotangent)(params, tokens)
-                record[name] = {"logits": error(found[0], truth[0]), "gradients": error(found[1], truth[1])}
-            records.append(record)
-            print(json.dumps(record), flush=True)
-    return records
+                    step = value_and_gradients(dataclasses.replace(config, dtype=dtype))
+                    found = step(params, tokens, cotangent)
+                of_leaf = jax.tree.map(_error, found, truth)
+                worst, where = max(
+                    (error, jax.tree_util.keystr(path))
+                    for path, error in jax.tree_util.tree_leaves_with_path(of_leaf[1])
+                )
+                record[name] = {"logits": of_leaf[0], "gradients": worst, "of": where}
+            yield record
+
+
+def _error(x: Any, truth: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(x, np.float64) - truth) / np.linalg.norm(truth))
 
 
 def _in_float64(config: CharLMConfig, params: Any, tokens: np.ndarray, cotangent: np.ndarray) -> Any:
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-        forward = lambda p: dense.forward(config, p, tokens, xp=jnp)  # noqa: E731
-        logits, pullback = jax.vjp(forward, wide)
-        return jax.tree.map(np.asarray, (logits, pullback(cotangent.astype(np.float64))[0]))
+
+        @jax.jit
+        def both(params: Any) -> Any:
+            forward = lambda p: dense.forward(config, p, tokens, xp=jnp, wrap=jax.checkpoint)  # noqa: E731
+            logits, pullback = jax.vjp(forward, params)
+            return logits, pullback(cotangent.astype(np.float64))[0]
+
+        return jax.tree.map(np.asarray, both(wide))
 
 
-def times() -> list[dict]:
-    """Medians of forward and backward of one sequence, both forms call by call."""
-    records = []
-    for phase, length in STEPS:
-        config = model_in_phase(phase, dtype="float32")
-        tokens = np.random.default_rng(1).integers(256, size=(1, length)).astype(np.int32)
-        params, cotangent = random_params(config), random_cotangent(config, tokens)
+# ---- Times -----------------------------------------------------------------------------------------------------------
+
+
+def times() -> Iterator[dict]:
+    """Medians of forward and backward in float32, both forms call by call."""
+    for name, variant, phase, rows, length in STEPS:
+        config = model_in_phase(name, variant, phase, dtype="float32")
+        tokens = np.random.default_rng(1).integers(config.vocab_size, size=(rows, length)).astype(np.int32)
+        arguments = random_params(config), tokens, random_cotangent(config, tokens)
+        record: dict[str, Any] = {"config": name, "variant": variant, "phase": phase, "rows": rows, "length": length}
         compiled = {}
-        for name, form in (("compressed", contextlib.nullcontext), ("uncompressed", uncompressed)):
-            with form():
-                compiled[name] = value_and_gradients(config, cotangent).lower(params, tokens).compile()
-        seconds: dict[str, list[float]] = {name: [] for name in compiled}
-        for _ in range(ROUNDS + 1):
-            for name, call in compiled.items():
+        for form, patch in FORMS.items():
+            start = time.perf_counter()
+            with patch():
+                compiled[form] = value_and_gradients(config).lower(*arguments).compile()
+            record[form] = {"compile_seconds": time.perf_counter() - start}
+        seconds: dict[str, list[float]] = {form: [] for form in compiled}
+        while len(seconds["compressed"]) < 4 or sum(map(sum, seconds.values())) < SECONDS * len(compiled):
+            for form, call in compiled.items():
                 start = time.perf_counter()
-                jax.block_until_ready(call(params, tokens))
-                seconds[name].append(time.perf_counter() - start)
-        record: dict[str, Any] = {"phase": phase, "length": length}
-        for name, call in compiled.items():
-            record[name] = {"seconds": statistics.median(seconds[name][1:])}
-            record[name]["temporary_bytes"] = call.memory_analysis().temp_size_in_bytes
+                jax.block_until_ready(call(*arguments))
+                seconds[form].append(time.perf_counter() - start)
+        for form, call in compiled.items():
+            record[form]["seconds"] = statistics.median(seconds[form][1:])
+            record[form]["calls"] = len(seconds[form]) - 1
+            record[form]["temporary_bytes"] = call.memory_analysis().temp_size_in_bytes
         record["times_as_fast"] = record["uncompressed"]["seconds"] / record["compressed"]["seconds"]
-        records.append(record)
-        print(json.dumps(record), flush=True)
-    return records
+        yield record
+
+
+# ---- Costs -----------------------------------------------------------------------------------------------------------
+
+
+def costs() -> Iterator[dict]:
+    """For each phase and form, of all layers together: columns of the scores, calls of the op, FLOPs of attention for a
+    character in training (forward, backward, and what makes the query's half), bytes of bfloat16 keys, and the
+    temporary memory of forward and backward of one sequence."""
+    for phase, length in enumerate(paper.SEQUENCE_LENGTHS, 1):
+        config = model_in_phase("enwik8_small", "", phase)
+        record: dict[str, Any] = {"phase": phase, "length": length, "compiled_length": min(length, COSTS_LENGTH)}
+        tokens = jax.ShapeDtypeStruct((1, min(length, COSTS_LENGTH)), jnp.int32)
+        cotangent = jax.ShapeDtypeStruct((*tokens.shape, config.vocab_size), jnp.float32)
+        params = jax.eval_shape(lambda config=config: random_params(config))
+        for form, patch in FORMS.items():
+            with patch():
+                record[form] = _counted(config, length, uncut if form == "uncompressed" else cut_window)
+                compiled = value_and_gradients(config).lower(params, tokens, cotangent).compile()
+            record[form]["temporary_bytes"] = compiled.memory_analysis().temp_size_in_bytes
+        yield record
+
+
+def _counted(config: CharLMConfig, length: int, cut: Callable[..., tuple[Heads, ...]]) -> dict[str, Any]:
+    D, H, itemsize = config.head_dim, config.num_heads, jnp.dtype(config.dtype).itemsize
+    columns, calls, flops, key_bytes = set(), 0, 0.0, 0
+    for group in config.layer_groups:
+        layers = group.stop - group.start
+        dilations = (group.dilation,) * config.dilated_heads + (1,) * (H - config.dilated_heads)
+        for heads in cut(config.sinusoid_dim, D, group.window, dilations, length - 1):
+            R, number = heads.basis.dim, heads.stop - heads.start
+            columns.add(D + R)
+            calls += layers * len(heads.sub_bands)
+            for dilation in heads.dilations:
+                pairs = np.minimum(np.arange(length) // dilation, group.window).mean() + 1  # of a character and head
+                flops += layers * 2 * pairs * (7 * D + 3 * R)
+            flops += layers * 2 * number * 3 * D * R * len(heads.sub_bands)
+            # Content for each head and call, in each of them the sinusoid once for all heads.
+            key_bytes += layers * length * itemsize * len(heads.sub_bands) * (number * D + R)
+    return {"columns": sorted(columns), "calls": calls, "flops_per_character": flops, "key_bytes": key_bytes}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("errors", "times"))
+    parser.add_argument("part", choices=("errors", "times", "costs"))
     part = parser.parse_args().part
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    records = {"errors": errors, "times": times}[part]()
     about = {"date": datetime.now(UTC).date().isoformat(), "device": cpu_model(), "jax": jax.__version__}
     output = Path(__file__).resolve().parent / "results" / f"positions_{part}_cpu.json"
-    output.write_text(json.dumps(about | {"records": records}, indent=1) + "\n")
+    records = []
+    for record in {"errors": errors, "times": times, "costs": costs}[part]():
+        print(json.dumps(record), flush=True)
+        records.append(record)
+        output.write_text(json.dumps(about | {"records": records}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def _train(options: argparse.Namespace, implementation: str) -> int:
     facts = device.facts()
     results = Results(options.output or default_path(FOLDER, facts["device"]), afresh=options.afresh)
     results.values |= facts
-    config = training.experiment("smoke" if options.tiny else "fast", implementation)
+    config = training.experiment("smoke" if options.tiny else "", implementation)
     if options.tiny:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, implementation="xla"))
     training.train(results, options.train, options.data, config)

@@ -18,7 +18,7 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.timing import prepare_jax
 from configs.char_lm import paper
 from longformer_jax import CharLMConfig, banded_attention
-from longformer_jax.models.positions import band_basis
+from longformer_jax.models.sub_bands import cut_window
 from longformer_jax.training.char_lm import CharLMExperiment, CharLMPhase
 from longformer_jax.training.config import OptimizerConfig
 from longformer_jax.training.flops import peak_flops, training_flops_per_character
@@ -75,28 +75,25 @@ def _measure(
 
 
 def prepare_attention(model: CharLMConfig, batch: int, length: int) -> Callable[[], float]:
-    """Compiles forward and backward of every layer's attention; returns what measures their milliseconds, each on its
-    own."""
-    dtype, parts = jnp.dtype(model.dtype), []
+    """Compiles forward and backward of every layer's calls of the attention op; returns what measures their
+    milliseconds, each on its own."""
+    dtype, parts, D = jnp.dtype(model.dtype), [], model.head_dim
     for group in model.layer_groups:
-        dim, shared_dim = model.head_dim, 0
-        if model.positions == "transformer_xl":
-            shared_dim = 2 * len(band_basis(model.sinusoid_dim, min(group.reach, length - 1)).frequencies)
-        dims = (dim + shared_dim, dim, dim, dim)
-        shapes = [jax.ShapeDtypeStruct((batch, length, model.num_heads, d), dtype) for d in dims]
-        shapes += [jax.ShapeDtypeStruct((length, shared_dim), dtype)] * (shared_dim > 0)
-        dilation = (group.dilation,) * model.dilated_heads + (1,) * (model.num_heads - model.dilated_heads)
+        dilations = (group.dilation,) * model.dilated_heads + (1,) * (model.num_heads - model.dilated_heads)
+        for heads in cut_window(model.sinusoid_dim, D, group.window, dilations, length - 1):
+            R = heads.basis.dim
+            shapes = [(batch, length, len(heads.dilations), dim) for dim in (D + R, D, D, D)] + [(length, R)]
+            arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+            for sub_band in heads.sub_bands:
+                options: dict[str, Any] = {"window": (sub_band.window, 0), "dilation": heads.dilations}
+                options |= {"key_offset": -heads.distance(sub_band), "implementation": model.implementation}
 
-        def both(query, key, value, cotangent, shared_key=None, group=group, dilation=dilation):
-            def attend(query, key, value):
-                options: dict[str, Any] = {"window": group.window, "causal": True, "dilation": dilation}
-                options |= {"shared_key": shared_key, "implementation": model.implementation}
-                return banded_attention(query, key, value, **options)
+                def both(query, key, value, cotangent, shared_key, options=options):
+                    attend = partial(banded_attention, shared_key=shared_key, **options)
+                    out, pullback = jax.vjp(attend, query, key, value)
+                    return out, pullback(cotangent)
 
-            out, pullback = jax.vjp(attend, query, key, value)
-            return out, pullback(cotangent)
-
-        parts.append((group.stop - group.start, prepare_jax(both, *shapes), shapes))
+                parts.append((group.stop - group.start, prepare_jax(both, *arrays), arrays))
 
     def measure() -> float:
         total = 0.0

@@ -9,9 +9,6 @@ Expected: 0.99 bits per character on test (paper, table 3). Not run to the end w
 The windows of the layers are inferred: the sizes of the small model, 32 to 512, each for six of the 30 layers.
 
 Variants:
-  fast   the sinusoid of the relative positions has 64 dimensions in place of 512: less work, other numbers, and in
-         every layer a head_dim that the Triton kernels take (at most 128; the paper's sinusoid needs up to 402 in
-         training, the kernels take 320).
   smoke  an eighth of the size, 300 steps, for two cores and minutes, on the embedded text or a file of your own:
          --config=configs/char_lm/enwik8_large.py:smoke --config.data.path=FILE
 """

@@ -27,9 +27,6 @@ LARGE_DILATIONS = (1,) * 15 + (2,) * 5 + (3,) * 5 + (4,) * 5
 # the same, and only dropout draws other masks.
 CHARACTERS_PER_DEVICE = 2**17
 
-# The width of the sinusoid in variant `fast`, in place of embed_dim: less work in attention, and fewer parameters.
-FAST_POSITION_DIM = 64
-
 
 def phases(windows: tuple[int, ...], steps: tuple[int, ...]) -> tuple[CharLMPhase, ...]:
     """One phase for each entry of `steps`; `windows` are those of the first."""
@@ -68,15 +65,13 @@ def experiment(
     )
 
 
-VARIANTS = ("fast", "smoke")
+VARIANTS = ("smoke",)
 
 
 def variant(config: CharLMExperiment, name: str) -> CharLMExperiment:
     """Variant `name` of an experiment; "" is the paper's."""
     if name == "":
         return config
-    if name == "fast":
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, position_dim=FAST_POSITION_DIM))
     if name == "smoke":
         return smoke(config)
     raise InputError(f"config variant is {name!r}; expected none, or {' or '.join(VARIANTS)}")

@@ -7,9 +7,6 @@ Hardware: one GPU with 80 GB or more of them; the batch is split over all. The p
 Expected: 1.04 bits per character on dev, 1.10 on test (paper, table 2). Not run to the end with this code.
 
 Variants:
-  fast   the sinusoid of the relative positions has 64 dimensions in place of 512: less work, other numbers, and in
-         every layer a head_dim that the Triton kernels take (at most 128; the paper's sinusoid needs up to 402 in
-         training, the kernels take 320).
   smoke  an eighth of the size, 750 steps, for two cores and minutes, on the embedded text or a file of your own:
          --config=configs/char_lm/text8_small.py:smoke --config.data.path=FILE
 """

@@ -1,28 +1,32 @@
-"""One exact softmax from two attentions over disjoint sets of keys."""
+"""One exact softmax from attentions over disjoint sets of keys."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 
 def merge_attention(
-    out: jax.Array, lse: jax.Array, other_out: jax.Array, other_lse: jax.Array
+    out: jax.Array, lse: jax.Array, other_out: jax.Array, other_lse: jax.Array, *more: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Merges two attentions of the same queries by their log-sum-exp, as if one softmax had run over both sets of keys.
+    """Merges attentions of the same queries by their log-sum-exp, as if one softmax had run over all of their keys.
 
     Args:
       out, other_out: [B, T, H, Dv].
       lse, other_lse: float32 [B, T, H], -inf where a query saw no key.
+      more: further outs and their lses, in turn.
 
     Returns:
-      (out, lse) of the union, out in the dtype of `out`. Gradients are free of NaN also where one or both saw nothing.
+      (out, lse) of the union, out in the dtype of `out`, rounded once. Gradients are free of NaN also where some or all
+      saw nothing.
     """
-    # Where both are -inf any finite maximum will do; double `where` keeps NaN out of the gradients.
-    maximum = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(lse, other_lse), jnp.finfo(jnp.float32).min))
-    weight, other_weight = jnp.exp(lse - maximum), jnp.exp(other_lse - maximum)
-    total = weight + other_weight
+    outs, lses = (out, other_out, *more[::2]), (lse, other_lse, *more[1::2])
+    # Where all are -inf any finite maximum will do; double `where` keeps NaN out of the gradients.
+    maximum = jnp.maximum(functools.reduce(jnp.maximum, lses), jnp.finfo(jnp.float32).min)
+    maximum = jax.lax.stop_gradient(maximum)
+    weights = [jnp.exp(lse - maximum) for lse in lses]
+    total = functools.reduce(jnp.add, weights)
     safe = jnp.where(total > 0, total, 1.0)
-    merged = (
-        out.astype(jnp.float32) * (weight / safe)[..., None]
-        + other_out.astype(jnp.float32) * (other_weight / safe)[..., None]
-    )
+    pairs = zip(outs, weights, strict=True)
+    merged = functools.reduce(jnp.add, (out.astype(jnp.float32) * (weight / safe)[..., None] for out, weight in pairs))
     return merged.astype(out.dtype), jnp.where(total > 0, maximum + jnp.log(safe), -jnp.inf)

@@ -29,34 +29,48 @@ def xla_attention(
     query, key, value, *, shared_key, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed
 ) -> tuple[jax.Array, jax.Array]:
     """Shapes as in `banded_attention`, but shared_key [B or 1, S, R]; returns (out, lse)."""
-    B, T, _, _ = query.shape
-    S = key.shape[1]
+    T = query.shape[1]
+    queries, keys = _in_reach(band, T, key.shape[1])
     # Dilated views need lengths and an offset that every dilation divides.
     multiple = math.lcm(*band.dilation)
-    front, key_end, query_end = -band.key_offset % multiple, 0, -T % multiple
-    key_end = -(S + front) % multiple
-    if front or key_end:
-        key_mask = jnp.ones((B, S), bool) if key_mask is None else key_mask
-    pad_keys = functools.partial(_pad, front=front, end=key_end)
-    pad_queries = functools.partial(_pad, front=0, end=query_end)
+    offset = band.key_offset + queries.start - keys.start
+    front = -offset % multiple
+    end = -(len(keys) + front) % multiple
+    if front or end:
+        key_mask = jnp.ones(key.shape[:2], bool) if key_mask is None else key_mask
+    take_keys = functools.partial(_take, rows=keys, front=front, end=end)
+    take_queries = functools.partial(_take, rows=queries, front=0, end=-len(queries) % multiple)
     side = _Side(
-        key_mask=None if key_mask is None else pad_keys(key_mask),
-        query_segment=None if segment_ids is None else pad_queries(segment_ids[0]),
-        key_segment=None if segment_ids is None else pad_keys(segment_ids[1]),
+        key_mask=None if key_mask is None else take_keys(key_mask),
+        query_segment=None if segment_ids is None else take_queries(segment_ids[0]),
+        key_segment=None if segment_ids is None else take_keys(segment_ids[1]),
         dropout_seed=dropout_seed if dropout_rate else None,
     )
     spec = _Spec(
-        band=dataclasses.replace(band, key_offset=band.key_offset + front),
+        band=dataclasses.replace(band, key_offset=offset + front),
         scale=scale,
         dropout_rate=dropout_rate,
-        first_key=front,
+        first_query=-queries.start,
+        first_key=front - keys.start,
     )
-    shared_key = None if shared_key is None else pad_keys(shared_key)
-    out, lse = _attention(spec, pad_queries(query), pad_keys(key), pad_keys(value), shared_key, side)
-    return out[:, :T], lse[:, :T]
+    shared_key = None if shared_key is None else take_keys(shared_key)
+    out, lse = _attention(spec, take_queries(query), take_keys(key), take_keys(value), shared_key, side)
+    blind = [(0, 0), (queries.start, T - queries.stop), (0, 0)]
+    out, lse = out[:, : len(queries)], lse[:, : len(queries)]
+    return jnp.pad(out, [*blind, (0, 0)]), jnp.pad(lse, blind, constant_values=-jnp.inf)
 
 
-def _pad(x: jax.Array, front: int, end: int) -> jax.Array:
+def _in_reach(band: Band, T: int, S: int) -> tuple[range, range]:
+    """The queries that see a key and the keys that a query sees, by the widest of the heads; all where none does."""
+    left, right = (side * max(band.dilation) for side in (band.left, band.right))
+    queries = range(max(0, -band.key_offset - right), min(T, S - band.key_offset + left))
+    keys = range(max(0, band.key_offset - left), min(S, T + band.key_offset + right))
+    return (queries, keys) if queries and keys else (range(T), range(S))
+
+
+def _take(x: jax.Array, rows: range, front: int, end: int) -> jax.Array:
+    """Some rows [B, T, …], with padding around them."""
+    x = x[:, rows.start : rows.stop]
     return jnp.pad(x, [(0, 0), (front, end)] + [(0, 0)] * (x.ndim - 2)) if front or end else x
 
 
@@ -65,7 +79,8 @@ class _Spec:
     band: Band
     scale: float
     dropout_rate: float
-    first_key: int  # index of the caller's key 0, behind the padding
+    first_query: int  # rows of the caller's query 0 and key 0, before what was left out and behind the padding
+    first_key: int
 
 
 @jax.tree_util.register_dataclass
@@ -221,7 +236,8 @@ class _GroupMask:
         d = self.group.dilation
         query, key = (x[:, None] * d + self.residue for x in (i, j))
         streams = batch_streams(self.side.dropout_seed, self.batch)
-        keep = keep_mask(self.spec.dropout_rate, streams, self.head, query, key - self.spec.first_key)
+        query, key = query - self.spec.first_query, key - self.spec.first_key
+        keep = keep_mask(self.spec.dropout_rate, streams, self.head, query, key)
         return keep.reshape(-1, *keep.shape[2:])
 
 

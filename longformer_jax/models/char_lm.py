@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from longformer_jax.attention import banded_attention
+from longformer_jax.attention import banded_attention, merge_attention
 from longformer_jax.errors import InputError
 from longformer_jax.integers import as_integer
 from longformer_jax.models.checks import (
@@ -26,7 +26,8 @@ from longformer_jax.models.checks import (
 )
 from longformer_jax.models.embedding import look_up
 from longformer_jax.models.parameters import names_wrong_params, stacked_layers
-from longformer_jax.models.positions import band_basis, relative_key, relative_query, rotate
+from longformer_jax.models.positions import further, relative_key, relative_query, rotate
+from longformer_jax.models.sub_bands import cut_window
 
 _POSITIONS = ("transformer_xl", "rotary")
 _DTYPES = ("float32", "bfloat16")
@@ -190,40 +191,61 @@ class Block(nn.Module):
         return x.reshape(B, T, E), (key, value)
 
     def _attend(self, query, key, value, query_positions) -> Any:
+        """The attention's output [B, T, H, D]; queries and keys end with the same position."""
         cfg = self.config
         B, T, H, D = query.shape
         past = key.shape[1] - T
-        key_positions, sinusoid = query_positions[0] - past + jnp.arange(past + T), None
-        if cfg.positions == "transformer_xl":
-            width = cfg.sinusoid_dim
-            relative = self.param("relative", nn.initializers.lecun_normal(), (width, H * D), jnp.float32).reshape(
-                width, H, D
-            )
-            content_bias, position_bias = (
-                self.param(name, nn.initializers.zeros, (H, D), jnp.float32).astype(query.dtype)[None, None]
-                for name in ("u", "v")
-            )
-            basis = band_basis(width, min(self.window * self.dilation, past + T - 1))
-            by_sinusoid = _seen_from(basis.coefficients, relative, query + position_bias)
-            rotated = relative_query(by_sinusoid, query_positions, basis.frequencies)
-            query = jnp.concatenate([query + content_bias, rotated], axis=-1)
-            sinusoid = relative_key(key_positions, basis.frequencies).astype(key.dtype)
+        key_positions = query_positions[0] - past + jnp.arange(past + T)
+        dilations = (self.dilation,) * cfg.dilated_heads + (1,) * (H - cfg.dilated_heads)
         dropout_rate = 0.0 if self.deterministic else cfg.attention_dropout_rate
-        return banded_attention(
-            query,
-            key,
-            value,
-            window=self.window,
-            dilation=(self.dilation,) * cfg.dilated_heads + (1,) * (H - cfg.dilated_heads),
-            causal=True,
-            shared_key=sinusoid,
+        attend: Any = functools.partial(
+            banded_attention,
             key_mask=jnp.broadcast_to(key_positions >= 0, (B, past + T)) if past else None,
-            key_offset=past,
             scale=D**-0.5,
             dropout_rate=dropout_rate,
-            dropout_seed=jax.random.bits(self.make_rng("dropout"), dtype=jnp.uint32) if dropout_rate else None,
             implementation=cfg.implementation,
         )
+
+        def draw_seeds(count):
+            return jax.random.bits(self.make_rng("dropout"), (count,), jnp.uint32) if dropout_rate else [None] * count
+
+        if cfg.positions == "rotary":
+            (seed,) = draw_seeds(1)
+            band = {"window": (self.window, 0), "dilation": dilations, "key_offset": past}
+            return attend(query, key, value, dropout_seed=seed, **band)
+
+        width = cfg.sinusoid_dim
+        relative = self.param("relative", nn.initializers.lecun_normal(), (width, H * D), jnp.float32)
+        relative = relative.reshape(width, H, D)
+        content_bias, position_bias = (
+            self.param(name, nn.initializers.zeros, (H, D), jnp.float32).astype(query.dtype)[None, None]
+            for name in ("u", "v")
+        )
+        by_content, by_position = query + content_bias, query + position_bias
+        cut = cut_window(width, D, self.window, dilations, past + T - 1)
+        outs = []
+        for heads, seed in zip(cut, draw_seeds(len(cut)), strict=True):
+            own, kept = (slice(None), slice(None), slice(heads.start, heads.stop)), heads.basis.frequencies
+            sinusoid = relative_key(key_positions, kept).astype(key.dtype)
+            parts = []  # out and lse of each sub-band
+            for sub_band in heads.sub_bands:
+                away = heads.distance(sub_band)
+                coefficients = further(heads.basis.coefficients, away, width)
+                by_sinusoid = _seen_from(coefficients, relative[:, heads.start : heads.stop], by_position[own])
+                rotated = relative_query(by_sinusoid, query_positions - away, kept)
+                parts += attend(
+                    jnp.concatenate([by_content[own], rotated], axis=-1),
+                    key[own],
+                    value[own],
+                    window=(sub_band.window, 0),
+                    dilation=heads.dilations,
+                    shared_key=sinusoid,
+                    key_offset=past - away,
+                    dropout_seed=seed,
+                    return_lse=True,
+                )
+            outs.append(merge_attention(*parts)[0] if len(heads.sub_bands) > 1 else parts[0])
+        return jnp.concatenate(outs, axis=2)
 
 
 def _seen_from(coefficients: np.ndarray | None, relative: jax.Array, query: jax.Array) -> jax.Array:

@@ -21,9 +21,9 @@ BASIS_TOLERANCE = 3e-5
 BASIS_ENERGY = 1.5
 # Of the least squares: the rest counts in the mean of its squares, and coefficients count so much in theirs.
 _RIDGE = 1e-11
-# Where distances times width are more, all frequencies are taken: choosing some would take seconds and gigabytes, and
-# leave few of them out.
-_LARGEST_TABLE = 2**25
+# Where distances times width are more, or the width alone, all frequencies are taken: choosing some would take seconds
+# and gigabytes. sub_bands.py cuts such a band into shorter ones.
+_LARGEST_TABLE, _LARGEST_WIDTH = 2**21, 2**12
 
 
 def frequencies(width: int) -> np.ndarray:
@@ -49,14 +49,19 @@ class Basis(NamedTuple):
     frequencies: np.ndarray  # uint32 [K], in 2**-32 turns a step
     coefficients: np.ndarray | None  # float32 [2 K, width]; None where all are kept
 
+    @property
+    def dim(self) -> int:
+        """The width of R_few."""
+        return 2 * len(self.frequencies)
+
 
 @functools.lru_cache(maxsize=256)
 def band_basis(width: int, reach: int) -> Basis:
     """The basis of Transformer-XL's sinusoid for distances from 0 to `reach`.
 
-    Within a band the low frequencies hardly differ: over 512 steps, 64 of the 256 pairs of sines and cosines span all
+    Within a band the low frequencies hardly differ: over 512 steps, 63 of the 256 pairs of sines and cosines span all
     others. Greedy, in float64: the pair with most energy left comes next, and what it explains is taken away from the
-    others, until the rest is below `BASIS_TOLERANCE` and the coefficients below `BASIS_ENERGY`.
+    others, until the error at every distance is below `BASIS_TOLERANCE` and the coefficients below `BASIS_ENERGY`.
 
     Args:
       width: of the sinusoid, even.
@@ -64,17 +69,18 @@ def band_basis(width: int, reach: int) -> Basis:
     """
     all_frequencies, pairs = frequencies(width), width // 2
     everything = Basis(all_frequencies, None)
-    if (reach + 1) * width > _LARGEST_TABLE:
+    if (reach + 1) * width > _LARGEST_TABLE or width > _LARGEST_WIDTH:
         return everything
     angle = np.arange(reach + 1)[:, None] * (all_frequencies * (2 * np.pi / 2**32))
-    sinusoid = np.concatenate([np.sin(angle), np.cos(angle)], axis=1) / np.sqrt(reach + 1)
-    # A pivoted Cholesky factorisation of sinusoid.T @ sinusoid; `rest` is what the kept columns leave of the diagonal.
-    factor, rest, kept = np.zeros((width, 0)), (sinusoid**2).sum(0), np.zeros(pairs, bool)
+    sinusoid = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    products = sinusoid.T @ sinusoid / (reach + 1)
+    # A pivoted Cholesky factorisation of the products; `rest` is what the kept columns leave of the diagonal.
+    factor, rest, kept = np.zeros((width, 0)), products.diagonal(), np.zeros(pairs, bool)
     while True:
         new = np.where(kept, -1, rest[:pairs] + rest[pairs:]).argmax()
         kept[new] = True
         for column in (new, pairs + new):
-            left = sinusoid.T @ sinusoid[:, column] - factor @ factor[column]
+            left = products[:, column] - factor @ factor[column]
             left /= np.sqrt(left[column] + _RIDGE)
             factor, rest = np.column_stack([factor, left]), rest - left**2
         if kept.all():
@@ -82,11 +88,24 @@ def band_basis(width: int, reach: int) -> Basis:
         if rest.max() > (BASIS_TOLERANCE / 3) ** 2:
             continue
         few = np.tile(kept, 2)
-        products = sinusoid[:, few].T @ sinusoid
-        coefficients = np.linalg.solve(products[:, few] + _RIDGE * np.eye(few.sum()), products)
-        error = np.abs(sinusoid - sinusoid[:, few] @ coefficients).max() * np.sqrt(reach + 1)
+        square = products[np.ix_(few, few)] + _RIDGE * np.eye(few.sum())
+        coefficients = np.linalg.solve(square, products[few])
+        error = np.abs(sinusoid - sinusoid[:, few] @ coefficients).max()
         if error <= BASIS_TOLERANCE and (coefficients**2).sum() <= BASIS_ENERGY * width:
             return Basis(all_frequencies[kept], coefficients.astype(np.float32))
+
+
+def further(coefficients: np.ndarray | None, distance: int, width: int) -> np.ndarray | None:
+    """The coefficients of a basis for distances that are all `distance` larger, with the same few frequencies.
+
+    R(distance + m) is a rotation of R(m), each pair by its own angle: float32 [2 K, width], computed in float64.
+    """
+    if not distance:
+        return coefficients
+    sine, cosine = np.split((np.eye(width) if coefficients is None else coefficients).astype(np.float64), 2, axis=1)
+    angle = (frequencies(width) * np.uint64(distance) % 2**32) * (2 * np.pi / 2**32)
+    turned = [sine * np.cos(angle) + cosine * np.sin(angle), cosine * np.cos(angle) - sine * np.sin(angle)]
+    return np.concatenate(turned, axis=1).astype(np.float32)
 
 
 def relative_query(query: jax.Array, positions: jax.Array, turns_per_step: np.ndarray) -> jax.Array:

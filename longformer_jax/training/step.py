@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.optimizer import learning_rate_schedule, make_optimizer, trained
+from longformer_jax.training.processes import check_same
 from longformer_jax.training.sharding import BATCH_AXES, microbatch_sharding, replicated, state_shardings
 
 State = dict[str, Any]
@@ -60,6 +61,9 @@ def compile_train_step(
     It takes a state, which is donated, and a batch, a tree of arrays `[A, B / A, …]`, and returns the next state and
     float32 scalars: `loss`, `grad_norm` (global, before clipping) and `learning_rate`. Loss and gradients are means
     over the A microbatches, taken one after the other.
+
+    Raises:
+      InputError: the processes of the run are about to compile different programs.
     """
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config)
@@ -107,7 +111,12 @@ def compile_train_step(
     )
     shardings = jax.tree.map(lambda tensor: tensor.sharding, state)
     jitted = jax.jit(train_step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
-    return jitted.lower(state, batch).compile()
+    lowered = jitted.lower(state, batch)
+    if jax.process_count() > 1:
+        # Different programs that run as one may compute anything. They differ where processors round the bases of
+        # positions differently, say, or where the environment of one asks for other kernels.
+        check_same(program=lowered.as_text())
+    return lowered.compile()
 
 
 def make_eval_step(config: Any, phase: int, mesh: Mesh) -> Callable[[Any, Any, jax.Array], jax.Array]:

@@ -55,7 +55,30 @@ def test_a_chain_of_merges() -> None:
             lambda one, other: merge_attention(*one, *other), [attention(key_mask=mask)(*inputs) for mask in thirds]
         )
 
+    def at_once(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return merge_attention(*(x for mask in thirds for x in attention(key_mask=mask)(*inputs)))
+
     assert_equal_attentions(merged, attention())
+    assert_equal_attentions(at_once, attention())
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_parts_of_a_window_with_dropout(implementation: str) -> None:
+    """A window cut into three, with queries that see nothing of the farther ones: the masks of the one call, too."""
+    case = Case(T=330, window=150, causal=True, dilation=2, dropout_rate=0.3)
+    options = {"dilation": 2, "dropout_rate": 0.3, "dropout_seed": 5, "return_lse": True}
+
+    def parts(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        bands = [
+            {"window": (last - first, 0), "key_offset": -2 * first} for first, last in ((0, 49), (50, 99), (100, 150))
+        ]
+        found = [banded_attention(*inputs, **band, **options, implementation=implementation) for band in bands]
+        return merge_attention(*found[0], *found[1], *found[2])
+
+    whole = functools.partial(banded_attention, window=150, causal=True, **options, implementation="reference")
+    one, other = (with_gradients(attend, case.inputs(), case.cotangents()) for attend in (parts, whole))
+    for name in one:
+        assert_close(one[name], other[name], name)
 
 
 def test_scores_far_beyond_the_range_of_exp() -> None:

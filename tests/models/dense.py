@@ -4,7 +4,9 @@ Transformer-XL (Dai et al. 2019, section 3.3) with the position term in its unfa
 positions; rotary positions as complex numbers (Su et al. 2021). Every operation is in the dtype of the parameters.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,8 +36,15 @@ def visible(config: Any, layer: int, length: int) -> np.ndarray:
     return np.stack(heads)
 
 
-def forward(config: CharLMConfig, params: Any, tokens: np.ndarray, xp: Any = np) -> Any:
-    """Logits [B, T, V] of parameters of one dtype, with arrays of `xp`: numpy or jax.numpy."""
+def forward(
+    config: CharLMConfig,
+    params: Any,
+    tokens: np.ndarray,
+    xp: Any = np,
+    wrap: Callable[[Callable], Callable] = lambda layer: layer,
+) -> Any:
+    """Logits [B, T, V] of parameters of one dtype, with arrays of `xp`: numpy or jax.numpy. `wrap` is what the function
+    of each layer goes through, such as jax.checkpoint."""
 
     def norm(x: Any, p: Any) -> Any:
         x = x - x.mean(-1, keepdims=True)
@@ -67,12 +76,14 @@ def forward(config: CharLMConfig, params: Any, tokens: np.ndarray, xp: Any = np)
         x = 0.5 * x * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
         return x @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
 
+    def apply(layer: int, x: Any, p: Any) -> Any:
+        x = x + attention(norm(x, p["attention_norm"]), p, layer)
+        return x + feed_forward(norm(x, p["mlp_norm"]), p)
+
     embedding = params["embed"]["embedding"]
     x = embedding[tokens]
     for layer in range(config.num_layers):
-        p = layer_params(params["layers"], layer)
-        x = x + attention(norm(x, p["attention_norm"]), p, layer)
-        x = x + feed_forward(norm(x, p["mlp_norm"]), p)
+        x = wrap(functools.partial(apply, layer))(x, layer_params(params["layers"], layer))
     return norm(x, params["final_norm"]) @ (embedding.T if config.tie_embeddings else params["head"])
 
 
