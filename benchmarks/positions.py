@@ -2,7 +2,7 @@
 
     python benchmarks/positions.py errors   against the dense model in float64, at the windows of each phase
     python benchmarks/positions.py times    forward and backward of character models, both forms call by call
-    python benchmarks/positions.py costs    by phase: what the paper's small model computes, reads and holds in memory
+    python benchmarks/positions.py costs    counted, by phase: what the paper's small model computes and reads
 
 Writes benchmarks/results/positions_PART_cpu.json and prints it.
 """
@@ -47,7 +47,6 @@ STEPS = (
     ("enwik8_small", "", 1, 1, 2048),
 )
 SECONDS = 20  # of calls, for each form; at least three after the first
-COSTS_LENGTH = 8192  # at which the step is compiled, or the phase's own where that is shorter
 
 
 def uncut(width: int, head_dim: int, window: int, dilations: tuple[int, ...], longest: int) -> tuple[Heads, ...]:
@@ -158,20 +157,12 @@ def times() -> Iterator[dict]:
 
 def costs() -> Iterator[dict]:
     """For each phase and form, of all layers together: columns of the scores, calls of the op, FLOPs of attention for a
-    character in training (forward, backward, and what makes the query's half), bytes of bfloat16 keys, and the
-    temporary memory of forward and backward of one sequence."""
+    character in training (forward, backward, and what makes the query's half), and bytes of bfloat16 keys that a
+    forward pass reads for one sequence."""
     for phase, length in enumerate(paper.SEQUENCE_LENGTHS, 1):
         config = model_in_phase("enwik8_small", "", phase)
-        record: dict[str, Any] = {"phase": phase, "length": length, "compiled_length": min(length, COSTS_LENGTH)}
-        tokens = jax.ShapeDtypeStruct((1, min(length, COSTS_LENGTH)), jnp.int32)
-        cotangent = jax.ShapeDtypeStruct((*tokens.shape, config.vocab_size), jnp.float32)
-        params = jax.eval_shape(lambda config=config: random_params(config))
-        for form, patch in FORMS.items():
-            with patch():
-                record[form] = _counted(config, length, uncut if form == "uncompressed" else cut_window)
-                compiled = value_and_gradients(config).lower(params, tokens, cotangent).compile()
-            record[form]["temporary_bytes"] = compiled.memory_analysis().temp_size_in_bytes
-        yield record
+        cuts = {"compressed": cut_window, "uncompressed": uncut}
+        yield {"phase": phase, "length": length} | {form: _counted(config, length, cut) for form, cut in cuts.items()}
 
 
 def _counted(config: CharLMConfig, length: int, cut: Callable[..., tuple[Heads, ...]]) -> dict[str, Any]:
@@ -188,8 +179,9 @@ def _counted(config: CharLMConfig, length: int, cut: Callable[..., tuple[Heads, 
                 pairs = np.minimum(np.arange(length) // dilation, group.window).mean() + 1  # of a character and head
                 flops += layers * 2 * pairs * (7 * D + 3 * R)
             flops += layers * 2 * number * 3 * D * R * len(heads.sub_bands)
-            # Content for each head and call, in each of them the sinusoid once for all heads.
-            key_bytes += layers * length * itemsize * len(heads.sub_bands) * (number * D + R)
+            # The sinusoid once for all heads; in the uncompressed form, as it was, a copy for each of them.
+            row = number * D + R * (number if cut is uncut else 1)
+            key_bytes += layers * itemsize * row * sum(length - heads.distance(sub) for sub in heads.sub_bands)
     return {"columns": sorted(columns), "calls": calls, "flops_per_character": flops, "key_bytes": key_bytes}
 
 
