@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks import sass
+from benchmarks.model_calls import EXPERIMENTS, ModelCase, model_cases
 
 # What XLA wants to know of a GPU. Sizes in bytes, from NVIDIA's data sheets and CUDA's tables of compute capabilities.
 TARGETS = {
@@ -88,8 +89,7 @@ CASES = (
 )
 # Each block size once, at the head_dim that takes most registers, and all limits at once.
 EACH_BLOCK_SIZE = ("bfloat16-64-64", "bfloat16-256-256", "float32-32-32", "float32-64-64", "float32-256-256")
-EACH_BLOCK_SIZE += ("bfloat16-128-64-causal-dilation-key_mask-segment_ids-dropout", "bfloat16-64+166-64")
-EACH_BLOCK_SIZE += ("bfloat16-128+192-128", "bfloat16-64+22-64")
+EACH_BLOCK_SIZE += ("bfloat16-128-64-causal-dilation-key_mask-segment_ids-dropout", "bfloat16-128+192-128")
 
 # For sm_90a only. In 4096 rows a program has one item or two, and the compiler knows it; the others have several.
 _ALL = "causal", "dilation", "key_mask", "segment_ids", "dropout"
@@ -107,6 +107,13 @@ MMA_CASES = (
     Case("float16", 64, 64, ("causal",), "pallas_mosaic_mma"),
     *(Case("bfloat16", *dims, options, "pallas_mosaic_mma") for dims, options in itertools.product(_DIMS, ((), _ALL))),
 )
+
+# The positions of the paper's character model, and what is largest.
+_BESIDE_SHARED = ((64, 22), (64, 126), (64, 166), (128, 192))
+HOPPER_CASES += tuple(
+    Case("bfloat16", dim, dim, _ALL, "pallas_mosaic_gpu", 2, 8000, shared_dim=R) for dim, R in _BESIDE_SHARED
+)
+MMA_CASES += tuple(Case("bfloat16", dim, dim, _ALL, "pallas_mosaic_mma", shared_dim=R) for dim, R in _BESIDE_SHARED[2:])
 
 SPLIT_CASE = Case("bfloat16", 64, 64, ("segment_ids", "dropout"), "pallas_mosaic_gpu", batch=2)  # over two devices
 ROUNDED_CASES = tuple(Case("bfloat16", 64, 64, (), name) for name in ("pallas_mosaic_gpu", "xla"))
@@ -134,6 +141,8 @@ class Variant:
         return dataclasses.replace(hopper_tiling(self.kernel, *self.dims), **self.changes)
 
 
+GPU_IMPLEMENTATIONS = "pallas_triton", "pallas_mosaic_gpu", "pallas_mosaic_mma"
+AnyCase = Case | Variant | ModelCase
 _TURNS = {"overlap": True, "turns": True}
 VARIANTS = (
     Variant("forward", (64, 64), {"own_in_registers": True}),
@@ -197,7 +206,7 @@ def compile_for(target: str, f: Callable, *arguments: Any, devices: int = 1) -> 
         return jax.jit(f).trace(*jax.tree.map(placed, arguments)).lower().compile()
 
 
-def call_of(case: Case | Variant) -> tuple[Callable, tuple[Any, ...]]:
+def call_of(case: AnyCase) -> tuple[Callable, tuple[Any, ...]]:
     """The op with its gradients, or one of its kernels, and trees of its arguments' shapes."""
     if isinstance(case, Variant):
         from benchmarks.gpu import sweep
@@ -206,8 +215,10 @@ def call_of(case: Case | Variant) -> tuple[Callable, tuple[Any, ...]]:
 
     import jax
 
-    from longformer_jax import banded_attention
+    from longformer_jax.attention import api, banded_attention
 
+    if isinstance(case, ModelCase):
+        return case.call.both(api.IMPLEMENTATIONS[case.implementation])
     B, T, H = case.batch, case.length, 12
     limits = {
         "key_mask": jax.ShapeDtypeStruct((B, T), "bool"),
@@ -234,7 +245,7 @@ def call_of(case: Case | Variant) -> tuple[Callable, tuple[Any, ...]]:
     return both, (query, key, value, shared_key, {n: x for n, x in limits.items() if n in wanted}, cotangents)
 
 
-def compile_case(target: str, case: Case | Variant) -> dict[str, dict[str, Any]]:
+def compile_case(target: str, case: AnyCase) -> dict[str, dict[str, Any]]:
     """kernel -> registers of a thread, and its bytes that were spilled to memory.
 
     Of a Hopper kernel's machine code also the warpgroup products, the loads by TMA, the exponentials that are computed
@@ -392,8 +403,9 @@ def run_worker(*arguments: str) -> Any:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def measure(target: str, case: Case | Variant) -> dict[str, dict[str, Any]]:
-    return run_worker(f"--target={target}", f"--case={case.name}")
+def measure(target: str, case: AnyCase) -> dict[str, dict[str, Any]]:
+    kind = "model-call" if isinstance(case, ModelCase) else "case"
+    return run_worker(f"--target={target}", f"--{kind}={case.name}")
 
 
 def measure_split(target: str, case: Case) -> dict[str, int]:
@@ -404,9 +416,9 @@ def measure_rounded(target: str, case: Case) -> dict[str, int]:
     return run_worker(f"--target={target}", f"--case={case.name}", "--rounded")
 
 
-def measure_all[AnyCase: Case | Variant](
-    wanted: Sequence[tuple[str, AnyCase]],
-) -> Iterator[tuple[str, AnyCase, dict[str, dict[str, Any]]]]:
+def measure_all[OneCase: AnyCase](
+    wanted: Sequence[tuple[str, OneCase]],
+) -> Iterator[tuple[str, OneCase, dict[str, dict[str, Any]]]]:
     """(target, case, what `measure` says) for all of them, in order; a compilation on each processor at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (target, case), found in zip(wanted, pool.map(lambda both: measure(*both), wanted), strict=True):
@@ -416,7 +428,7 @@ def measure_all[AnyCase: Case | Variant](
 TABLE_HEAD = "| target | case | kernel | registers | spilled bytes |\n|---|---|---|---|---|"
 
 
-def table_rows(target: str, case: Case | Variant, found: dict[str, dict[str, Any]]) -> str:
+def table_rows(target: str, case: AnyCase, found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(
         f"| {target} | {case.name} | {kernel} | {figures['registers']} | {figures['spilled']} |"
         for kernel, figures in sorted(found.items())
@@ -434,6 +446,8 @@ def main() -> None:
         case.name: case for case in (*CASES, *HOPPER_CASES, *MMA_CASES, SPLIT_CASE, *ROUNDED_CASES, *VARIANTS)
     }
     parser.add_argument("--case", choices=named, action="append", help="default: all, Hopper's for sm_90a only")
+    parser.add_argument("--model", choices=EXPERIMENTS, help="what its training calls, in place of cases")
+    parser.add_argument("--model-call", help=argparse.SUPPRESS)  # a worker's
     parser.add_argument("--training-step", type=int, metavar="LENGTH", help="of the character model, in place of cases")
     parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)  # a worker's, as are the next two
     parser.add_argument("--rounded", action="store_true", help=argparse.SUPPRESS)
@@ -445,7 +459,8 @@ def main() -> None:
             done = compile_training_step(targets[0], options.training_step)
         else:
             compile_it = compile_split if options.split else compile_rounded if options.rounded else compile_case
-            done = compile_it(targets[0], named[options.case[0]])
+            case: Any = ModelCase.of(options.model_call) if options.model_call else named[options.case[0]]
+            done = compile_it(targets[0], case)
         print(json.dumps(done))
         return
     if options.training_step:
@@ -453,7 +468,9 @@ def main() -> None:
             print(target, measure_training_step(target, options.training_step))
         return
     print(TABLE_HEAD)
-    cases = [named[name] for name in options.case] if options.case else (*CASES, *HOPPER_CASES, *MMA_CASES)
+    cases: Sequence[AnyCase] = [named[name] for name in options.case or ()] or (*CASES, *HOPPER_CASES, *MMA_CASES)
+    if options.model:
+        cases = [case for name in GPU_IMPLEMENTATIONS for case in model_cases(options.model, name)]
     wanted = [
         (t, case) for t in targets for case in cases if t == "sm_90a" or case.implementation != "pallas_mosaic_gpu"
     ]

@@ -60,7 +60,7 @@ def model(kernel: str, dims: tuple[int, int], length: int, window: int) -> Model
         block = aligned(walk.block(number, 0), tiles.columns)
         blocks += int(block.count)
         for warpgroup in range(tiles.warpgroups):
-            rows = Item(schedule, 0, 0, None, block).own_rows(warpgroup, numbers=unused)
+            rows = Item(schedule, 0, 0, 0, None, block).own_rows(warpgroup, numbers=unused)
             begin, _, _, end = rows.bounds
             computed += int(end - begin) * ROWS * tiles.columns
 

@@ -24,7 +24,7 @@ from benchmarks.gpu.supervisor import Job, Limits, Supervisor
 from longformer_jax.attention import choice
 from pallas_kernels.block_sizes import PASSES, BlockSizes
 from pallas_kernels.mosaic import HEAD_DIMS
-from tests.attention.cases import CASE
+from tests.attention.cases import ARRAYS, CASE
 from tests.attention.oracle import visible_keys
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -327,7 +327,7 @@ def right() -> tuple[list, list]:
 def test_a_wrong_kernel_fails(factor: float, reason: str, right: tuple[list, list]) -> None:
     found, expected = right
     assert correctness.verdict(found, True, expected)["outcome"] == "ok"
-    for number, name in enumerate(correctness.ARRAYS):
+    for number, name in enumerate(ARRAYS):
         wrong = [x * (factor if i == number else 1) for i, x in enumerate(found)]
         record = correctness.verdict(wrong, True, expected)
         assert (record["outcome"], record["failed"]) == ("wrong", [name])
@@ -374,6 +374,10 @@ def test_flops_count_the_visible_pairs(causal: bool, dilation: int) -> None:
     band = {"window": 8, "causal": causal, "dilation": dilation}
     assert layer.flops("both") == 7 * layer.flops("forward") / 2
     wide = dataclasses.replace(layer, head_dim=128, value_dim=64)
+    shared = dataclasses.replace(layer, shared_dim=64)  # no gradient of it
+    assert shared.flops("forward") == 1.5 * layer.flops("forward") and shared.flops("both") == 10 / 7 * layer.flops(
+        "both"
+    )
     assert wide.flops("forward") == 1.5 * layer.flops("forward") and wide.flops("both") == 11 / 7 * layer.flops("both")
     assert layer.pairs == sum(len(visible_keys(i, 0, 50, **band)) for i in range(50))
 

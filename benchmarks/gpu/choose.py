@@ -5,10 +5,10 @@ import math
 
 from benchmarks.gpu import correctness, plan
 from benchmarks.gpu.results import OK, Record, Results
-from longformer_jax.attention.choice import table_key, table_path
+from longformer_jax.attention.choice import filled_up, table_key, table_path
 from longformer_jax.files import write_text
 
-Arrays = tuple[str, int, int]  # dtype, head_dim of query and key, of value
+Arrays = tuple[str, int, int, int]  # dtype, head_dim of key, of value, of shared key
 
 
 def choose(results: Results) -> dict[Arrays, str]:
@@ -34,10 +34,13 @@ def choose(results: Results) -> dict[Arrays, str]:
     return chosen
 
 
-def lacks(results: Results, implementation: str, dtype: str, key_dim: int, value_dim: int) -> str | None:
+def lacks(
+    results: Results, implementation: str, dtype: str, key_dim: int, value_dim: int, shared_dim: int
+) -> str | None:
     """Why an implementation has not been shown to be right with such arrays; None where it has."""
-    if (key_dim, value_dim) not in {(case.Dk, case.Dv) for case in correctness.cases_of(implementation).values()}:
-        return f"{implementation} has no case with head_dim {key_dim} and {value_dim}"
+    dims = key_dim, value_dim, shared_dim
+    if dims not in {(case.Dk, case.Dv, filled_up(case.R)) for case in correctness.cases_of(implementation).values()}:
+        return f"{implementation} has no case with head_dim {key_dim} and {value_dim}, and {shared_dim} of a shared key"
     tasks = correctness.tasks_of(implementation) + correctness.core_tasks(implementation)
     tasks = [task for task in tasks if task["dtype"] == dtype]
     found = [results.find(**task) for task in tasks]
@@ -61,4 +64,5 @@ def write(results: Results) -> str:
 
 
 def _arrays(record: Record) -> Arrays:
-    return record["dtype"], record["head_dim"], record["value_dim"] or record["head_dim"]
+    shared_dim = record.get("shared_dim", 0)
+    return record["dtype"], record["head_dim"], record["value_dim"] or record["head_dim"], filled_up(shared_dim)

@@ -19,7 +19,6 @@ HEADLINE = 32768
 # The most telling first, for a run that is cut short.
 LENGTHS = (HEADLINE, 4096, 8192, 16384, 65536, 131072, 1024, 2048, 262144, 524288, 1048576)
 WORKS = ("forward", "both")
-ARRAYS = {"forward": 3, "both": 4}  # that a work takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Layer:
     head_dim: int = 64
     dtype: str = "bfloat16"
     value_dim: int | None = None  # head_dim where None
+    shared_dim: int = 0  # of a key that all heads share, beside head_dim numbers of each head's own
 
     @property
     def pairs(self) -> int:
@@ -43,24 +43,22 @@ class Layer:
         return sum(max(0, T - abs(m) * d) for m in steps)
 
     def flops(self, work: str) -> float:
-        """Two products forward, five more backward, with one of the forward's anew."""
-        key_dim, value_dim = self.head_dim, self.value_dim or self.head_dim
-        summed = key_dim + value_dim if work == "forward" else 4 * key_dim + 3 * value_dim
+        """Two products forward, five more backward, with one of the forward's anew; no gradient of a shared key."""
+        key_dim, value_dim = self.head_dim + self.shared_dim, self.value_dim or self.head_dim
+        summed = key_dim + value_dim if work == "forward" else 4 * key_dim + 3 * value_dim - self.shared_dim
         return 2.0 * self.pairs * self.heads * summed
 
-    @property
-    def shapes(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Of query, key, value and a cotangent."""
-        query, value = (
-            jax.ShapeDtypeStruct((1, self.length, self.heads, dim), self.dtype)
-            for dim in (self.head_dim, self.value_dim or self.head_dim)
-        )
-        return query, query, value, value
+    def shapes(self, work: str = "both") -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Of query, key, value and the shared key if there is one; before them of a cotangent, for the gradients."""
+        dims = self.head_dim + self.shared_dim, self.head_dim, self.value_dim or self.head_dim
+        query, key, value = (jax.ShapeDtypeStruct((1, self.length, self.heads, dim), self.dtype) for dim in dims)
+        shared = [jax.ShapeDtypeStruct((self.length, self.shared_dim), self.dtype)] * (self.shared_dim > 0)
+        return *([value] if work == "both" else []), query, key, value, *shared
 
-    def inputs(self) -> tuple[jax.Array, ...]:
-        """query, key, value and a cotangent."""
-        keys = jax.random.split(jax.random.key(0), 4)
-        return tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, self.shapes, strict=True))
+    def inputs(self, work: str = "both") -> tuple[jax.Array, ...]:
+        shapes = self.shapes(work)
+        keys = jax.random.split(jax.random.key(0), len(shapes))
+        return tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, shapes, strict=True))
 
 
 LAYERS = tuple(
@@ -70,7 +68,7 @@ LAYERS = tuple(
     for causal in (False, True)
     if dilation == 1 or length in (4096, HEADLINE)
 )
-# What models ask for besides bfloat16 with head_dims 64: their keys hold positions, too.
+# What models ask for besides bfloat16 with head_dims 64; and the positions of the paper's character model, below.
 _OTHER_ARRAYS = (
     ("bfloat16", 128, 64), ("bfloat16", 128, 128), ("float32", 64, 64), ("float32", 128, 64), ("float16", 64, 64),
     ("bfloat16", 32, 32),
@@ -79,12 +77,15 @@ OTHER_LAYERS = tuple(
     Layer(8192, causal, head_dim=key_dim, value_dim=value_dim, dtype=dtype)
     for dtype, key_dim, value_dim in _OTHER_ARRAYS
     for causal in (False, True)
-)
+) + tuple(Layer(8192, causal=True, shared_dim=shared_dim) for shared_dim in (64, 128, 192))
 
 
 def _ours(layer: Layer, *, implementation: str) -> Callable:
     options: dict[str, Any] = {"window": layer.window, "causal": layer.causal, "dilation": layer.dilation}
-    return partial(banded_attention, **options, implementation=implementation)
+    options["implementation"] = implementation
+    return lambda query, key, value, shared_key=None: banded_attention(
+        query, key, value, shared_key=shared_key, **options
+    )
 
 
 def _full(layer: Layer) -> Callable:
@@ -152,14 +153,14 @@ def prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     attention = JAX_SIDES.get(side, partial(_ours, implementation=side))(layer)
     chain = 1 if side in SLOW and layer.length >= HEADLINE and (side, work) != ("tokamax", "forward") else CHAIN
     run = attention if work == "forward" else _gradients(attention)
-    measure = prepare_jax(run, *layer.shapes[: ARRAYS[work]], chain=chain)
-    return lambda: _record(layer, work, measure(*layer.inputs()[: ARRAYS[work]]))
+    measure = prepare_jax(run, *layer.shapes(work), chain=chain)
+    return lambda: _record(layer, work, measure(*layer.inputs(work)))
 
 
 def prepare_once(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Compiles a layer's forward and backward; returns what runs it once, for a profiler to look at."""
     layer = Layer(task["length"])
-    run = jax.jit(_gradients(_ours(layer, implementation=task["implementation"]))).lower(*layer.shapes).compile()
+    run = jax.jit(_gradients(_ours(layer, implementation=task["implementation"]))).lower(*layer.shapes()).compile()
 
     def once() -> dict[str, Any]:
         jax.block_until_ready(run(*layer.inputs()))
@@ -169,7 +170,10 @@ def prepare_once(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
 
 def _gradients(attention: Callable) -> Callable:
-    return lambda query, key, value, cotangent: jax.vjp(attention, query, key, value)[1](cotangent)
+    def gradients(cotangent, query, key, value, *shared_key):
+        return jax.vjp(lambda *x: attention(*x, *shared_key), query, key, value)[1](cotangent)
+
+    return gradients
 
 
 def _record(layer: Layer, work: str, found: dict[str, float]) -> dict[str, float]:

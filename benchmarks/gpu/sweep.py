@@ -129,16 +129,22 @@ def call_of(task: dict[str, Any]) -> tuple[Callable, tuple[jax.ShapeDtypeStruct,
 
     def run(*arrays: jax.Array) -> Any:
         gpu = {"pallas_mosaic_gpu": hopper_gpu, "pallas_mosaic_mma": mma_gpu}[name](interpret)
-        query, key, value, _, dout, *rows = arrays
+        query, key, value, *rest = arrays
         _, length, heads, key_dim = query.shape
+        own, keys, rows = (
+            {"query": query},
+            {"key": key, "value": value},
+            dict(zip(("out", "dout", "lse", "dlse"), rest, strict=True)),
+        )
         spec = Spec(window, window, 0, (1,) * heads, key_dim**-0.5, 0.0, interpret)
         walk = Walk(length, length, window, window, 0, spec.dilations, tiling.rows, tiling.columns)
         if kernel == "forward":
-            return forward(spec, walk, tiling, query, key, value, Limits(), gpu)
+            return forward(spec, walk, tiling, own, keys, Limits(), gpu)
         if kernel == "dq":
-            return backward_dq(spec, walk, tiling, arrays, Limits(), gpu)
+            return backward_dq(spec, walk, tiling, own, keys, rows, Limits(), gpu)
         walk = walk.transposed(tiling.rows, tiling.columns)
-        return backward_dkdv(spec, walk, tiling, (query, key, value, dout, *rows), Limits(), gpu)
+        terms = {"dout": rows["dout"], "bits": rows["lse"], "delta": rows["dlse"]}
+        return backward_dkdv(spec, walk, tiling, own, keys, terms, Limits(), gpu)
 
     return run, _shapes(task["length"], task["heads"], task["key_dim"], task["value_dim"])
 

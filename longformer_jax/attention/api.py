@@ -56,8 +56,7 @@ def banded_attention(
     in gradients. Differentiable in query, key, value and shared_key, through both outputs.
 
     Where a part of the keys is the same for all heads, `shared_key` holds it once: the score of a pair is
-    `(query[..., :Dk] . key + query[..., Dk:] . shared_key) * scale`. No copy for each head is made, but by Mosaic's
-    kernels. Two uses:
+    `(query[..., :Dk] . key + query[..., Dk:] . shared_key) * scale`. No copy for each head is made. Two uses:
 
         # Relative positions (Transformer-XL): the sinusoid's half of the keys is even the same for the whole batch.
         query = concatenate([query + u, relative_query(by_sinusoid, positions, frequencies)], axis=-1)
@@ -92,8 +91,8 @@ def banded_attention(
         - "xla": blockwise, with memory linear in T, on any device.
         - "pallas_triton": kernels for NVIDIA GPUs from Ampere on, head_dim up to 256; beside a shared key of up to
           256 numbers, up to 128 of key.
-        - "pallas_mosaic_gpu": kernels for Hopper, bfloat16 and float16, head_dim up to 128, with a shared key, which is
-          copied to every head.
+        - "pallas_mosaic_gpu": kernels for Hopper, bfloat16 and float16, head_dim up to 128; beside a shared key of up
+          to 192 numbers.
         - "pallas_mosaic_mma", experimental: the same for any NVIDIA GPU from Ampere on.
         - one of the last three with "_interpret": the same kernels on any device, very slowly, for debugging.
         - None: what LONGFORMER_JAX_KERNELS in the environment says: xla, triton, hopper or mma. If it is auto or not

@@ -2,7 +2,8 @@
 
 choices/DEVICE.json, where DEVICE is the kind of GPU in lower case with "_" for anything else, holds the fastest of the
 implementations that such a GPU has shown to be right: "DTYPE KEY_DIM VALUE_DIM" -> name, with "KEY_DIM+SHARED_DIM"
-beside a shared key. `python -m benchmarks.gpu --choose` writes it. What is in no table is "xla".
+beside a shared key. `python -m benchmarks.gpu --choose` writes it. Head_dims that are not in the table count as the
+next multiples of 64, to which the kernels fill them up. What is in no table is "xla".
 """
 
 import functools
@@ -40,7 +41,11 @@ def choose(dtype: str, key_dim: int, value_dim: int, shared_dim: int = 0) -> str
     if wanted == "xla":
         return "xla"
     if wanted == "auto":
-        name = _table(table_path(device.kind)).get(table_key(dtype, key_dim, value_dim, shared_dim), "xla")
+        table, dims = _table(table_path(device.kind)), (key_dim, value_dim, shared_dim)
+        name = table.get(table_key(dtype, *map(filled_up, dims)), "xla")
+        name = table.get(table_key(dtype, *dims), name)
+        if name != "xla" and unfit(name, dtype, *dims):
+            name = "xla"
         if name != "xla" and (reason := device_lacks(name)):  # of the CUDA here
             _log(f"attention: xla, not {name}, for {arrays} ({reason})")
             return "xla"
@@ -68,6 +73,11 @@ def table_path(device_kind: str) -> Path:
 
 def table_key(dtype: str, key_dim: int, value_dim: int, shared_dim: int = 0) -> str:
     return f"{dtype} {key_dim}" + f"+{shared_dim}" * (shared_dim > 0) + f" {value_dim}"
+
+
+def filled_up(dim: int) -> int:
+    """The next multiple of 64."""
+    return -(-dim // 64) * 64
 
 
 @functools.cache

@@ -78,7 +78,7 @@ def unfit(name: str, dtype: str, key_dim: int, value_dim: int, shared_dim: int =
     """Why the kernels of an implementation cannot take such arrays on any device; None where they can."""
     if name == "pallas_triton":
         return triton.unsupported(key_dim, value_dim, shared_dim)
-    return mosaic.unsupported(dtype, key_dim + shared_dim, value_dim)
+    return mosaic.unsupported(dtype, key_dim, value_dim, shared_dim)
 
 
 def _too_old(device: Device) -> str | None:
@@ -124,7 +124,7 @@ def hopper_attention(
     _check("pallas_mosaic_gpu", key, value, shared_key, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
     gpu = hopper_gpu(interpret)._replace(overlap=overlap)
-    return mosaic.attention(spec, gpu, query, _joined(key, shared_key), value, limits)
+    return mosaic.attention(spec, gpu, query, key, value, shared_key, limits)
 
 
 def mma_attention(
@@ -133,15 +133,7 @@ def mma_attention(
     """As `hopper_attention`, with the kernels for any GPU."""
     _check("pallas_mosaic_mma", key, value, shared_key, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
-    return mosaic.attention(spec, mma_gpu(interpret), query, _joined(key, shared_key), value, limits)
-
-
-def _joined(key: jax.Array, shared_key: jax.Array | None) -> jax.Array:
-    """[B, S, H, Dk + R]. Mosaic's kernels know no shared key: each head gets a copy."""
-    if shared_key is None:
-        return key
-    shape = (*key.shape[:3], shared_key.shape[-1])
-    return jnp.concatenate([key, jnp.broadcast_to(shared_key[:, :, None], shape)], axis=-1)
+    return mosaic.attention(spec, mma_gpu(interpret), query, key, value, shared_key, limits)
 
 
 def hopper_gpu(interpret: bool = False) -> mosaic.Gpu:

@@ -1,9 +1,12 @@
 """The backward kernels, which recompute the probabilities from lse: dq, whose items are blocks of queries, and dk and
-dv, whose items are blocks of keys.
+dv, whose items are blocks of keys, as are those of the shared key's gradient.
 
 Nothing is added up across items, so there are no atomics, and results repeat bit for bit.
 """
 
+import dataclasses
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.mosaic.items import OwnRows
-from pallas_kernels.mosaic.kernel import Kernel
+from pallas_kernels.mosaic.kernel import Kernel, Sum, query_key_pairs
 from pallas_kernels.mosaic.launch import launch
 from pallas_kernels.mosaic.tiles import across, down, in_place, load_per_column, load_per_row, load_tile
 from pallas_kernels.mosaic.tiling import Gpu, MmaTiling, Tiling
@@ -41,93 +44,201 @@ def _delta(out: jax.Array, dout: jax.Array, bits: jax.Array, dlse: jax.Array) ->
 
 
 def backward_dq(
-    spec: Spec, walk: Walk, tiling: Tiling | MmaTiling, arrays: tuple[jax.Array, ...], limits: Limits, gpu: Gpu
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """dq and, for dkdv, `row_terms`, of which the kernel computes delta where the tiling says so.
+    spec: Spec,
+    walk: Walk,
+    tiling: Tiling | MmaTiling,
+    query: dict[str, jax.Array],
+    keys: dict[str, jax.Array],
+    rows: dict[str, jax.Array],
+    limits: Limits,
+    gpu: Gpu,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The gradients of the query's arrays, and what `backward_dkdv` has to know of its rows: `row_terms`.
 
-    The walk is over queries; arrays: query, key, value, out, dout [B, T, H, D], lse and dlse [B, T, H].
+    Where the tiling says so, the kernel computes delta, and a launch no more than so many columns of the gradients.
+    The walk is over queries; arrays as `forward`'s, and of the rows "out" and "dout" [B, T, H, Dv], "lse" and "dlse"
+    [B, T, H].
     """
-    query, key, value, out, dout, lse, dlse = arrays
-    shapes = jax.ShapeDtypeStruct(query.shape, query.dtype), jax.ShapeDtypeStruct(lse.shape, jnp.float32)
-
-    def run(kernel: Kernel, own: tuple[jax.Array, ...], outputs: tuple[jax.ShapeDtypeStruct, ...]):
-        return launch(kernel, spec, walk, tiling, own, (key, value), limits, outputs, gpu, own_is_query=True)
-
+    dout, lse = rows["dout"], rows["lse"]
     if tiling.delta_inside:
-        bits = _bits(lse)
-        dq, delta = run(_DQ_AND_DELTA, (query, dout, out, bits, dlse), shapes)
+        terms = {"bits": _bits(lse), "dlse": rows["dlse"]}
     else:
-        bits, delta = row_terms(out, dout, lse, dlse)
-        (dq,) = run(_DQ, (query, dout, bits, delta), shapes[:1])
-    return dq, bits, delta
+        terms = dict(zip(("bits", "delta"), row_terms(rows["out"], dout, lse, rows["dlse"]), strict=True))
+
+    def run(kernel: Kernel, outputs: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[jax.Array, ...]:
+        own = query | {"dout": dout} | terms
+        if "delta" in terms:
+            return launch(kernel, spec, walk, tiling, own, keys, limits, outputs, gpu, own_is_query=True)
+        own["out"] = rows["out"]
+        kernel = kernel._replace(start=_start_dq_and_delta, finish=functools.partial(_finish_with_delta, kernel.finish))
+        outputs = *outputs, jax.ShapeDtypeStruct(lse.shape, jnp.float32)
+        *results, delta = launch(kernel, spec, walk, tiling, own, keys, limits, outputs, gpu, own_is_query=True)
+        terms["delta"] = delta
+        del terms["dlse"]
+        return tuple(results)
+
+    pairs = query_key_pairs(query, keys)
+    kernel = Kernel("dq", (pairs, (("dout", "value"),)), (), _start_dq, _weigh_dq, _finish)
+    sums = [Sum(0, theirs, 0, query[mine].shape[-1]) for mine, theirs in pairs]
+    gradients = _gradients(kernel, sums, tiling, query["query"], run)
+    return {mine: gradients[theirs] for mine, theirs in pairs}, terms
 
 
 def backward_dkdv(
-    spec: Spec, walk: Walk, tiling: Tiling | MmaTiling, arrays: tuple[jax.Array, ...], limits: Limits, gpu: Gpu
+    spec: Spec,
+    walk: Walk,
+    tiling: Tiling | MmaTiling,
+    query: dict[str, jax.Array],
+    keys: dict[str, jax.Array],
+    rows: dict[str, jax.Array],
+    limits: Limits,
+    gpu: Gpu,
 ) -> tuple[jax.Array, jax.Array]:
-    """dk and dv. The walk is over keys; arrays: query, key, value, dout [B, T, H, D] and `row_terms`."""
-    query, key, value, dout, bits, delta = arrays
-    own, other = (key, value), (query, dout, bits, delta)
-    outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in own)
-    dk, dv = launch(_DKDV, spec, walk, tiling, own, other, limits, outputs, gpu, own_is_query=False)
-    return dk, dv
+    """dk and dv. The walk is over keys; arrays as `forward`'s, and of the rows "dout" and `row_terms`."""
+
+    def run(kernel: Kernel, outputs: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[jax.Array, ...]:
+        return launch(kernel, spec, walk, tiling, keys, query | rows, limits, outputs, gpu, own_is_query=False)
+
+    sums = [Sum(0, "query", 0, keys["key"].shape[-1]), Sum(1, "dout", 0, keys["value"].shape[-1])]
+    gradients = _gradients(_of_keys("dkdv", query, keys), sums, tiling, keys["key"], run)
+    return gradients["query"], gradients["dout"]
 
 
-def _start_dq(own: list[Any]):
-    return load_per_row(own[2]), load_per_row(own[3])
+def backward_dshared(
+    spec: Spec,
+    walk: Walk,
+    tiling: Tiling | MmaTiling,
+    query: dict[str, jax.Array],
+    keys: dict[str, jax.Array],
+    rows: dict[str, jax.Array],
+    limits: Limits,
+    gpu: Gpu,
+) -> jax.Array:
+    """The gradient of the shared key for each batch entry, float32 [B, S, 1, R]; the rest as in `backward_dkdv`.
+
+    A launch for each head, one after the other, whose results are added up: no array has one for every head.
+    """
+    width = keys["shared_key"].shape[-1]
+    kernel, sums = _of_keys("dshared", query, keys), [Sum(0, "query_shared", 0, width)]
+
+    def add_head(group: Walk, total: jax.Array, head: jax.Array) -> tuple[jax.Array, None]:
+        def run(kernel: Kernel, outputs: tuple[jax.ShapeDtypeStruct, ...]) -> tuple[jax.Array, ...]:
+            other = query | rows
+            return launch(kernel, spec, group, tiling, keys, other, limits, outputs, gpu, own_is_query=False, head=head)
+
+        of_head = _gradients(kernel, sums, tiling, keys["key"][:, :, :1], run)["query_shared"]
+        return total + of_head.astype(jnp.float32), None
+
+    total = jnp.zeros((*keys["key"].shape[:2], 1, width), jnp.float32)
+    for dilation, heads in itertools.groupby(range(len(walk.dilations)), lambda head: walk.dilations[head]):
+        group = dataclasses.replace(walk, dilations=(dilation,))
+        step, numbers = functools.partial(add_head, group), jnp.array(list(heads), jnp.int32)[:, None]
+        if spec.interpret:  # one kernel at a time has the threads that the interpreter needs
+            total = functools.reduce(lambda total, head: step(total, head)[0], numbers, total)
+        else:
+            total, _ = lax.scan(step, total, numbers)
+    return total
 
 
-def _start_dq_and_delta(own: list[Any]):
-    _, dout, out, *lines = own
-    bits, dlse = map(load_per_row, lines[:2])
-    return bits, _delta(load_tile(out), load_tile(dout), bits, dlse)
+def _of_keys(name: str, query: dict[str, jax.Array], keys: dict[str, jax.Array]) -> Kernel:
+    """Transposed, scores [keys, queries], as the sums need them."""
+    scores = query_key_pairs(keys, query), (("value", "dout"),)
+    return Kernel(name, scores, (), _start_dkdv, _weigh_dkdv, _finish)
+
+
+def _gradients(
+    kernel: Kernel, sums: list[Sum], tiling: Tiling | MmaTiling, own: jax.Array, run: Callable
+) -> dict[str, jax.Array]:
+    """Every sum by its array, [*own.shape[:3], its size] of own's dtype, from as many launches as the tiling wants.
+
+    `run` launches a kernel with some outputs; its finish gets its sums first.
+    """
+    pieces: dict[str, list[jax.Array]] = {each.array: [] for each in sums}
+    for part in _cut(sums, tiling.sum_columns):
+        outputs = tuple(jax.ShapeDtypeStruct((*own.shape[:3], each.size), own.dtype) for each in part)
+        results = run(kernel._replace(sums=part, finish=functools.partial(kernel.finish, part)), outputs)
+        for each, result in zip(part, results, strict=True):
+            pieces[each.array].append(result)
+    return {name: x[0] if len(x) == 1 else jnp.concatenate(x, axis=-1) for name, x in pieces.items()}
+
+
+def _cut(sums: list[Sum], most: int | None) -> list[tuple[Sum, ...]]:
+    """The same for launches of at most so many columns each, of whole sums where possible."""
+    if most is None:
+        return [tuple(sums)]
+    launches, room = [], 0
+    for each in sums:
+        for start in range(0, each.size, most):
+            piece = each._replace(start=start, size=min(most, each.size - start))
+            if piece.size > room:
+                launches.append([])
+                room = most
+            launches[-1].append(piece)
+            room -= piece.size
+    return [tuple(launch) for launch in launches]
+
+
+def _start_dq(own: dict[str, Any]):
+    return load_per_row(own["bits"]), load_per_row(own["delta"])
+
+
+def _start_dq_and_delta(own: dict[str, Any]):
+    bits, dlse = load_per_row(own["bits"]), load_per_row(own["dlse"])
+    return bits, _delta(load_tile(own["out"]), load_tile(own["dout"]), bits, dlse)
 
 
 def _weigh_dq(
-    rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
+    rows: OwnRows,
+    own: dict[str, Any],
+    other: dict[str, Any],
+    n: Any,
+    is_edge: bool,
+    scores: tuple[Callable, ...],
+    state,
 ):
     bits, delta = state
-    _, _, *key_ids = other
-    query_ids = own[len(own) - len(key_ids) :]
     s, dp = scores
-    p = _probabilities(rows, s(), down(bits, rows.columns), n, is_edge, query_ids, key_ids)
+    p = _probabilities(rows, s(), down(bits, rows.columns), n, is_edge, own, other)
     p, _, dp = _dropped(rows, p, dp())
     return (p * (dp - down(delta, rows.columns)),), state, None
 
 
-def _finish_dq(rows: OwnRows, sums: tuple[jax.Array, ...], state):
-    return (sums[0] * rows.spec.scale,)
+def _finish(part: tuple[Sum, ...], rows: OwnRows, sums: tuple[jax.Array, ...], state):
+    """Of the scores' gradients the scale is still missing, and of the probabilities what dropout makes of them."""
+    spec = rows.spec
+    return tuple(x / (1 - spec.dropout_rate) if y.weights else x * spec.scale for y, x in zip(part, sums, strict=True))
 
 
-def _finish_dq_and_delta(rows: OwnRows, sums: tuple[jax.Array, ...], state):
-    return *_finish_dq(rows, sums, state), state[1]
+def _finish_with_delta(finish: Callable, rows: OwnRows, sums: tuple[jax.Array, ...], state):
+    return *finish(rows, sums, state), state[1]
 
 
-def _start_dkdv(own: list[Any]):
+def _start_dkdv(own: dict[str, Any]):
     return ()
 
 
 def _weigh_dkdv(
-    rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state
+    rows: OwnRows,
+    own: dict[str, Any],
+    other: dict[str, Any],
+    n: Any,
+    is_edge: bool,
+    scores: tuple[Callable, ...],
+    state,
 ):
-    (_, _, *key_ids), (_, _, bits, delta, *query_ids) = own, other
     s, dp = scores
-    bits = in_place(load_per_column(bits))  # beside the products, which is why it has to come before their wait
-    p = _probabilities(rows, s(), across(bits), n, is_edge, key_ids, query_ids)
+    bits = in_place(load_per_column(other["bits"]))  # beside the products, so it has to come before their wait
+    p = _probabilities(rows, s(), across(bits), n, is_edge, own, other)
     p, kept, dp = _dropped(rows, p, dp())
-    return (p * (dp - across(load_per_column(delta))), kept), state, None
-
-
-def _finish_dkdv(rows: OwnRows, sums: tuple[jax.Array, ...], state):
-    dk, dv = sums
-    return dk * rows.spec.scale, dv / (1 - rows.spec.dropout_rate)
+    return (p * (dp - across(load_per_column(other["delta"]))), kept), state, None
 
 
 def _probabilities(
-    rows: OwnRows, s: jax.Array, bits: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]
+    rows: OwnRows, s: jax.Array, bits: jax.Array, n: Any, is_edge: bool, own: dict[str, Any], other: dict[str, Any]
 ) -> jax.Array:
     """Negative where dropout drops them: to remember that otherwise would take a register for each."""
-    p = jnp.exp2(rows.hide(s * (rows.spec.scale * LOG2_E), n, is_edge, own_ids, other_ids) - bits)
+    s = rows.hide(s * (rows.spec.scale * LOG2_E), n, is_edge, own.get("ids"), other.get("ids"))
+    p = jnp.exp2(s - bits)
     keep = rows.keep(n)
     return p if keep is None else in_place(jnp.where(keep, p, -p))
 
@@ -137,9 +248,3 @@ def _dropped(rows: OwnRows, p: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax
     if rows.item.stream is None:
         return p, p, dp
     return jnp.maximum(p, -p), jnp.maximum(p, 0.0), jnp.where(p > 0, dp / (1 - rows.spec.dropout_rate), 0.0)
-
-
-_DQ = Kernel("dq", scores=((0, 0), (1, 1)), sums=(0,), start=_start_dq, weigh=_weigh_dq, finish=_finish_dq)
-_DQ_AND_DELTA = _DQ._replace(start=_start_dq_and_delta, finish=_finish_dq_and_delta)
-# Transposed, [keys, queries], as the sums need them.
-_DKDV = Kernel("dkdv", scores=((0, 0), (1, 1)), sums=(0, 1), start=_start_dkdv, weigh=_weigh_dkdv, finish=_finish_dkdv)

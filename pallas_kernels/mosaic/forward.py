@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.mosaic.items import OwnRows
-from pallas_kernels.mosaic.kernel import Kernel
+from pallas_kernels.mosaic.kernel import Kernel, Sum, query_key_pairs
 from pallas_kernels.mosaic.launch import launch
 from pallas_kernels.mosaic.tiles import FOLD, down, empty_tile, filled_line, folded
 from pallas_kernels.mosaic.tiling import Gpu, MmaTiling, Tiling
@@ -20,17 +20,23 @@ def forward(
     spec: Spec,
     walk: Walk,
     tiling: Tiling | MmaTiling,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: dict[str, jax.Array],
+    keys: dict[str, jax.Array],
     limits: Limits,
     gpu: Gpu,
 ) -> tuple[jax.Array, jax.Array]:
-    """out [B, T, H, Dv] of value's dtype, and lse float32 [B, T, H]; the walk is over queries."""
-    out = jax.ShapeDtypeStruct((*query.shape[:3], value.shape[-1]), value.dtype)
-    lse = jax.ShapeDtypeStruct(query.shape[:3], jnp.float32)
-    own, other = (query,), (key, value)
-    out, lse = launch(_FORWARD, spec, walk, tiling, own, other, limits, (out, lse), gpu, own_is_query=True)
+    """out [B, T, H, Dv] of value's dtype, and lse float32 [B, T, H].
+
+    The walk is over queries. Arrays: "query", "key", "value" [B, T or S, H, D], and where there is a shared key
+    "query_shared" [B, T, H, R] and "shared_key" [B or 1, S, 1, R].
+    """
+    value, shape = keys["value"], query["query"].shape[:3]
+    out = jax.ShapeDtypeStruct((*shape, value.shape[-1]), value.dtype)
+    lse = jax.ShapeDtypeStruct(shape, jnp.float32)
+    kernel = Kernel(
+        "forward", (query_key_pairs(query, keys),), (Sum(0, "value", 0, value.shape[-1]),), _start, _weigh, _finish
+    )
+    out, lse = launch(kernel, spec, walk, tiling, query, keys, limits, (out, lse), gpu, own_is_query=True)
     return out, lse
 
 
@@ -40,17 +46,24 @@ def _factors(spec: Spec) -> tuple[float, float]:
     return (1.0, factor) if factor >= np.finfo(np.float32).tiny else (factor, 1.0)
 
 
-def _start(own: list[Any]):
+def _start(own: dict[str, Any]):
     return filled_line(-jnp.inf), empty_tile(FOLD)
 
 
-def _weigh(rows: OwnRows, own: list[Any], other: list[Any], n: Any, is_edge: bool, scores: tuple[Callable, ...], state):
+def _weigh(
+    rows: OwnRows,
+    own: dict[str, Any],
+    other: dict[str, Any],
+    n: Any,
+    is_edge: bool,
+    scores: tuple[Callable, ...],
+    state,
+):
     maximum, total = state
-    (_, *query_ids), (_, _, *key_ids) = own, other
     before, factor = _factors(rows.spec)
     s = scores[0]()
     s = s if before == 1.0 else s * before
-    s = rows.hide(s, n, is_edge, query_ids, key_ids)
+    s = rows.hide(s, n, is_edge, own.get("ids"), other.get("ids"))
     new_maximum = jnp.maximum(maximum, s.max(axis=1))
     # A row that has seen nothing yet has no maximum to subtract.
     finite = jnp.where(new_maximum == -jnp.inf, 0.0, new_maximum)
@@ -70,6 +83,3 @@ def _finish(rows: OwnRows, sums: tuple[jax.Array, ...], state):
     norm = jnp.where(live, 1 / (total * (1 - rows.spec.dropout_rate)), 0.0)
     log_sum_exp = jnp.where(live, maximum * _factors(rows.spec)[1] + jnp.log2(total), -jnp.inf)
     return acc * down(norm, acc.shape[1]), log_sum_exp / LOG2_E
-
-
-_FORWARD = Kernel("forward", scores=((0, 0),), sums=(1,), start=_start, weigh=_weigh, finish=_finish)

@@ -97,8 +97,8 @@ class Shared(NamedTuple):
     numbers: 0, 1, 2, ... of the columns, for each computing warpgroup.
     """
 
-    own: tuple[Any, ...]
-    other: tuple[Any, ...]
+    own: dict[str, Any]
+    other: dict[str, Any]
     outputs: tuple[Any, ...]
     numbers: Any
     own_ring: Ring
@@ -110,8 +110,8 @@ class Shared(NamedTuple):
         tiling = schedule.tiling
         readers = tiling.warpgroups
         return cls(
-            own=tuple(shared_rows(x, (tiling.own_stages, readers), ROWS) for x in arrays.own),
-            other=tuple(shared_rows(x, (tiling.stages,), tiling.columns) for x in arrays.other),
+            own={name: shared_rows(x, (tiling.own_stages, readers), ROWS) for name, x in arrays.own.items()},
+            other={name: shared_rows(x, (tiling.stages,), tiling.columns) for name, x in arrays.other.items()},
             outputs=tuple(shared_rows(x, (readers,), ROWS) for x in arrays.outputs),
             numbers=plgpu.SMEM((readers, tiling.columns), jnp.int32),
             own_ring=Ring.with_barriers(tiling.own_stages, arrays=len(arrays.own) * readers, readers=readers),
@@ -149,7 +149,7 @@ def compute(
     def work(i, passed):
         rows = schedule.item(i, scalars).own_rows(warpgroup, numbers)
         shared.own_ring.wait_full(i)
-        own = [ref.at[shared.own_ring.slot(i), warpgroup] for ref in shared.own]
+        own = {name: ref.at[shared.own_ring.slot(i), warpgroup] for name, ref in shared.own.items()}
         release_own = functools.partial(shared.own_ring.release, i)
         sums, state = compute_item(kernel, rows, own, shared, warpgroup, passed, release_own)
         results = kernel.finish(rows, sums, state)
@@ -185,19 +185,17 @@ def load(schedule: Schedule[Tiling], arrays: Arrays, scalars: Scalars, shared: S
         def load_own() -> None:
             slot = own_ring.slot(i)
             own_ring.wait_empty(i)
-            for (array, ref), reader in itertools.product(
-                zip(arrays.own, shared.own, strict=True), range(tiling.warpgroups)
-            ):
+            for (name, array), reader in itertools.product(arrays.own.items(), range(tiling.warpgroups)):
                 first = jnp.minimum(block.first + reader * ROWS, schedule.own_rows - ROWS)
-                target = ref.at[slot, reader]
+                target = shared.own[name].at[slot, reader]
                 source = item.own_part(array, pl.multiple_of(first, ROWS), target.shape)
                 plgpu.copy_gmem_to_smem(source, target, own_ring.full.at[slot])
 
         def load_block(n, _) -> None:
             slot = ring.slot(passed + n)
             ring.wait_empty(passed + n)
-            for array, ref in zip(arrays.other, shared.other, strict=True):
-                target = ref.at[slot]
+            for name, array in arrays.other.items():
+                target = shared.other[name].at[slot]
                 plgpu.copy_gmem_to_smem(item.other_part(array, n, target.shape), target, ring.full.at[slot])
 
         # Where the own rows have to wait for those of the item before, what needs not wait goes first.
@@ -214,7 +212,7 @@ def load(schedule: Schedule[Tiling], arrays: Arrays, scalars: Scalars, shared: S
 def compute_item(
     kernel: Kernel,
     rows: OwnRows,
-    own: list[Any],
+    own: dict[str, Any],
     shared: Shared,
     warpgroup: Any,
     passed: Any,
@@ -225,20 +223,25 @@ def compute_item(
     interpret, tiling = rows.spec.interpret, rows.item.schedule.tiling
     ring, turns = shared.ring, shared.turns
 
-    def slots(n: Any) -> list[Any]:
-        return [ref.at[ring.slot(passed + n)] for ref in shared.other]
+    def slots(n: Any) -> dict[str, Any]:
+        return {name: ref.at[ring.slot(passed + n)] for name, ref in shared.other.items()}
 
-    def pairs(n: Any) -> list[tuple[Any, Any]]:
-        return [(operands[mine], slots(n)[theirs]) for mine, theirs in kernel.scores]
+    def scored(n: Any) -> list[list[tuple[Any, Any]]]:
+        other = slots(n)
+        return [[(operands[mine], other[theirs]) for mine, theirs in pairs] for pairs in kernel.scores]
 
     def summed(n: Any) -> list[Any]:
-        return [slots(n)[x] for x in kernel.sums]
+        other = slots(n)
+        return [each.of(other) for each in kernel.sums]
+
+    def of_sums(weights: Any) -> list[Any]:
+        return [weights[each.weights] for each in kernel.sums]
 
     def weigh(is_edge: bool, n: Any, state: Any, *scores: Callable):
         return kernel.weigh(rows, own, slots(n), n, is_edge, scores, state)
 
-    def product(pair: tuple[Any, Any]) -> jax.Array:
-        return multiply((pair,), lambda s: s(), (), (), (), interpret)[1]
+    def product(pairs: list[tuple[Any, Any]]) -> jax.Array:
+        return multiply((pairs,), lambda s: s(), (), (), (), interpret)[1]
 
     def rescaled(sums: Any, rescale: Any) -> tuple[jax.Array, ...]:
         return sums if rescale is None else tuple(x * down(rescale, x.shape[1]) for x in sums)
@@ -248,7 +251,7 @@ def compute_item(
         ring.release(passed + n)
 
     def add_up(sums: Any, weights: Any, n: Any) -> tuple[jax.Array, ...]:
-        sums, _ = multiply((), lambda: None, sums, weights, summed(n), interpret)
+        sums, _ = multiply((), lambda: None, sums, of_sums(weights), summed(n), interpret)
         release(n)
         return sums
 
@@ -262,9 +265,9 @@ def compute_item(
         sums, state = carry
         ring.wait_full(passed + n)
         if tiling.scores_together:
-            _, weighed = multiply(pairs(n), functools.partial(weigh, is_edge, n, state), (), (), (), interpret)
+            _, weighed = multiply(scored(n), functools.partial(weigh, is_edge, n, state), (), (), (), interpret)
         else:
-            weighed = weigh(is_edge, n, state, *(functools.partial(product, pair) for pair in pairs(n)))
+            weighed = weigh(is_edge, n, state, *(functools.partial(product, pairs) for pairs in scored(n)))
         weights, state, rescale = weighed
         return add_up(rescaled(sums, rescale), weights, n), state
 
@@ -280,7 +283,7 @@ def compute_item(
         sums, weights, state = carry
         then = functools.partial(weigh_and_wait, is_edge, n, state)
         turns.take(warpgroup)
-        sums, weighed = multiply(pairs(n), then, sums, weights, summed(n - 1), interpret)
+        sums, weighed = multiply(scored(n), then, sums, of_sums(weights), summed(n - 1), interpret)
         release(n - 1)
         weights, state, rescale = weighed
         return rescaled(sums, rescale), weights, state
@@ -290,13 +293,14 @@ def compute_item(
         release_own()
 
     lax.fori_loop(0, begin, skip, None)
-    operands = {mine: load_tile(own[mine]) if tiling.own_in_registers else own[mine] for mine, _ in kernel.scores}
-    sums, state = tuple(empty_tile(x.shape[-1]) for x in summed(begin)), kernel.start(own)
+    mine = {mine for pairs in kernel.scores for mine, _ in pairs}
+    operands = {name: load_tile(own[name]) if tiling.own_in_registers else own[name] for name in sorted(mine)}
+    sums, state = tuple(empty_tile(each.size) for each in kernel.sums), kernel.start(own)
     if tiling.overlap:
         ring.wait_full(passed + begin)
         then = functools.partial(weigh_and_wait, True, begin, state)
         turns.take(warpgroup)
-        _, (weights, state, _) = multiply(pairs(begin), then, (), (), (), interpret)
+        _, (weights, state, _) = multiply(scored(begin), then, (), (), (), interpret)
         sums, weights, state = over_blocks(rows, step_beside_sums, begin + 1, (sums, weights, state))
         done_with_own()
         sums = add_up(sums, weights, end - 1)

@@ -22,10 +22,12 @@ class Scalars(NamedTuple):
     Attributes:
       streams: dropout's, uint32 [B].
       spans: of the other side's rows that an item shares documents with, int32 [B, 1, 4, items of a head].
+      head: int32 [1], which head of all the launch's only one is.
     """
 
     streams: Any
     spans: Any
+    head: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Schedule[AnyTiling: Tiling | MmaTiling]:
     Attributes:
       spec, tiling, own_is_query: as in `launch`.
       walk: with the launch's heads, which have the same dilation.
-      first_head: the number of the first one among all heads.
+      first_head: the number of the first one among all heads, where the kernel is not told (`Scalars.head`).
       batch: the number of batch entries.
       gpu: what runs it.
     """
@@ -82,7 +84,8 @@ class Schedule[AnyTiling: Tiling | MmaTiling]:
         if scalars.spans is not None:
             span = tuple(scalars.spans[entry, 0, k, block] for k in range(scalars.spans.shape[2]))
         walked = aligned(self.walk.block(block, 0, span), self.tiling.columns)
-        return Item(self, entry, head + self.first_head, stream, walked)
+        first_head = self.first_head if scalars.head is None else scalars.head[0]
+        return Item(self, entry, head, head + first_head, stream, walked)
 
 
 def aligned(block: Block, columns: int) -> Block:
@@ -103,6 +106,7 @@ class Item:
     Attributes:
       schedule: what is known when the kernel is traced.
       batch: which batch entry.
+      launch_head: among the launch's heads.
       head: among all heads.
       stream: the batch entry's dropout; None without dropout.
       block: of the walk.
@@ -110,6 +114,7 @@ class Item:
 
     schedule: Schedule[Any]
     batch: Any
+    launch_head: Any
     head: Any
     stream: Any
     block: Block
@@ -130,7 +135,7 @@ class Item:
 
     def output_part(self, array: Any, first: Any, shape: tuple[int, ...]) -> Any:
         """A tile or a line of an output, which has the launch's heads only."""
-        return self._part(array, shape, self.head - self.schedule.first_head, self.block.residue, first)
+        return self._part(array, shape, self.launch_head, self.block.residue, first)
 
     def _part(self, array: Any, shape: tuple[int, ...], head: Any, residue: Any, first: Any) -> Any:
         return rows_of(array, shape, self.batch, head, self.schedule.walk.dilations[0], residue, first)
@@ -182,14 +187,14 @@ class OwnRows:
         edge = lax.div(offset(edge), columns)
         return begin, interior, jnp.clip(edge, interior, end), end
 
-    def hide(self, x: jax.Array, n: Any, is_edge: bool, own_ids: list[Any], other_ids: list[Any]) -> jax.Array:
+    def hide(self, x: jax.Array, n: Any, is_edge: bool, own_ids: Any, other_ids: Any) -> jax.Array:
         """x [64, columns] of block n with -inf in place of what the rows do not see.
 
         Args:
           x: scores.
           n: the block.
           is_edge: whether rows may not see all of it.
-          own_ids, other_ids: a reference in shared memory each, or none where there are no ids.
+          own_ids, other_ids: a reference each, or None where there are no ids.
         """
         if not is_edge:
             return x
@@ -201,8 +206,8 @@ class OwnRows:
         stop = jnp.minimum(rows + walk.right + 1, block.stop) - start
         beyond = (across(columns) - down(first, self.columns)).astype(jnp.uint32)
         x = jnp.where(beyond < down(jnp.maximum(stop - first, 0).astype(jnp.uint32), self.columns), x, -jnp.inf)
-        for own, other in zip(own_ids, other_ids, strict=True):
-            same = down(load_per_row(own), self.columns) == across(load_per_column(other))
+        if own_ids is not None:
+            same = down(load_per_row(own_ids), self.columns) == across(load_per_column(other_ids))
             x = jnp.where(same, x, -jnp.inf)
         return x
 

@@ -6,8 +6,22 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 
 from pallas_kernels.mosaic.items import OwnRows
+
+
+class Sum(NamedTuple):
+    """Products of weights, by number, and columns [start, start + size) of an array of the other side."""
+
+    weights: int
+    array: str
+    start: int
+    size: int
+
+    def of(self, other: dict[str, Any]) -> Any:
+        """The reference to the columns."""
+        return other[self.array].at[:, pl.ds(self.start, self.size)]
 
 
 class Kernel(NamedTuple):
@@ -15,30 +29,37 @@ class Kernel(NamedTuple):
 
     Attributes:
       name: of the compiled kernel.
-      scores: pairs (own array, other array), by number: their products over head_dim are the scores.
-      sums: arrays of the other side, by number: their products with weights are added up.
-      start: own -> state; `own` are references to its rows in shared memory.
+      scores: for each score the pairs (own array, other array) whose products over head_dim it is the sum of.
+      sums: what is added up.
+      start: own -> state; `own` are references to its rows in shared memory, by name.
       weigh: (rows, own, other, n, is_edge, scores, state) -> (weights, state, rescale). `rows` are `OwnRows`, `other`
         references to block n, `is_edge` says whether rows may not see all of it, `scores` are functions that give the
-        products, float32 [64, columns], when these are done, each to be called once and in order; weights are like the
-        products, one for each sum; rescale, float32 [64] or None, is for the sums over the blocks before.
+        scores, float32 [64, columns], when these are done, each to be called once and in order; weights are like the
+        scores; rescale, float32 [64] or None, is for the sums over the blocks before.
       finish: (rows, sums, state) -> one array for each output.
     """
 
     name: str
-    scores: tuple[tuple[int, int], ...]
-    sums: tuple[int, ...]
+    scores: tuple[tuple[tuple[str, str], ...], ...]
+    sums: tuple[Sum, ...]
     start: Callable
     weigh: Callable
     finish: Callable
 
 
 class Arrays(NamedTuple):
-    """In global memory: the own side's and the other side's, tiles first, then lines, and the outputs."""
+    """In global memory, tiles and lines: the own side's and the other side's by name, and the outputs."""
 
-    own: tuple[Any, ...]
-    other: tuple[Any, ...]
+    own: dict[str, Any]
+    other: dict[str, Any]
     outputs: tuple[Any, ...]
+
+
+def query_key_pairs(own: dict[str, Any], other: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The pairs (own array, other array) whose products make up query . key: a shared key has one of its own."""
+    both = ("query", "key"), ("query_shared", "shared_key")
+    pairs = (pair if pair[0] in own else pair[::-1] for pair in both)
+    return tuple((mine, theirs) for mine, theirs in pairs if mine in own and theirs in other)
 
 
 def over_blocks(rows: OwnRows, body: Callable, first: Any, carry: Any) -> Any:

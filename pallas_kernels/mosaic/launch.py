@@ -23,56 +23,61 @@ def launch(
     spec: Spec,
     walk: Walk,
     tiling: Tiling | MmaTiling,
-    own: tuple[jax.Array, ...],
-    other: tuple[jax.Array, ...],
+    own: dict[str, jax.Array],
+    other: dict[str, jax.Array],
     limits: Limits,
     outputs: tuple[jax.ShapeDtypeStruct, ...],
     gpu: Gpu,
     *,
     own_is_query: bool,
+    head: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
-    """Runs the kernel for every block of the walk, every head and batch entry.
+    """Runs the kernel for every block of the walk, every head of it and batch entry; or for one head, int32 [1].
 
     Arrays and outputs are [B, length, H, head_dim] ("tiles") or [B, length, H] ("lines"); the outputs have the own
-    side's length. Neighbouring heads with the same dilation are one launch.
+    side's length, and the walk's heads. What all heads share has 1 in place of H, what the whole batch shares 1 in
+    place of B. Neighbouring heads with the same dilation are one launch.
     """
 
     def call(*operands: jax.Array) -> tuple[jax.Array, ...]:
-        own, other, limits = jax.tree.unflatten(tree, operands)
-        parts, first_head = [], 0
-        for dilation, heads in itertools.groupby(spec.dilations):
+        own, other, limits, head = jax.tree.unflatten(tree, operands)
+        parts, first_head, batch = [], 0, len(operands[0])
+        for dilation, heads in itertools.groupby(walk.dilations):
             count = len(list(heads))
             part = dataclasses.replace(walk, dilations=(dilation,) * count)
-            schedule = Schedule(spec, part, tiling, own_is_query, first_head, len(own[0]), gpu)
-            parts.append(_launch(kernel, schedule, own, other, limits, outputs))
+            schedule = Schedule(spec, part, tiling, own_is_query, first_head, batch, gpu)
+            parts.append(_launch(kernel, schedule, own, other, limits, outputs, head))
             first_head += count
         return tuple(x[0] if len(x) == 1 else jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
 
-    operands, tree = jax.tree.flatten((own, other, limits))
+    operands, tree = jax.tree.flatten((own, other, limits, head))
     if spec.interpret:  # the interpreter's side effects cannot be partitioned
         return call(*operands)
-    return over_batches(call, [x.ndim for x in operands], [len(x.shape) for x in outputs])(*operands)
+    # The first is one of the own side's own, "dout", "key" or "query", which has the whole batch.
+    common = frozenset(i for i, x in enumerate(operands) if len(x) < len(operands[0]))
+    return over_batches(call, [x.ndim for x in operands], [len(x.shape) for x in outputs], common)(*operands)
 
 
 def _launch(
     kernel: Kernel,
     schedule: Schedule,
-    own: tuple[jax.Array, ...],
-    other: tuple[jax.Array, ...],
+    own: dict[str, jax.Array],
+    other: dict[str, jax.Array],
     limits: Limits,
     outputs: tuple[jax.ShapeDtypeStruct, ...],
+    head: jax.Array | None,
 ) -> tuple[jax.Array, ...]:
     walk, tiling = schedule.walk, schedule.tiling
     heads, dilation = len(walk.dilations), walk.dilations[0]
     own_ids, other_ids = limits.ids(schedule.own_is_query)
     spans = None
     if own_ids is not None:
-        own, other = (*own, own_ids), (*other, other_ids)
+        own, other = own | {"ids": own_ids}, other | {"ids": other_ids}
         spans = visible_spans(walk, own_ids, other_ids)
-    scalars = Scalars(limits.dropout_streams, spans)
+    scalars = Scalars(limits.dropout_streams, spans, head)
     arrays = Arrays(
-        own=tuple(view(x, dilation, ROWS) for x in own),
-        other=tuple(view(x, dilation, tiling.columns) for x in other),
+        own={name: view(x, dilation, ROWS) for name, x in own.items()},
+        other={name: view(x, dilation, tiling.columns) for name, x in other.items()},
         outputs=tuple(view_of_output(x, schedule.batch, heads, dilation, schedule.own_rows) for x in outputs),
     )
 
@@ -80,7 +85,7 @@ def _launch(
 
     def body(own, other, scalars, *refs) -> None:
         *outputs, shared = refs
-        pipeline.run(kernel, schedule, Arrays(tuple(own), tuple(other), tuple(outputs)), scalars, shared)
+        pipeline.run(kernel, schedule, Arrays(own, other, tuple(outputs)), scalars, shared)
 
     results = plgpu.kernel(
         body,
@@ -93,5 +98,5 @@ def _launch(
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=plgpu.InterpretGPUParams(detect_races=True) if schedule.spec.interpret else None,
         kernel_name=f"banded_attention_{kernel.name}",
-    )(*([x.reshape(merged_shape(x).shape) for x in side] for side in (arrays.own, arrays.other)), scalars)
+    )(*(jax.tree.map(lambda x: x.reshape(merged_shape(x).shape), side) for side in (arrays.own, arrays.other)), scalars)
     return tuple(unview(x.reshape(v.shape), walk.length) for x, v in zip(results, arrays.outputs, strict=True))

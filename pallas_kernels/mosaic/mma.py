@@ -32,19 +32,19 @@ class Shared(NamedTuple):
         are cp.async's.
     """
 
-    own: tuple[Any, ...]
-    other: tuple[Any, ...]
+    own: dict[str, Any]
+    other: dict[str, Any]
     numbers: Any
     own_full: Any
     full: Any
 
     @classmethod
     def of(cls, schedule: Schedule[MmaTiling], arrays: Arrays) -> Self:
-        own, other = (tuple(filter(is_tile, side)) for side in (arrays.own, arrays.other))
+        (own, _), (other, _) = map(_tiles_and_lines, (arrays.own, arrays.other))
         columns, has_tma = schedule.tiling.columns, schedule.gpu.has_tma
         return cls(
-            own=tuple(shared_rows(x, (), ROWS) for x in own),
-            other=tuple(shared_rows(x, (_SLOTS,), columns) for x in other),
+            own={name: shared_rows(x, (), ROWS) for name, x in own.items()},
+            other={name: shared_rows(x, (_SLOTS,), columns) for name, x in other.items()},
             numbers=plgpu.SMEM((columns,), jnp.int32),
             own_full=plgpu.Barrier(num_arrivals=len(own)) if has_tma else None,
             full=plgpu.Barrier(num_arrivals=len(other), num_barriers=_SLOTS) if has_tma else None,
@@ -67,8 +67,8 @@ def run(kernel: Kernel, schedule: Schedule[MmaTiling], arrays: Arrays, scalars: 
         return shared.full.at[slot(n)] if has_tma else None
 
     def load(n: Any) -> None:
-        for array, ref in zip(other_tiles, shared.other, strict=True):
-            target = ref.at[slot(n)]
+        for name, array in other_tiles.items():
+            target = shared.other[name].at[slot(n)]
             _copy(item.other_part(array, n, target.shape), target, full(n))
 
     def step(is_edge: bool, n: Any, carry: Any) -> Any:
@@ -77,28 +77,31 @@ def run(kernel: Kernel, schedule: Schedule[MmaTiling], arrays: Arrays, scalars: 
         if has_tma:
             plgpu.commit_smem()  # the reads of the block before are done before TMA is told to write there
         pl.when(n + 1 < end)(lambda: load(n + 1))
-        other = [ref.at[slot(n)] for ref in shared.other]
-        other += [item.other_part(x, n, (columns,)) for x in other_lines]
-        scores = tuple(functools.partial(_product, own[i], other[j], interpret) for i, j in kernel.scores)
+        other = {name: ref.at[slot(n)] for name, ref in shared.other.items()}
+        other |= {name: item.other_part(x, n, (columns,)) for name, x in other_lines.items()}
+        scored = [[(own[mine], other[theirs]) for mine, theirs in pairs] for pairs in kernel.scores]
+        scores = tuple(functools.partial(_product, pairs, interpret) for pairs in scored)
         weights, state, rescale = kernel.weigh(rows, own, other, n, is_edge, scores, state)
         if rescale is not None:
             sums = tuple(x * down(rescale, x.shape[1]) for x in sums)
-        summed = zip(sums, weights, kernel.sums, strict=True)
-        return tuple(_add_product(x, w, other[j], interpret) for x, w, j in summed), state
+        summed = zip(sums, kernel.sums, strict=True)
+        return tuple(_add_product(x, weights[y.weights], y.of(other), interpret) for x, y in summed), state
 
-    for array, ref in zip(own_tiles, shared.own, strict=True):
+    for name, array in own_tiles.items():
+        ref = shared.own[name]
         _copy(item.own_part(array, rows.first, ref.shape), ref, shared.own_full)
     load(begin)
-    own = [*shared.own, *(item.own_part(x, rows.first, (ROWS,)) for x in own_lines)]
+    own = shared.own | {name: item.own_part(x, rows.first, (ROWS,)) for name, x in own_lines.items()}
     _wait(shared.own_full)
-    sums = tuple(empty_tile(shared.other[j].shape[-1]) for j in kernel.sums)
+    sums = tuple(empty_tile(each.size) for each in kernel.sums)
     sums, state = over_blocks(rows, step, begin, (sums, kernel.start(own)))
     for array, x in zip(arrays.outputs, kernel.finish(rows, sums, state), strict=True):
         _store(item.output_part(array, rows.first, x.shape), x.astype(array.dtype), interpret)
 
 
-def _tiles_and_lines(arrays: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
-    return [x for x in arrays if is_tile(x)], [x for x in arrays if not is_tile(x)]
+def _tiles_and_lines(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    tiles = {name: x for name, x in arrays.items() if is_tile(x)}
+    return tiles, {name: x for name, x in arrays.items() if name not in tiles}
 
 
 def _copy(source: Any, target: Any, barrier: Any) -> None:
@@ -130,16 +133,18 @@ def _wait(barrier: Any) -> None:
         plgpu.barrier_wait(barrier)
 
 
-def _product(own: Any, other: Any, interpret: bool) -> jax.Array:
-    """own [64, D] @ other [columns, D]^T, references to shared memory: float32 [64, columns]."""
-    if interpret:
-        return _dot(own[...], other[...].T)
-    scores = empty_tile(other.shape[0])
-    lhs, rhs = plgpu.Layout.MMA_LHS(own.dtype), plgpu.Layout.MMA_RHS(other.dtype)
-    for start in range(0, own.shape[1], 64):  # both operands in parts, as registers are few
-        part = pl.ds(start, 64)
-        transposed = other.at[:, part].transpose((1, 0))
-        scores = plgpu.mma(scores, plgpu.load(own.at[:, part], layout=lhs), plgpu.load(transposed, layout=rhs))
+def _product(pairs: list[tuple[Any, Any]], interpret: bool) -> jax.Array:
+    """The sum of own [64, D] @ other [columns, D]^T, references to shared memory: float32 [64, columns]."""
+    scores = empty_tile(pairs[0][1].shape[0])
+    for own, other in pairs:
+        if interpret:
+            scores += _dot(own[...], other[...].T)
+            continue
+        lhs, rhs = plgpu.Layout.MMA_LHS(own.dtype), plgpu.Layout.MMA_RHS(other.dtype)
+        for start in range(0, own.shape[1], 64):  # both operands in parts, as registers are few
+            part = pl.ds(start, 64)
+            transposed = other.at[:, part].transpose((1, 0))
+            scores = plgpu.mma(scores, plgpu.load(own.at[:, part], layout=lhs), plgpu.load(transposed, layout=rhs))
     return scores
 
 

@@ -68,7 +68,7 @@ def across(line: jax.Array) -> jax.Array:
 
 
 def multiply(
-    pairs: Sequence[tuple[Any, Any]],
+    scores: Sequence[Sequence[tuple[Any, Any]]],
     then: Callable,
     sums: Sequence[jax.Array],
     weights: Sequence[jax.Array],
@@ -78,35 +78,36 @@ def multiply(
     """(sums + weights @ others, what `then` returns), both computed at the same time.
 
     Args:
-      pairs: own [64, D], in registers or a reference to shared memory, and other [columns, D], a reference.
-      then: gets a function for each pair that waits for own @ other^T, float32 [64, columns].
+      scores: pairs of own [64, D], in registers or a reference to shared memory, and other [columns, D], a reference.
+      then: gets a function for each score that waits for the sum of its own @ other^T, float32 [64, columns].
       sums: float32 [64, D].
       weights: float32 [64, columns], rounded to the type of `others`.
       others: references [columns, D] to shared memory.
     """
     if interpret and sums:  # the interpreter knows no products with an operand in registers
-        _, result = multiply(pairs, then, (), (), (), interpret)
+        _, result = multiply(scores, then, (), (), (), interpret)
         return tuple(x + _dot(w, other) for x, w, other in zip(sums, weights, others, strict=True)), result
-    if interpret and any(isinstance(own, jax.Array) for own, _ in pairs):
-        return (), then(*(functools.partial(_dot, own, other.transpose((1, 0))) for own, other in pairs))
+    if interpret and any(isinstance(own, jax.Array) for pairs in scores for own, _ in pairs):
+        return (), then(*(functools.partial(_dots, pairs) for pairs in scores))
 
     def run(score_refs: Sequence[Any], sum_refs: Sequence[Any]):
         for ref, x in zip(sum_refs, sums, strict=True):
             ref[...] = x
-        for ref, (own, other) in zip(score_refs, pairs, strict=True):
-            plgpu.wgmma(ref, own, other.transpose((1, 0)))
+        for ref, pairs in zip(score_refs, scores, strict=True):
+            for own, other in pairs:
+                plgpu.wgmma(ref, own, other.transpose((1, 0)))
         for ref, x, other in zip(sum_refs, weights, others, strict=True):
             plgpu.wgmma(ref, x.astype(other.dtype), other)
 
         def awaited(number: int) -> jax.Array:
-            later = len(pairs) - 1 - number + len(sum_refs)
+            later = sum(map(len, scores[number + 1 :])) + len(sum_refs)
             # To the compiler what follows is arithmetic that could rise above the wait.
             return in_place(plgpu.wgmma_accumulator_load(score_refs[number], wait_n=later))
 
-        result = then(*(functools.partial(awaited, n) for n in range(len(pairs))))
+        result = then(*(functools.partial(awaited, n) for n in range(len(scores))))
         return tuple(plgpu.wgmma_accumulator_load(ref, wait_n=0) for ref in sum_refs), result
 
-    score_refs = [plgpu.ACC((ROWS, other.shape[0]), jnp.float32) for _, other in pairs]
+    score_refs = [plgpu.ACC((ROWS, pairs[0][1].shape[0]), jnp.float32) for pairs in scores]
     sum_refs = [plgpu.ACC((ROWS, x.shape[1]), jnp.float32) for x in sums]
     return pl.run_scoped(run, score_refs, sum_refs) if score_refs or sum_refs else run([], [])
 
@@ -125,6 +126,10 @@ def in_place(x: Any) -> Any:
     """Keeps arithmetic on its side of a wait, which to the compiler is none: products seem done when they start."""
     leaves, tree = jax.tree.flatten(x)
     return jax.tree.unflatten(tree, lax.optimization_barrier(leaves)) if leaves else x
+
+
+def _dots(pairs: Sequence[tuple[Any, Any]]) -> jax.Array:
+    return functools.reduce(jnp.add, (_dot(own, other.transpose((1, 0))) for own, other in pairs))
 
 
 def _dot(weights: jax.Array, other: Any) -> jax.Array:

@@ -39,6 +39,8 @@ class Tiling:
       own_in_registers: own rows go into the score products from registers, which spares shared memory a third to half
         of its reads, in place of from shared memory.
       delta_inside: dq computes delta, from `out` in shared memory, in place of XLA; no matter to other kernels.
+      sum_columns: launches of the backward kernels compute at most so many columns each of the gradients, which takes
+        fewer registers, and the scores once for each launch; None is all.
       turns: warpgroups start the products of a block one after the other, so that they are not all busy with their
         softmax at the same time; only with `overlap`.
     """
@@ -53,6 +55,7 @@ class Tiling:
     unmasked_loop: bool = True
     own_in_registers: bool = False
     delta_inside: bool = False
+    sum_columns: int | None = None
     turns: bool = False
 
     def __post_init__(self) -> None:
@@ -85,11 +88,12 @@ class MmaTiling:
 
     Attributes:
       columns: of a block of the other side.
-      unmasked_loop: as `Tiling`'s.
+      unmasked_loop, sum_columns: as `Tiling`'s.
     """
 
     columns: int
     unmasked_loop: bool = True
+    sum_columns: int | None = None
     rows: ClassVar[int] = ROWS
     threads: ClassVar[int] = 1
     persistent: ClassVar[bool] = False
@@ -102,37 +106,72 @@ class MmaTiling:
 
 # The fastest on an H200 of those that compile without spills and fit into shared memory with all limits at once.
 _TILINGS = {
-    ("forward", 64, 64): Tiling(4, columns=64, stages=4, own_stages=2, overlap=False),
-    ("forward", 128, 64): Tiling(3, columns=64, stages=4, own_stages=2),
-    ("forward", 128, 128): Tiling(2, columns=64, stages=3),
-    ("dq", 64, 64): Tiling(2, columns=64, stages=4, own_stages=2, own_in_registers=True, delta_inside=True),
-    ("dq", 128, 64): Tiling(2, columns=64, stages=4, delta_inside=True),
-    ("dq", 128, 128): Tiling(2, columns=64, stages=3, overlap=False, own_in_registers=True),
-    ("dkdv", 64, 64): Tiling(3, columns=64, stages=4, own_stages=2, overlap=False),
-    ("dkdv", 128, 64): Tiling(2, columns=64, stages=4, overlap=False, unmasked_loop=False),
-    ("dkdv", 128, 128): Tiling(2, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False),
+    ("forward", 64, 64, 0): Tiling(4, columns=64, stages=4, own_stages=2, overlap=False),
+    ("forward", 128, 64, 0): Tiling(3, columns=64, stages=4, own_stages=2),
+    ("forward", 128, 128, 0): Tiling(2, columns=64, stages=3),
+    ("dq", 64, 64, 0): Tiling(2, columns=64, stages=4, own_stages=2, own_in_registers=True, delta_inside=True),
+    ("dq", 128, 64, 0): Tiling(2, columns=64, stages=4, delta_inside=True),
+    ("dq", 128, 128, 0): Tiling(2, columns=64, stages=3, overlap=False, own_in_registers=True),
+    ("dkdv", 64, 64, 0): Tiling(3, columns=64, stages=4, own_stages=2, overlap=False),
+    ("dkdv", 128, 64, 0): Tiling(2, columns=64, stages=4, overlap=False, unmasked_loop=False),
+    ("dkdv", 128, 128, 0): Tiling(2, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False),
+    # With a shared key: not measured.
+    ("forward", 64, 64, 64): Tiling(4, columns=64, stages=3, overlap=False),
+    ("forward", 64, 64, 128): Tiling(2, columns=64, stages=3),
+    ("forward", 64, 64, 192): Tiling(2, columns=64, stages=3),
+    ("forward", 128, 128, 64): Tiling(2, columns=64, stages=3),
+    ("forward", 128, 128, 128): Tiling(2, columns=64, stages=2, overlap=False),
+    ("forward", 128, 128, 192): Tiling(1, columns=64, stages=2, overlap=False),
+    ("dq", 64, 64, 64): Tiling(2, columns=64, stages=3, overlap=False, delta_inside=True),
+    ("dq", 64, 64, 128): Tiling(2, columns=64, stages=2, overlap=False, unmasked_loop=False),
+    ("dq", 64, 64, 192): Tiling(2, columns=64, stages=2, overlap=False, unmasked_loop=False, sum_columns=128),
+    ("dq", 128, 128, 64): Tiling(2, columns=64, stages=2, overlap=False, unmasked_loop=False, sum_columns=128),
+    ("dq", 128, 128, 128): Tiling(1, columns=64, stages=2, overlap=False, sum_columns=128),
+    ("dq", 128, 128, 192): Tiling(1, columns=64, stages=2, overlap=False, sum_columns=128),
+    ("dkdv", 64, 64, 64): Tiling(2, columns=64, stages=3, overlap=False, unmasked_loop=False),
+    ("dkdv", 64, 64, 128): Tiling(2, columns=64, stages=2, overlap=False, unmasked_loop=False),
+    ("dkdv", 64, 64, 192): Tiling(2, columns=64, stages=2, overlap=False, unmasked_loop=False),
+    ("dkdv", 128, 128, 64): Tiling(1, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False),
+    ("dkdv", 128, 128, 128): Tiling(1, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False),
+    ("dkdv", 128, 128, 192): Tiling(
+        1, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False, sum_columns=128
+    ),
+    **{
+        ("dshared", dim, dim, shared): Tiling(
+            1, columns=64, stages=2, overlap=False, persistent=False, unmasked_loop=False, sum_columns=128
+        )
+        for dim in (64, 128)
+        for shared in (64, 128, 192)
+    },
 }
 
 
 # Without spills for A100, H100 and B200; other tilings have not been measured.
 _MMA_TILINGS = {
-    ("forward", 64, 64): MmaTiling(64),
-    ("forward", 128, 64): MmaTiling(64),
-    ("forward", 128, 128): MmaTiling(64),
-    ("dq", 64, 64): MmaTiling(64),
-    ("dq", 128, 64): MmaTiling(32),
-    ("dq", 128, 128): MmaTiling(32),
-    ("dkdv", 64, 64): MmaTiling(32),
-    ("dkdv", 128, 64): MmaTiling(32),
-    ("dkdv", 128, 128): MmaTiling(16),
+    ("forward", 64, 64, 0): MmaTiling(64),
+    ("forward", 128, 64, 0): MmaTiling(64),
+    ("forward", 128, 128, 0): MmaTiling(64),
+    ("dq", 64, 64, 0): MmaTiling(64),
+    ("dq", 128, 64, 0): MmaTiling(32),
+    ("dq", 128, 128, 0): MmaTiling(32),
+    ("dkdv", 64, 64, 0): MmaTiling(32),
+    ("dkdv", 128, 64, 0): MmaTiling(32),
+    ("dkdv", 128, 128, 0): MmaTiling(16),
+    **{("forward", 64, 64, shared): MmaTiling(64) for shared in (64, 128, 192)},
+    **{("forward", 128, 128, shared): MmaTiling(32) for shared in (64, 128, 192)},
+    **{("dq", 64, 64, shared): MmaTiling(32, sum_columns=128) for shared in (64, 128, 192)},
+    **{("dq", 128, 128, shared): MmaTiling(32, sum_columns=128) for shared in (64, 128, 192)},
+    **{("dkdv", 64, 64, shared): MmaTiling(32) for shared in (64, 128, 192)},
+    **{("dkdv", 128, 128, shared): MmaTiling(32, sum_columns=128) for shared in (64, 128, 192)},
+    **{("dshared", d, d, shared): MmaTiling(32, sum_columns=128) for d in (64, 128) for shared in (64, 128, 192)},
 }
 
 
-def hopper_tiling(kernel: str, key_dim: int, value_dim: int) -> Tiling:
-    """Of one of the kernels "forward", "dq" and "dkdv", for a pair of HEAD_DIMS."""
-    return _TILINGS[kernel, key_dim, value_dim]
+def hopper_tiling(kernel: str, key_dim: int, value_dim: int, shared_dim: int = 0) -> Tiling:
+    """Of one of the kernels "forward", "dq", "dkdv" and "dshared", for an entry of HEAD_DIMS or SHARED_HEAD_DIMS."""
+    return _TILINGS[kernel, key_dim, value_dim, shared_dim]
 
 
-def mma_tiling(kernel: str, key_dim: int, value_dim: int) -> MmaTiling:
+def mma_tiling(kernel: str, key_dim: int, value_dim: int, shared_dim: int = 0) -> MmaTiling:
     """As `hopper_tiling`."""
-    return _MMA_TILINGS[kernel, key_dim, value_dim]
+    return _MMA_TILINGS[kernel, key_dim, value_dim, shared_dim]

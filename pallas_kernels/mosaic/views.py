@@ -15,7 +15,8 @@ ALIGNMENT = 8  # of the rows at which TMA may begin, given how it lays them out 
 def view(x: jax.Array, dilation: int, rows: int) -> jax.Array:
     """Rows of each residue modulo the dilation, filled up to whole blocks of so many.
 
-    A tile [B, length, H, D] becomes [B, R, dilation, H, D], without a copy where nothing is to be filled up. A line's
+    A tile [B, length, H, D] becomes [B, R, dilation, H, D], without a copy where nothing is to be filled up; what all
+    heads share has 1 in place of H, what the whole batch shares 1 in place of B. A line's
     numbers TMA wants side by side: [B, length, H] becomes [B, H, dilation, R], and ids [B, length] [B, 1, dilation, R].
     """
     padding = [(0, 0)] * x.ndim
@@ -58,9 +59,11 @@ def merged_shape(x: Any) -> jax.ShapeDtypeStruct:
 def rows_of(ref: Any, shape: tuple[int, ...], batch: Any, head: Any, dilation: int, residue: Any, first: Any) -> Any:
     """A tile [count, head_dim] or a line [count] of a merged view in global memory."""
     rows = pl.ds(first, shape[0])
+    batch = batch if ref.shape[0] > 1 else 0
     if not is_tile(ref):
         return ref.at[batch, head if ref.shape[1] > 1 else 0, residue, rows]
-    start = residue * (ref.shape[2] // dilation) + head * shape[1]
+    heads = ref.shape[2] // (dilation * shape[1])
+    start = (residue * heads + (head if heads > 1 else 0)) * shape[1]
     return ref.at[batch, rows, pl.ds(pl.multiple_of(start, shape[1]), shape[1])]
 
 

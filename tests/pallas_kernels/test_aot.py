@@ -1,6 +1,7 @@
 """The kernels as the compilers for real GPUs see them. Needs the extra `aot`; `make aot` installs it and runs this."""
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.aot import (
     TABLE_HEAD,
     TARGETS,
     VARIANTS,
+    AnyCase,
     Case,
     measure_all,
     measure_rounded,
@@ -22,7 +24,11 @@ from benchmarks.aot import (
     measure_training_step,
     table_rows,
 )
+from benchmarks.model_calls import EXPERIMENTS, ModelCase, model_cases
+from longformer_jax.attention import choice
+from pallas_kernels import mosaic
 from pallas_kernels.mosaic.tiling import hopper_tiling, mma_tiling
+from tests.attention.test_choice import A100, H100, chosen
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,14 +36,15 @@ pytestmark = [
 ]
 
 
-def check(wanted: list[tuple[str, Case]]) -> list[dict[str, dict[str, Any]]]:
+def check(wanted: Sequence[tuple[str, AnyCase]]) -> list[dict[str, dict[str, Any]]]:
     """Compiles all three kernels of each case and sees that none spills; returns what was found."""
     print("\n" + TABLE_HEAD)
     kernels = {"banded_attention_forward", "banded_attention_dq", "banded_attention_dkdv"}
     spills, all_found = [], []
     for target, case, found in measure_all(wanted):
         print(table_rows(target, case, found), flush=True)
-        assert found.keys() == kernels | ({"banded_attention_dshared"} if case.shared_dim else set()), case.name
+        shared = {"banded_attention_dshared"} if getattr(case, "shared_dim", 0) else set()
+        assert found.keys() == kernels | shared, case.name
         assert all(0 < figures["registers"] <= 255 for figures in found.values()), (target, case.name)
         spills += [(target, case.name, kernel) for kernel, figures in found.items() if figures["spilled"]]
         all_found.append(found)
@@ -58,14 +65,16 @@ def test_no_kernel_spills(dtype: str, target: str) -> None:
 
 def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill() -> None:
     # Products and loads of each kernel, of which the compiler may have copies in several loops.
-    products, loads = ({"forward": n, "dq": m, "dkdv": k} for n, m, k in ((2, 3, 4), (3, 6, 6)))
+    products = {"forward": 2, "dq": 3, "dkdv": 4, "dshared": 3}
+    loads = {"forward": 3, "dq": 6, "dkdv": 6, "dshared": 6}
     for case, found in zip(HOPPER_CASES, check([("sm_90a", case) for case in HOPPER_CASES]), strict=True):
         for kernel, figures in found.items():
             name = kernel.removeprefix("banded_attention_")
             assert figures["HGMMA"] >= products[name] and figures["UTMALDG"] >= loads[name], (kernel, figures)
             assert not figures["serialized"], (kernel, figures)
             assert not figures["faults"], (case.name, kernel, figures["faults"])
-            if hopper_tiling(name, case.key_dim, case.value_dim).overlap:
+            dims = mosaic.filled_up_dims(case.key_dim, case.value_dim, case.shared_dim)
+            if hopper_tiling(name, *dims).overlap:
                 assert figures["beside_products"] >= 32, (kernel, figures)  # each thread's of a block
 
 
@@ -82,15 +91,38 @@ def test_what_the_sweep_tries_beside_the_defaults_does_not_spill() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_for_any_gpu_use_its_copies_and_do_not_spill(target: str) -> None:
     wanted = [(target, case) for case in MMA_CASES if target == "sm_80" or len(case.options) > 1]
-    products, loads = ({"forward": n, "dq": m, "dkdv": k} for n, m, k in ((2, 3, 4), (3, 4, 4)))
+    products = {"forward": 2, "dq": 3, "dkdv": 4, "dshared": 3}
+    loads = {"forward": 3, "dq": 4, "dkdv": 4, "dshared": 4}
     copies, no_copies = ("LDGSTS", "UTMALDG") if target == "sm_80" else ("UTMALDG", "LDGSTS")
     for (_, case), found in zip(wanted, check(wanted), strict=True):
         for kernel, figures in found.items():
             name = kernel.removeprefix("banded_attention_")
             # A product of 64 rows takes a warp as many instructions of 16 x 8 x 16, one each for 16 and for 8.
-            columns = mma_tiling(name, case.key_dim, case.value_dim).columns
+            dims = mosaic.filled_up_dims(case.key_dim, case.value_dim, case.shared_dim)
+            columns = mma_tiling(name, *dims).columns
             assert figures["HMMA"] >= products[name] * 64 * columns // (16 * 8), (kernel, figures)
             assert figures[copies] >= loads[name] and not figures[no_copies], (kernel, figures)
+
+
+SETS = (("triton", A100, "sm_80"), ("triton", H100, "sm_90a"), ("hopper", H100, "sm_90a"), ("mma", A100, "sm_80"))
+
+
+def test_the_papers_models_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that their training calls in each phase; of each kind one is compiled.
+
+    `python -m benchmarks.aot --model=NAME` compiles all of them.
+
+    """
+    kinds: dict[Any, tuple[str, ModelCase]] = {}
+    for kernels, kind, target in SETS:
+        monkeypatch.setenv(choice.VARIABLE, kernels)
+        for case in (case for name in EXPERIMENTS for case in model_cases(name, choice.KERNELS[kernels])):
+            dims = case.call.dims
+            assert chosen(kind, case.call.dtype, *dims) == case.implementation, case.name
+            # Windows and lengths are constants in the code; head_dims are filled up.
+            filled = mosaic.filled_up_dims(*dims) if case.is_mosaic else (*dims[:2], (dims[2] - 1).bit_length())
+            kinds[target, case.implementation, filled] = target, case
+    check(list(kinds.values()))
 
 
 @pytest.mark.parametrize("case", ROUNDED_CASES, ids=lambda case: case.name)

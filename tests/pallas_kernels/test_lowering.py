@@ -68,7 +68,7 @@ def test_the_kernels_name_what_they_need() -> None:
     sentence = r": head_dim is 64 of key, 336 of shared_key; the kernels take at most 128 and 256"
     with pytest.raises(NotImplementedError, match=sentence):
         lowered(lambda *x: shared_attend(*x, implementation="pallas_triton"), query, SHAPE, SHAPE, shared)
-    sentence = r": head_dim is 400; the kernels take up to 128"
+    sentence = r": head_dim of shared_key is 336; the kernels take up to 192"
     for name in ("pallas_mosaic_gpu", "pallas_mosaic_mma"):
         with pytest.raises(NotImplementedError, match=sentence):
             lowered(functools.partial(shared_attend, implementation=name), query, SHAPE, SHAPE, shared)

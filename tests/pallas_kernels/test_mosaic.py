@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 import types
 from typing import Any
@@ -23,6 +24,7 @@ from pallas_kernels.walk import Walk
 from tests.attention.cases import (
     ALL_ARRAYS,
     ARRAYS,
+    CASE,
     CASES,
     Case,
     assert_close,
@@ -42,6 +44,16 @@ def smaller(case: Case) -> Case:
 
 
 ADAPTED = [with_head_dims(smaller(case), HEAD_DIMS, n) for n, case in enumerate(CASES)]
+# Of head_dims that are filled up: 64 beside 64, 128 and 192, and 128 beside 192.
+SHARED = [
+    dataclasses.replace(smaller(CASE[name]), H=H, Dk=dims[0], Dv=dims[1], R=dims[2], dilation=dilation)
+    for name, H, dims, dilation in (
+        ("shared_walk", 2, (64, 64, 22), 1),
+        ("shared_dilated", 4, (64, 40, 126), (1, 3, 2, 2)),
+        ("shared_everything", 3, (48, 64, 166), (2, 2, 1)),
+        ("shared_out_of_reach", 1, (128, 128, 180), 1),
+    )
+]
 
 
 def interpreted(implementation: str, case: Case, dtype: str) -> dict[str, np.ndarray]:
@@ -52,7 +64,7 @@ def interpreted(implementation: str, case: Case, dtype: str) -> dict[str, np.nda
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ADAPTED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*ADAPTED, *SHARED], ids=lambda case: case.name)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_errs_little_more_than_plain_attention(implementation: str, case: Case) -> None:
     dtype = "float16" if case.name in ("causal_walk", "segments", "everything") else "bfloat16"
@@ -62,7 +74,7 @@ def test_errs_little_more_than_plain_attention(implementation: str, case: Case) 
     rounded = jax.tree.map(lambda x: x.astype(jnp.float32), (inputs, cotangents))
     oracle = with_gradients(case.attend("reference"), *rounded)
     assert_close(found["lse"], oracle["lse"], "lse")  # products of rounded inputs are exact in float32
-    for array in ("out", "dquery", "dkey", "dvalue"):
+    for array in found.keys() - {"lse"}:
         assert found[array].dtype == plain[array].dtype
         error, plain_error = (np.abs(x[array].astype(np.float32) - oracle[array]) for x in (found, plain))
         rounding = float(jnp.finfo(dtype).eps) * np.abs(oracle[array]).max()  # of the result is allowed in any case
@@ -70,9 +82,9 @@ def test_errs_little_more_than_plain_attention(implementation: str, case: Case) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("key_dim", "value_dim", "shared_dim"), [(66, 64, 0), (20, 12, 0), (40, 72, 0), (64, 64, 22)])
-def test_other_head_dims_are_filled_up(key_dim: int, value_dim: int, shared_dim: int) -> None:
-    case = Case("filled_up", T=150, H=2, Dk=key_dim, Dv=value_dim, R=shared_dim, window=(40, 20))
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(66, 64), (20, 12), (40, 72)])
+def test_other_head_dims_are_filled_up(key_dim: int, value_dim: int) -> None:
+    case = Case("filled_up", T=150, H=2, Dk=key_dim, Dv=value_dim, window=(40, 20))
     found = interpreted("pallas_mosaic_gpu", case, "bfloat16")
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), (case.inputs("bfloat16"), case.cotangents("bfloat16")))
     oracle = with_gradients(case.attend("reference"), *exact)
@@ -105,7 +117,7 @@ def test_overlap_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 def found_with(tiling: Tiling, case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """What Hopper's kernels find where all three have this tiling."""
     for kernel in PASSES:
-        monkeypatch.setitem(tilings._TILINGS, (kernel, 64, 64), tiling)
+        monkeypatch.setitem(tilings._TILINGS, (kernel, 64, 64, 0), tiling)
     return interpreted("pallas_mosaic_gpu", case, dtype)
 
 
@@ -129,7 +141,7 @@ def found_with(tiling: Tiling, case: Case, dtype: str, monkeypatch: pytest.Monke
 def test_every_way_to_cut_them_is_right(tiling: Tiling | MmaTiling, monkeypatch: pytest.MonkeyPatch) -> None:
     is_mma = isinstance(tiling, MmaTiling)
     for kernel in PASSES:
-        monkeypatch.setitem(tilings._MMA_TILINGS if is_mma else tilings._TILINGS, (kernel, 64, 64), tiling)
+        monkeypatch.setitem(tilings._MMA_TILINGS if is_mma else tilings._TILINGS, (kernel, 64, 64, 0), tiling)
     case = Case("cut", T=400, H=1, Dk=64, Dv=64, window=(150, 70), segments="long")
     found = interpreted(IMPLEMENTATIONS[is_mma], case, "bfloat16")
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), (case.inputs("bfloat16"), case.cotangents("bfloat16")))
@@ -161,7 +173,7 @@ def test_own_rows_are_in_registers_before_others_are_loaded_there(monkeypatch: p
     """As above, of a program with several items."""
     monkeypatch.setattr(tiles, "_dot", lambda x, y: jnp.zeros((len(x), y.shape[1]), jnp.float32))
     tiling = Tiling(1, 64, 3, own_in_registers=True)
-    monkeypatch.setitem(tilings._TILINGS, ("forward", 64, 64), tiling)
+    monkeypatch.setitem(tilings._TILINGS, ("forward", 64, 64, 0), tiling)
     case = Case("registers", T=520, H=1, Dk=64, Dv=64, window=40)
     case.attend("pallas_mosaic_gpu_interpret")(*case.inputs("bfloat16"))
 
@@ -209,7 +221,7 @@ def test_a_warpgroup_takes_part_in_what_its_rows_see(
     for number in range(walk.programs):
         block = aligned(walk.block(number, 0, span), columns)
         for warpgroup in range(warpgroups):
-            item = Item(schedule, 0, 0, None, block)
+            item = Item(schedule, 0, 0, 0, None, block)
             own_rows = item.own_rows(warpgroup, numbers=unused)
             own = own_rows.first + rows[:, None]
             sees, sees_all = np.zeros((2, int(block.count)), bool)
@@ -320,6 +332,29 @@ def test_nothing_of_the_sequences_is_copied(dilation: int, implementation: str) 
     assert text.count("banded_attention_dq") and text.count("banded_attention_dkdv")
     moved = [line for line in text.splitlines() if re.search(r"stablehlo\.(pad|transpose|concatenate|gather)", line)]
     assert moved and not [line for line in moved if "x64x" in line or "x64xbf16" in line]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_shared_key_is_not_copied_to_the_heads(implementation: str) -> None:
+    """Nor is its gradient one for each head: in no array have 4 heads 128 numbers each of it, but the query's."""
+    B, S, H = 2, 1024, 4
+    query, key, shared = (
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((B, 512, H, 192), (B, S, H, 64), (B, S, 128))
+    )
+
+    def both(query, key, value, shared_key, cotangent):
+        def attended(*x):
+            return attend(*x[:3], shared_key=x[3], implementation=implementation)
+
+        out, pullback = jax.vjp(attended, query, key, value, shared_key)
+        return out, pullback(cotangent)
+
+    text = lowered(both, query, key, key, shared, jax.ShapeDtypeStruct((B, 512, H, 64), jnp.bfloat16))
+    # A loop over the heads, of one launch as dkdv is.
+    assert text.count("banded_attention_dshared") == text.count("banded_attention_dkdv") > 0
+    shapes = re.findall(r"tensor<([\dx]+)x(?:bf16|f32)>", text)
+    sizes = {math.prod(map(int, shape.split("x"))) for shape in shapes}
+    assert B * S * 128 in sizes and B * S * H * 64 in sizes and B * S * H * 128 not in sizes
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
