@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A package may import itself and what stands after it, nothing that stands before.
 LAYERS = {
-    "scripts": {"evaluation", "training", "models", "data", "weights", "attention"},
-    "evaluation": {"training", "models", "data", "weights", "attention"},
-    "training": {"models", "data", "weights", "attention"},
+    "scripts": {"evaluation", "training", "tasks", "models", "data", "weights", "attention"},
+    "evaluation": {"training", "tasks", "models", "data", "weights", "attention"},
+    "training": {"tasks", "models", "data", "weights", "attention"},
+    "tasks": {"models", "data", "weights", "attention"},
     "weights": {"models", "attention"},
     "models": {"attention"},
     "data": set(),

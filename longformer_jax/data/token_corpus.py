@@ -1,6 +1,5 @@
 """Corpora of packed tokens, built once and memory-mapped from then on."""
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -8,19 +7,18 @@ import logging
 import math
 import operator
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from longformer_jax.data.cache import MANIFEST, cache_directory, open_or_build
 from longformer_jax.data.documents import DocumentSource, Paths, document_source
 from longformer_jax.data.packing import Packer, batched_by_length
 from longformer_jax.errors import InputError
-from longformer_jax.files import read_json, replacing, user_path
+from longformer_jax.files import read_json, replacing
 from longformer_jax.integers import check_number
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ DEFAULT_VALIDATION_FRACTION = 0.01
 
 _SPLITS = ("train", "validation")
 _FORMAT = 1  # of what is below and in packing.py; another one is another cache
-_MANIFEST = "manifest.json"  # written last: what is in it is whole
 # What an interrupted build loses at most. A row does not reach beyond its shard, so this is no small number.
 _SHARD_CHARACTERS = 1 << 25
 
@@ -124,7 +121,6 @@ def load_token_corpus(
     if not 0 <= check_number("validation_fraction", validation_fraction, "a number in [0, 1)") < 1:
         raise InputError(f"validation_fraction is {validation_fraction}; expected a number in [0, 1)")
     packer = Packer.of(tokenizer, sequence_length)
-    cache_dir = _default_cache_dir() if cache_dir is None else user_path("cache_dir", cache_dir)
 
     splits, sums = _cached_rows(source, packer, validation_fraction, cache_dir)
     if validation_source is not None:
@@ -155,39 +151,25 @@ def _validates(document: int, fraction: float) -> bool:
     return int((document + 1) * fraction) > int(document * fraction)
 
 
-def _default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longformer_jax"
-
-
 def _cached_rows(
-    source: DocumentSource, packer: Packer, validation_fraction: float, cache_dir: Path
+    source: DocumentSource, packer: Packer, validation_fraction: float, cache_dir: str | os.PathLike[str] | None
 ) -> tuple[_Splits, _Sums]:
     """What `_open` returns of the cache, where the rows are written if they are not there."""
     fingerprint = source.fingerprint()
     key = [_FORMAT, _SHARD_CHARACTERS, fingerprint, packer.tokenizer.to_str(), packer.sequence_length]
-    digest = hashlib.sha256(json.dumps([*key, float(validation_fraction)]).encode()).hexdigest()
-    directory = cache_dir / f"{re.sub(r'[^\w.-]+', '_', source.name)[:64]}-{digest[:16]}"
-    opened = _open(directory, packer)
-    if opened is not None:
-        return opened
-    with _locked(directory):
-        opened = _open(directory, packer)  # another process may just have built it
-        if opened is None:
-            if (directory / _MANIFEST).exists():
-                logging.getLogger(__name__).warning("%s is damaged; building it again", directory)
-                (directory / _MANIFEST).unlink()
-            _build(directory, source, fingerprint, packer, validation_fraction)
-            opened = _open(directory, packer)
-    if opened is None:
-        raise OSError(f"{directory} does not hold what has just been written to it")
-    return opened
+    directory = cache_directory(cache_dir, source.name, [*key, float(validation_fraction)])
+    return open_or_build(
+        directory,
+        lambda: _open(directory, packer),
+        lambda: _build(directory, source, fingerprint, packer, validation_fraction),
+    )
 
 
 def _open(directory: Path, packer: Packer) -> tuple[_Splits, _Sums] | None:
     """The rows of each split of a finished build, mapped, and their sums; None if it is not finished or damaged."""
     splits: _Splits = {}
     try:
-        manifest = read_json(directory / _MANIFEST)
+        manifest = read_json(directory / MANIFEST)
         for split in _SPLITS:
             shape = (manifest[split]["rows"], packer.sequence_length)
             with (directory / f"{split}.bin").open("rb") as file:
@@ -202,22 +184,6 @@ def _open(directory: Path, packer: Packer) -> tuple[_Splits, _Sums] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     return splits, {split: manifest[split]["sha256"] for split in _SPLITS}
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Makes `directory` and keeps other processes from building in it; the lock goes with the process that holds it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("w")
-    except OSError as error:
-        raise InputError(
-            f"cache_dir is {str(directory.parent)!r}, which cannot be written to ({error.strerror}); expected a "
-            "directory for the rows"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _build(directory: Path, source: DocumentSource, fingerprint: Any, packer: Packer, fraction: float) -> None:
@@ -251,7 +217,7 @@ def _build(directory: Path, source: DocumentSource, fingerprint: Any, packer: Pa
                 digest.update(rows[split].data)
                 count += len(rows[split])
         manifest[split] = {"rows": count, "sha256": digest.hexdigest()}
-    with replacing(directory / _MANIFEST) as partial:
+    with replacing(directory / MANIFEST) as partial:
         partial.write_text(json.dumps(manifest, indent=2))
     for shard in shards:
         shard.unlink()

@@ -1,0 +1,199 @@
+"""What a task is: how its files are read, what the model is given and asked for, and how answers are scored.
+
+The way of an example:
+
+    files --read--> example --texts, tokenizer, rows--> rows --batches--> inputs, head, outputs --> decode
+    --> prediction --write_predictions--> the official file, and --score--> metrics
+
+An example is a mapping of JSON values. It may become several rows, such as the pieces of a long document; decoding gets
+what the model said of all of them together. A row is a mapping of one-dimensional arrays, whose kinds `fields` lists.
+"""
+
+import abc
+import collections
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from longformer_jax.errors import InputError
+from longformer_jax.files import replacing
+from longformer_jax.models import LongformerConfig
+from longformer_jax.weights import save_pretrained
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+    from longformer_jax.data.packing import Packer
+
+# JSON values; "id" is a text that no other example of a split has.
+Example = dict[str, Any]
+
+# How often something happened to what was read, such as "cut at 4,096 tokens".
+Counts = collections.Counter[str]
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A kind of one-dimensional arrays that a row has.
+
+    Attributes:
+      dtype: a NumPy dtype's name.
+      length: for how many entries a batch has room; None is as many as tokens. What is left is filled with `fill`.
+      fill: the value of entries that are not there.
+      for_model: whether batches have it; what only decoding needs, such as character offsets, stays on the host.
+    """
+
+    dtype: str = "int32"
+    length: int | None = None
+    fill: int = 0
+    for_model: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+    """A task; a subclass is a frozen dataclass whose fields are settings, which config.json keeps.
+
+    Attributes:
+      kind: the task's name in `TASKS`, or "MODULE:CLASS".
+    """
+
+    kind: str
+
+    # What an example is called, in the plural.
+    unit: ClassVar[str] = "documents"
+    # The splits that the distributed files have, "train" and "validation" at least.
+    splits: ClassVar[Sequence[str]] = SPLITS
+    # What decoding and scoring need of an example.
+    kept: ClassVar[Sequence[str]] = ("id",)
+    # The fields that only labelled examples have.
+    targets: ClassVar[Sequence[str]] = ()
+
+    # Reading.
+
+    @abc.abstractmethod
+    def files(self, path: Path, split: str) -> list[Path]:
+        """The files that `read` reads; raises InputError where one is missing."""
+
+    @abc.abstractmethod
+    def read(self, path: Path, split: str, counts: Counts) -> Iterator[Example]:
+        """The examples of a split, one at a time, in an order that does not change.
+
+        Args:
+          path: where the data is.
+          split: one of `splits`.
+          counts: where what is dropped is counted, under a reason.
+
+        Raises:
+          InputError: one sentence that names the file, the record and the field.
+        """
+
+    @abc.abstractmethod
+    def read_own(self, path: Path) -> Iterator[Example]:
+        """The examples of a file of a user's own, labelled or not; raises InputError as `read` does."""
+
+    def from_text(self, text: str, name: str) -> Example:
+        """An example without a label, for `predict`; raises InputError where a task needs more than a text."""
+        raise InputError(f"task is {self.kind!r}, which answers no plain text; expected a file that it reads")
+
+    def is_labelled(self, example: Example) -> bool:
+        """Whether an example has what `score` compares with."""
+        return True
+
+    # Features.
+
+    @abc.abstractmethod
+    def texts(self, example: Example) -> list[str]:
+        """What is tokenized of an example, one after the other, without special tokens."""
+
+    @abc.abstractmethod
+    def rows(
+        self, example: Example, encodings: "Sequence[Encoding]", packer: "Packer", counts: Counts
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of an example, each a mapping of `fields` to lists of numbers.
+
+        Args:
+          example: as it was read.
+          encodings: of `texts`, each with `ids` and, for every id, `offsets`: the characters that it stands for.
+          packer: with the ids of special tokens, and the most tokens of a row as `sequence_length`.
+          counts: where what is cut or dropped is counted, under a reason.
+        """
+
+    @abc.abstractmethod
+    def fields(self) -> Mapping[str, Field]:
+        """The arrays of a row; "input_ids" is one of them, and pads with the tokenizer's <pad> whatever it says here.
+
+        `targets` are missing in rows of examples without a label.
+        """
+
+    # The model.
+
+    @abc.abstractmethod
+    def head(self, model: LongformerConfig) -> nn.Module:
+        """The module: an encoder named "longformer", and on it what the task needs."""
+
+    def model(self, model: LongformerConfig) -> LongformerConfig:
+        """The configuration with what the task decides of it, such as the number of labels."""
+        return model
+
+    def inputs(self, batch: Mapping[str, jax.Array], model: LongformerConfig) -> dict[str, Any]:
+        """The arguments of the head's call, from a batch of arrays `[B, length]`; traced."""
+        ids = batch["input_ids"].astype(jnp.int32)
+        return {"input_ids": ids, "attention_mask": ids != model.pad_token_id}
+
+    @abc.abstractmethod
+    def loss(self, output: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """float32 `[B]`: the loss of each row, given what the head returns; traced."""
+
+    @abc.abstractmethod
+    def outputs(self, output: Any, batch: Mapping[str, jax.Array]) -> Any:
+        """What decoding needs of what the head returns, a small tree of arrays `[B, …]`; traced."""
+
+    def save(self, directory: Path, model: LongformerConfig, params: Any) -> None:
+        """Writes the model for `load_pretrained`; a task whose head that does not know has its own way."""
+        save_pretrained(directory, model, params, type(self.head(model)))
+
+    # Answers.
+
+    @abc.abstractmethod
+    def decode(self, example: Example, rows: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Any]) -> Any:
+        """The prediction for an example, JSON values.
+
+        Args:
+          example: its `kept` part.
+          rows: all its rows.
+          outputs: for each row, its part of `outputs`.
+        """
+
+    @abc.abstractmethod
+    def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+        """The metrics, given what `decode` returned and the `kept` parts of the examples."""
+
+    @property
+    @abc.abstractmethod
+    def selection(self) -> str:
+        """The metric, the larger the better, that selects the best checkpoint."""
+
+    @abc.abstractmethod
+    def describe(self, prediction: Any) -> str:
+        """A prediction in one line of text."""
+
+    def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
+        """Writes the official file of predictions; here, a JSON object a line."""
+        with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+            for prediction in predictions:
+                file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+
+    def check_split(self, split: str) -> None:
+        """Raises InputError unless the task has a split of this name."""
+        if split not in self.splits:
+            expected = ", ".join(self.splits)
+            raise InputError(f"split is {split!r}, which {self.kind} does not have; expected one of {expected}")

@@ -1,0 +1,101 @@
+"""Records with named fields in files: JSON lines, CSV and TSV, each also compressed with gzip."""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+from longformer_jax.errors import InputError
+
+SUFFIXES = (".jsonl", ".csv", ".tsv")
+_LONGEST_FIELD = 2**31 - 1  # a document is longer than the 128 KiB that csv takes unless told otherwise
+
+
+def kind_of(path: Path) -> str | None:
+    """The suffix that tells a file's format, that of gzip left out; None where it is no file of records."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    return suffix if suffix in SUFFIXES else None
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What each record is called in a sentence, "record 3 of FILE", and its fields.
+
+    Raises:
+      InputError: the file is missing, is of another format or damaged, or a record is none.
+    """
+    kind = kind_of(path)
+    if kind is None:
+        raise InputError(f"{str(path)!r} is no file of records; expected one whose name ends in {', '.join(SUFFIXES)}")
+    with opened(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        yield from _json_lines(path, text) if kind == ".jsonl" else _table(path, text, kind)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked where its name ends in .gz; what is wrong with them is an InputError."""
+    if not path.is_file():
+        raise InputError(f"{str(path)!r} is no file; expected one with data")
+    try:
+        with path.open("rb") as stored:
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=stored) if path.suffix == ".gz" else stored)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{str(path)!r} is no UTF-8 ({error.reason}); expected text in UTF-8") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{str(path)!r} is damaged ({error}); expected a file compressed with gzip") from None
+
+
+def text_field(place: str, record: dict[str, Any], name: str) -> str:
+    """A field that is a text, or a whole number, as text; raises InputError where it is none."""
+    if name not in record:
+        raise InputError(f"{place} has no field {name!r}; expected it beside {', '.join(map(repr, record))}")
+    value = record[name]
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str):
+        raise InputError(f"{place}: {name} is {value!r}; expected a text")
+    return value
+
+
+def _json_lines(path: Path, lines: Iterator[str] | io.TextIOWrapper) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    for line in lines:
+        if not line.strip():
+            continue
+        number += 1
+        place = f"record {number:,} of {str(path)!r}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place} is no JSON ({error}); expected a JSON object in each line") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{place} is a {type(record).__name__}; expected a JSON object in each line")
+        yield place, record
+
+
+def _table(path: Path, lines: io.TextIOWrapper, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
+    rows = csv.reader(lines, **dialect)  # pyrefly: ignore[bad-argument-type]
+    number = 0
+    try:
+        columns = next(rows, [])
+        if len(set(columns)) < len(columns) or not all(columns):
+            raise InputError(f"{str(path)!r} has the columns {columns}; expected a name for each, none twice")
+        for row in rows:
+            if not row:
+                continue
+            number += 1
+            place = f"record {number:,} of {str(path)!r}"
+            if len(row) != len(columns):
+                raise InputError(f"{place} has {len(row)} columns; expected {len(columns)}: {', '.join(columns)}")
+            yield place, dict(zip(columns, row, strict=True))
+    except csv.Error as error:
+        raise InputError(
+            f"record {number + 1:,} of {str(path)!r} is damaged ({error}); expected {kind[1:].upper()}"
+        ) from None
