@@ -33,10 +33,10 @@ quickstart: $(READY)
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample=500
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # XLA's CUDA plugin would make every other command look for a GPU.
 .venv-aot/ready: $(READY)

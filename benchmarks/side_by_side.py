@@ -47,6 +47,7 @@ class Part:
     together: bool = False
     peak_only: tuple[str, ...] = ()
     settings_apart: bool = False
+    settings: tuple[str, ...] = tuple(SETTINGS)
 
     @property
     def cases(self) -> list[Case]:
@@ -96,7 +97,7 @@ def measure_times(part: Part, commands: dict[str, list[str]]) -> tuple[Measured,
     samples: dict[tuple[Case, str, str], list[float]] = {}
     versions: dict[str, str] = {}
     groups = [part.lengths] if part.together else [(length,) for length in part.lengths]
-    at_once = [(setting,) for setting in SETTINGS] if part.settings_apart else [tuple(SETTINGS)]
+    at_once = [(setting,) for setting in part.settings] if part.settings_apart else [part.settings]
     for lengths, settings in itertools.product(groups, at_once):
         cases = [case for case in part.cases if case[1] in lengths]
         with ExitStack() as stack:
@@ -128,7 +129,7 @@ def measure_peaks(part: Part, commands: dict[str, list[str]]) -> Measured:
                 continue
             print(f"  peak memory of {name}, {work} at {length}", file=sys.stderr)
             side = [*command, f"--work={work}", f"--length={length}", "--repeats=1"]
-            for setting in SETTINGS:
+            for setting in part.settings:
                 # With one arena only, all that was freed before the call can be handed back, and counts when reused.
                 environment = os.environ | SETTINGS[setting] | {"MALLOC_ARENA_MAX": "1"}
                 ran = subprocess.run(side, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -140,7 +141,7 @@ def ratio(measured: Measured, over: tuple[Case, str], under: tuple[Case, str]) -
     """The first divided by the second: both at glibc's default, and each at the better of its settings."""
 
     def at(side: tuple[Case, str]) -> dict[str, float]:
-        settings = {setting: measured[*side, setting] for setting in SETTINGS}
+        settings = {setting: measured[*side, setting] for setting in SETTINGS if (*side, setting) in measured}
         return settings | {"best": min(settings.values())}
 
     return {setting: at(over)[setting] / at(under)[setting] for setting in ("default", "best")}
@@ -200,7 +201,7 @@ def run(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     parser.add_argument("--torch-python", type=Path, help="Python of an environment with torch and transformers")
-    parser.add_argument("--quick", action="store_true", help="short sequences and few rounds; writes no JSON")
+    parser.add_argument("--quick", action="store_true", help="short sequences, one round and allocator; writes no JSON")
     parser.add_argument("--rounds", type=int, help="timed calls of each case")
     parser.add_argument("--output", type=Path, help=f"in place of results/{output_name.format('PART')}")
     options = parser.parse_args()
@@ -208,7 +209,7 @@ def run(
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     part = parts[options.part]
     if options.quick:
-        part = dataclasses.replace(part, lengths=quick, rounds=3)
+        part = dataclasses.replace(part, lengths=quick, rounds=1, settings=("default",))
     part = dataclasses.replace(part, rounds=options.rounds or part.rounds)
     commands = {}
     for name in part.sides:

@@ -1,5 +1,6 @@
 """Tests run on the CPU whatever the machine has, and so do the processes that they start; how to start some."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Threads of XLA. Each warpgroup that the Hopper kernels' interpreter runs holds one while it waits for another.
 os.environ["PJRT_NPROC"] = "8"
+# Half of the suite's time would be LLVM's, which optimises programs that run once, for milliseconds.
+CHEAP_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{CHEAP_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +48,7 @@ def start_python(compilation_cache: Path) -> Callable[..., subprocess.Popen[str]
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,
             env={**os.environ, **cache, "PYTHONPATH": path, **environment},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -62,3 +67,40 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     return run
+
+
+# Loads a command once, which takes longer than to refuse what is wrong with its flags; each line is a command to run.
+FORKING = """
+import importlib, json, os, runpy, sys, tempfile
+importlib.import_module(sys.argv[1])
+for line in sys.stdin:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        if not (child := os.fork()):
+            os.dup2(output.fileno(), 1)
+            os.dup2(errors.fileno(), 2)
+            sys.argv = json.loads(line)
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            sys.exit()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        printed = [file.seek(0) or file.read().decode() for file in (output, errors)]
+        print(json.dumps([status, *printed]), flush=True)
+"""
+MODULES = {"train.py": "longformer_jax.scripts.train", "eval.py": "longformer_jax.scripts.evaluate"}
+
+
+@pytest.fixture(scope="session")
+def run_script(start_python: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable]:
+    """Runs train.py or eval.py with arguments to its end, in a fork of a process that has loaded it before."""
+    servers: dict[str, subprocess.Popen[str]] = {}
+
+    def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        server = servers.get(script) or servers.setdefault(script, start_python("-c", FORKING, MODULES[script]))
+        assert server.stdin and server.stdout
+        print(json.dumps([script, *map(str, arguments)]), file=server.stdin, flush=True)
+        line = server.stdout.readline()
+        assert line, server.communicate()[1]
+        return subprocess.CompletedProcess(arguments, *json.loads(line))
+
+    yield run
+    for server in servers.values():
+        server.communicate()

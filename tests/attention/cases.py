@@ -247,11 +247,19 @@ def plain_attention(case: Case) -> Callable:
     return attend
 
 
-def with_gradients(attend: Callable, inputs: tuple, cotangents: tuple) -> dict[str, np.ndarray]:
-    """What attend(*inputs) -> (out, lse) gives, and its gradients by cotangents of out and lse."""
+def compiled(attend: Callable, compiler_options: dict | None = None) -> Callable[..., dict[str, np.ndarray]]:
+    """A function of inputs and cotangents of out and lse: what attend(*inputs) -> (out, lse) and its gradients are."""
+    run = jax.jit(value_and_gradients(attend), compiler_options=compiler_options)
 
-    run = jax.jit(value_and_gradients(attend))
-    return dict(zip(ALL_ARRAYS[: 2 + len(inputs)], map(np.asarray, run(inputs, cotangents)), strict=True))
+    def named(inputs: tuple, cotangents: tuple) -> dict[str, np.ndarray]:
+        return dict(zip(ALL_ARRAYS[: 2 + len(inputs)], map(np.asarray, run(inputs, cotangents)), strict=True))
+
+    return named
+
+
+def with_gradients(attend: Callable, inputs: tuple, cotangents: tuple) -> dict[str, np.ndarray]:
+    """What a function that is compiled for one call gives."""
+    return compiled(attend)(inputs, cotangents)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Every implementation under jit, vmap, grad, checkpoint and scan, with all that limits a query's view."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from longformer_jax import banded_attention
-from tests.attention.cases import ALL_ARRAYS, Case, assert_close, with_gradients
+from tests.attention.cases import ALL_ARRAYS, Case, assert_close, compiled, with_gradients
 
 CASE = Case(
     B=2, T=300, window=40, dilation=(1, 2), masked=True, segments="shared", dropout_rate=0.2, dead_rows=True, R=3
@@ -20,25 +21,31 @@ def attend(implementation: str) -> Callable:
     return CASE.attend(implementation)
 
 
+@functools.cache
+def plain(implementation: str) -> Callable:
+    """Compiled once for all tests that compare with it."""
+    return compiled(CASE.attend(implementation))
+
+
 def assert_all_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     for name in expected:
         assert_close(found[name], expected[name], name)
 
 
-def test_eager_equals_jit(attend: Callable) -> None:
-    jitted = with_gradients(attend, CASE.inputs(), CASE.cotangents())
+def test_eager_equals_jit(attend: Callable, implementation: str) -> None:
+    jitted = plain(implementation)(CASE.inputs(), CASE.cotangents())
     outputs, pullback = jax.vjp(attend, *CASE.inputs())
     eager = dict(zip(jitted, map(np.asarray, (*outputs, *pullback(CASE.cotangents()))), strict=True))
     assert_all_close(eager, jitted)
 
 
-def test_checkpoint(attend: Callable) -> None:
-    plain = with_gradients(attend, CASE.inputs(), CASE.cotangents())
-    assert_all_close(with_gradients(jax.checkpoint(attend), CASE.inputs(), CASE.cotangents()), plain)
+def test_checkpoint(attend: Callable, implementation: str) -> None:
+    arrays = CASE.inputs(), CASE.cotangents()
+    assert_all_close(with_gradients(jax.checkpoint(attend), *arrays), plain(implementation)(*arrays))
 
 
 @pytest.mark.parametrize("only", ["out", "lse"])
-def test_gradient_through_one_output(only: str, attend: Callable) -> None:
+def test_gradient_through_one_output(only: str, attend: Callable, implementation: str) -> None:
     """The other output's cotangent is a zero that was never written down."""
     dout, dlse = CASE.cotangents()
     place, cotangents = {"out": (0, (dout, 0 * dlse)), "lse": (1, (0 * dout, dlse))}[only]
@@ -48,7 +55,7 @@ def test_gradient_through_one_output(only: str, attend: Callable) -> None:
         return jnp.where(jnp.isfinite(output), output * cotangents[place], 0.0).sum()
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*CASE.inputs())
-    expected = with_gradients(attend, CASE.inputs(), cotangents)
+    expected = plain(implementation)(CASE.inputs(), cotangents)
     for name, gradient in zip(ALL_ARRAYS[2:], gradients, strict=True):
         assert_close(np.asarray(gradient), expected[name], name)
 

@@ -5,9 +5,7 @@ import importlib
 import json
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -263,9 +261,8 @@ def test_eval_writes_text(workdir, run_eval):
         (["--workdir=w"], "workdir is 'w', which has no config.json"),
     ],
 )
-def test_bad_flags_take_one_line(arguments: list[str], message: str) -> None:
-    root = Path(__file__).resolve().parents[2]
-    ran = subprocess.run([sys.executable, "eval.py", *arguments], cwd=root, capture_output=True, text=True)
+def test_bad_flags_take_one_line(run_script: Callable, arguments: list[str], message: str) -> None:
+    ran = run_script("eval.py", *arguments)
     assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
     assert line.startswith(f"error: {message}")

@@ -1,6 +1,5 @@
 """The kernels on several devices: to XLA they are black boxes, and must be told that batches can be split."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from longformer_jax import banded_attention
 
-mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+jax.config.update("jax_num_cpu_devices", 4)
+mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 split, whole = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P())
-B, T, H, D = 8, 72, 2, 16
+B, T, H, D = 4, 72, 2, 16
 rng = np.random.default_rng(0)
 arrays = [jnp.array(rng.normal(size=(B, T, H, D)), jnp.float32) for _ in range(4)]
 shared = jnp.array(rng.normal(size=(T, 8)), jnp.float32)  # on every device as a whole
@@ -47,7 +47,7 @@ oracle = jax.jit(lambda *x: run(*x, implementation="reference"))(*operands)
 for a, b in zip((*found, dshared), oracle):
     np.testing.assert_allclose(a, b, atol=1e-5)
 # Sequences and heads that are sharded are gathered, and right.
-for spec in (P(None, "data"), P(None, None, "fsdp"), P("data", None, "fsdp")):
+for spec in (P(None, "data"), P("data", None, "fsdp")):
     other = [jax.device_put(x, NamedSharding(mesh, spec)) for x in arrays]
     for a, b in zip(jax.jit(run)(*other, mask, ids, shared)[:-1], expected):
         np.testing.assert_array_equal(a, b)
@@ -60,7 +60,6 @@ for a, b in zip(jax.jit(run)(*put(split, whole, *operands)), jax.jit(run)(*opera
 
 @pytest.mark.slow
 def test_batches_are_split_over_devices() -> None:
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     root = Path(__file__).parents[2]
-    ran = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, env=environment, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, capture_output=True, text=True)
     assert not ran.returncode, ran.stderr[-3000:]

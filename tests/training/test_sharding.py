@@ -124,7 +124,7 @@ def test_eight_devices_give_the_losses_of_one(run_python: Callable) -> None:
     one = measure(1, 1)
     assert len(one["train"]) == 12 and len(one["validation"]) == 2
     assert one["train"][-1] < one["train"][0] - 0.5
-    for data, fsdp in ((8, 1), (2, 4), (4, 2)):
+    for data, fsdp in ((8, 1), (2, 4)):
         many = measure(data, fsdp)
         assert set(many["parts"]) == {fsdp}
         np.testing.assert_allclose(many["train"], one["train"], rtol=2e-5)

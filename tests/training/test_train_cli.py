@@ -95,17 +95,17 @@ def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
         (["--config=enwik8_small:big"], "config variant is 'big'; expected none, or smoke"),
     ],
 )
-def test_bad_input_takes_one_line(run_python: Callable, arguments: list[str], message: str) -> None:
-    result = run_python("train.py", *arguments)
+def test_bad_input_takes_one_line(run_script: Callable, arguments: list[str], message: str) -> None:
+    result = run_script("train.py", *arguments)
     assert result.returncode == 2
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: {message}")
 
 
-def test_help_lists_the_fields_with_what_overrides_them(run_python: Callable) -> None:
+def test_help_lists_the_fields_with_what_overrides_them(run_script: Callable) -> None:
     """Before the configuration as after it."""
-    result = run_python("train.py", "--config.optimizer.clip_norm=None", "--help", CONFIG_FLAG, "--config.seed=3")
+    result = run_script("train.py", "--config.optimizer.clip_norm=None", "--help", CONFIG_FLAG, "--config.seed=3")
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0].startswith("Trains a character language model, ") and len(lines) < 80
@@ -146,10 +146,10 @@ CONFIG_CALL = "from longformer_jax.models import CharLMConfig\ndef get_config():
     ],
 )
 def test_what_is_wrong_in_a_configuration_takes_one_line(
-    run_python: Callable, tmp_path: Path, program: str, message: str
+    run_script: Callable, tmp_path: Path, program: str, message: str
 ) -> None:
     (tmp_path / "config.py").write_text(program)
-    result = run_python("train.py", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+    result = run_script("train.py", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert re.match(f"error: {message.replace('FILE', f'--config={tmp_path}/config.py')}", line), line
@@ -164,7 +164,7 @@ def test_a_bug_that_a_configuration_meets_keeps_its_traceback(run_python: Callab
     assert result.stderr.startswith("Traceback ") and "TypeError: len() takes exactly one argument" in result.stderr
 
 
-def test_what_another_program_left_is_not_overwritten(run_python: Callable, tmp_path: Path) -> None:
+def test_what_another_program_left_is_not_overwritten(run_script: Callable, tmp_path: Path) -> None:
     for name, content, message in (
         ("config.json", '{"model_type": "roberta"}', "whose config.json is not of a run ("),
         ("curve.png", "precious", "which holds curve.png, but no config.json; expected a new directory"),
@@ -172,15 +172,15 @@ def test_what_another_program_left_is_not_overwritten(run_python: Callable, tmp_
         workdir = tmp_path / f"of_{name}"
         workdir.mkdir()
         (workdir / name).write_text(content)
-        result = run_python("train.py", CONFIG_FLAG, f"--workdir={workdir}")
+        result = run_script("train.py", CONFIG_FLAG, f"--workdir={workdir}")
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
         assert line.startswith(f"error: workdir is '{workdir}', {message}")
         assert [(path.name, path.read_text()) for path in workdir.iterdir()] == [(name, content)]
 
 
-def test_what_the_system_refuses_takes_one_line(run_python: Callable, tmp_path: Path) -> None:
-    result = run_python("train.py", CONFIG_FLAG, f"--workdir={tmp_path / ('x' * 300)}")
+def test_what_the_system_refuses_takes_one_line(run_script: Callable, tmp_path: Path) -> None:
+    result = run_script("train.py", CONFIG_FLAG, f"--workdir={tmp_path / ('x' * 300)}")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: '/") and line.endswith("cannot be read or written (File name too long)")
