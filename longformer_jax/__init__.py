@@ -10,6 +10,7 @@ from longformer_jax.loading import on_demand
 if TYPE_CHECKING:
     from longformer_jax.attention import banded_attention, merge_attention
     from longformer_jax.errors import InputError
+    from longformer_jax.evaluation import load_task
     from longformer_jax.models import (
         CharLM,
         CharLMConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "init_cache",
     "load_char_lm",
     "load_pretrained",
+    "load_task",
     "load_tokenizer",
     "merge_attention",
     "prefill",
@@ -72,8 +74,8 @@ __all__ = [
 ]
 
 # What the names above are in, from what needs least to what needs most: an attention needs jax alone, models flax, too,
-# weights safetensors, and training Orbax and Grain. None is loaded before one of its names is asked for.
-__getattr__ = on_demand(__name__, ("errors", "attention", "models", "weights", "training"), __all__)
+# weights safetensors, and training and evaluation Orbax and Grain. None is loaded before one of its names is asked for.
+__getattr__ = on_demand(__name__, ("errors", "attention", "models", "weights", "training", "evaluation"), __all__)
 
 
 def __dir__() -> list[str]:

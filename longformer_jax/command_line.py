@@ -1,5 +1,6 @@
 """What train.py and eval.py share: bad input takes one line on standard error."""
 
+import argparse
 import inspect
 import io
 import logging
@@ -31,6 +32,13 @@ def fail(status: int, error: BaseException | str) -> NoReturn:
     """Prints the sentence and exits."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(status)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(2, message)
 
 
 def print_anything() -> None:

@@ -1,5 +1,6 @@
 """A byte-level BPE of one's own, like RoBERTa's."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from longformer_jax.data.documents import DocumentSource, Paths, document_source
@@ -26,6 +27,11 @@ def learn_tokenizer(source: DocumentSource | Paths, vocab_size: int) -> "Tokeniz
     Raises:
       InputError: `vocab_size` has no room for special tokens and bytes, or the source is not as described.
     """
+    return learn_from_texts((line.text for line in document_source(source).lines()), vocab_size)
+
+
+def learn_from_texts(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """As `learn_tokenizer`, from texts one after the other."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -46,7 +52,7 @@ def learn_tokenizer(source: DocumentSource | Paths, vocab_size: int) -> "Tokeniz
         # A mask takes the place of a word, with the space before it.
         special_tokens=[AddedToken(token, lstrip=token == "<mask>", special=True) for token in SPECIAL_TOKENS],
     )
-    tokenizer.train_from_iterator((line.text for line in document_source(source).lines()), trainer)
+    tokenizer.train_from_iterator(iter(texts), trainer)
     bos, sep = (SPECIAL_TOKENS.index(token) for token in ("<s>", "</s>"))
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", sep), ("<s>", bos), add_prefix_space=False)
     return tokenizer

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from longformer_jax.errors import InputError
-from longformer_jax.evaluation import char_lm, masked_lm
+from longformer_jax.evaluation import char_lm, masked_lm, task
+from longformer_jax.evaluation.seeds import SeedResults
+from longformer_jax.files import user_path
 from longformer_jax.settings import pinned
 from longformer_jax.training import ExperimentConfig
+from longformer_jax.training.config import CONFIG_FILE
+from longformer_jax.training.seeds import runs_of_seeds
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import CHAR_LM, read_values
 
 # For each kind of experiment a function of a workdir and options, whose result is also a line of text; and one of a
 # model that is no run.
-EVALUATIONS = {"char_lm": char_lm.evaluate, "masked_lm": masked_lm.evaluate}
+EVALUATIONS = {"char_lm": char_lm.evaluate, "masked_lm": masked_lm.evaluate, "task": task.evaluate}
 EVALUATIONS_OF_MODELS = {"char_lm": char_lm.evaluate_model, "masked_lm": masked_lm.evaluate_model}
 
 
@@ -22,9 +26,20 @@ EVALUATIONS_OF_MODELS = {"char_lm": char_lm.evaluate_model, "masked_lm": masked_
 def evaluate(workdir: str | Path, **options: Any) -> Any:
     """Evaluates a run by the function of its kind, the entry of `EVALUATIONS`, whose options these are.
 
+    Where several seeds have been trained in the workdir, it evaluates each of them.
+
     Raises:
       InputError: where that function does, or the kind has no such option.
     """
+    directory = user_path("workdir", workdir)
+    runs = [] if (directory / CONFIG_FILE).exists() else runs_of_seeds(directory)
+    if runs:
+        if options.get("predictions") is not None:
+            raise InputError(
+                f"predictions is {str(options['predictions'])!r}, but {str(workdir)!r} holds several runs; expected "
+                f"one of them, such as {str(runs[0])!r}, as workdir"
+            )
+        return SeedResults({run.name: evaluate(run, **options) for run in runs})
     objective = ExperimentConfig.load(workdir).objective
     function = EVALUATIONS[objective]
     _check_options(function, options, f"{str(workdir)!r} holds a {objective} run")

@@ -4,12 +4,13 @@
   longformer-eval --workdir=runs/enwik8_small --split=test --protocol=paper
   longformer-eval --workdir=runs/quickstart --sample=500 --temperature=0.8
   longformer-eval --workdir=runs/roberta_base --split=validation
+  longformer-eval --workdir=runs/imdb --split=test --predictions=predictions.jsonl
   longformer-eval --workdir=runs/quickstart --data=FILE --protocol=stream
   longformer-eval --model=runs/quickstart/model --data=FILE --protocol=stream
   longformer-eval --model=runs/quickstart/model --sample=500
   longformer-eval --model=roberta-base --data=TEXTS --sequence_length=512
 
-It prints bits per character or masked token, or the sample.
+It prints bits per character or masked token, the metrics of a task, or the sample.
 """
 
 from typing import Any
@@ -24,9 +25,12 @@ from longformer_jax.host_memory import reuse_freed_memory
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODEL = flags.DEFINE_string("model", None, "Instead of a run: the directory of a model, or its name on the hub.")
 _DATA = flags.DEFINE_string(
-    "data", None, "Your own text to score: a file; for a masked LM also a directory, a glob pattern or tfds:NAME."
+    "data",
+    None,
+    "Your own text to score: a file; for a masked LM also a directory, a glob pattern or tfds:NAME; for a task, a file "
+    "that it reads, such as JSON lines.",
 )
-flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest.")
+flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest, or the best where the run keeps that.")
 
 # Options of an evaluation: those that are not given are left to the kind of experiment.
 flags.DEFINE_string("data_path", None, "Where the text of a run is now, if it has moved.")
@@ -42,8 +46,9 @@ flags.DEFINE_integer(
     "stride", None, "How far each sequence of the paper's protocol starts after the last; default: 512."
 )
 flags.DEFINE_integer("batch_size", None, "Sequences at once; default: 8.", lower_bound=1)
-flags.DEFINE_integer("limit", None, "Scores only this many characters, or sequences for a masked LM.")
-_EVALUATION = ("data_path", "split", "protocol", "sequence_length", "stride", "batch_size", "limit")
+flags.DEFINE_integer("limit", None, "Scores only this many characters, sequences (masked LM) or documents (a task).")
+flags.DEFINE_string("predictions", None, "For a task: the file that gets the predictions, in the task's own format.")
+_EVALUATION = ("data_path", "split", "protocol", "sequence_length", "stride", "batch_size", "limit", "predictions")
 
 # Options of a sample.
 _SAMPLE = flags.DEFINE_integer("sample", None, "Instead of an evaluation: generates this many characters.")

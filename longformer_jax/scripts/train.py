@@ -1,7 +1,8 @@
-"""Trains a character language model, or pretrains a masked one: train.py of a checkout, longformer-train elsewhere.
+"""Trains a character language model, pretrains a masked one or fine-tunes on a task: train.py, or longformer-train.
 
   longformer-train --config=quickstart --workdir=runs/quickstart
   longformer-train --config=roberta_base --workdir=runs/roberta_base --config.data.path=DIRECTORY
+  longformer-train --config=imdb --workdir=runs/imdb --config.data.path=aclImdb_v1.tar.gz --seeds=5
   longformer-train --config=my_experiment.py:variant --workdir=runs/mine --config.init=runs/quickstart/model
 
 Fields of the configuration can be overridden: --config.seed=1 --config.phases[0].windows=32,32,64,64
@@ -28,13 +29,16 @@ from longformer_jax.command_line import (
 from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.scripts.configurations import configuration_first, configurations_help, overrides, variants
-from longformer_jax.training import DivergenceError, ExperimentConfig, train
+from longformer_jax.training import DivergenceError, ExperimentConfig, train, train_seeds
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="FILE.py or FILE.py:VARIANT; the name of one that comes with the library does for FILE.py."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, curve.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Writes a trace of a few steps to WORKDIR/profile.")
+_SEEDS = flags.DEFINE_integer(
+    "seeds", None, "Trains this many times, with seeds that count up, in WORKDIR/seed_N; reports mean and deviation."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     False,
@@ -73,7 +77,10 @@ def main(arguments: Sequence[str]) -> None:
         _join_cluster()
     check_devices()
     try:
-        train(config, _WORKDIR.value, profile=_PROFILE.value)
+        if _SEEDS.value is None:
+            train(config, _WORKDIR.value, profile=_PROFILE.value)
+        else:
+            train_seeds(config, _WORKDIR.value, _SEEDS.value, profile=_PROFILE.value)
     except DivergenceError as error:
         fail(1, error)
 

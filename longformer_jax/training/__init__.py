@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from longformer_jax.training.char_lm import CharLMExperiment, CharLMPhase, DataConfig
     from longformer_jax.training.loop import train
     from longformer_jax.training.masked_lm import MaskedLMExperiment, TokenDataConfig
+    from longformer_jax.training.seeds import train_seeds
+    from longformer_jax.training.task import TaskDataConfig, TaskExperiment, TaskPhase
     from longformer_jax.training.workdir import export_model, load_char_lm, restore_params
 
 __all__ = [
@@ -22,11 +24,15 @@ __all__ = [
     "MeshConfig",
     "OptimizerConfig",
     "Phase",
+    "TaskDataConfig",
+    "TaskExperiment",
+    "TaskPhase",
     "TokenDataConfig",
     "export_model",
     "load_char_lm",
     "restore_params",
     "train",
+    "train_seeds",
 ]
 
 # Imported when asked for: Orbax and matplotlib load slowly, and a configuration or a single step needs neither.
@@ -35,11 +41,15 @@ _LATER = {
     "CharLMPhase": "char_lm",
     "DataConfig": "char_lm",
     "MaskedLMExperiment": "masked_lm",
+    "TaskDataConfig": "task",
+    "TaskExperiment": "task",
+    "TaskPhase": "task",
     "TokenDataConfig": "masked_lm",
     "export_model": "workdir",
     "load_char_lm": "workdir",
     "restore_params": "workdir",
     "train": "loop",
+    "train_seeds": "seeds",
 }
 
 

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import jax
 from jax.sharding import Mesh
@@ -24,7 +24,16 @@ from longformer_jax.weights.hub import find_directory
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from longformer_jax.training.validation import Validator
+
+class Validator(Protocol):
+    """A function of parameters that gives what a validation reports; `sees` says what is looked at, for the log."""
+
+    sees: str
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        """Numbers by their names."""
+        ...
+
 
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
@@ -33,6 +42,7 @@ DATA_FILE = "data.json"
 OBJECTIVES = {
     "char_lm": ("longformer_jax.training.char_lm", "CharLMExperiment"),
     "masked_lm": ("longformer_jax.training.masked_lm", "MaskedLMExperiment"),
+    "task": ("longformer_jax.training.task", "TaskExperiment"),
 }
 
 # What is to be done about data that are not where they were.
@@ -63,11 +73,20 @@ class Phase:
     steps: int
     sequences_per_device: int | None = None
 
+    # A kind of phase whose steps may follow from the data takes 0 of them, too.
+    least_steps: ClassVar[int] = 1
+
+    @property
+    def extent(self) -> tuple[str, int]:
+        """The field that says how long the phase is, and what it says."""
+        return "steps", self.steps
+
     def __post_init__(self) -> None:
         convert_fields(self)
-        for field in ("sequence_length", "batch_size", "steps", "sequences_per_device"):
+        least = {"sequence_length": 1, "batch_size": 1, "steps": self.least_steps, "sequences_per_device": 1}
+        for field, minimum in least.items():
             value = getattr(self, field)
-            check(value is None or value >= 1, field, value, "at least 1")
+            check(value is None or value >= minimum, field, value, f"at least {minimum}")
         expected = f"fewer than 2**31 tokens a step, of sequences of {self.sequence_length}"
         check(self.batch_size * self.sequence_length < 2**31, "batch_size", self.batch_size, expected)
         check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "a positive number")
@@ -159,6 +178,8 @@ class ExperimentConfig(abc.ABC):
       eval_sequences: how many validation sequences, of the phase's length, are looked at (fewer where there are fewer).
       checkpoint_interval: steps between checkpoints. There is one at the end, too.
       keep_checkpoints: how many of the latest are kept.
+      keep_best: whether the parameters with the best validation are kept, too, and are the model that a run leaves.
+      patience: how many validations in a row may be no better than the best before the run ends; None never ends it.
     """
 
     model: Any
@@ -173,6 +194,8 @@ class ExperimentConfig(abc.ABC):
     eval_sequences: int = 64
     checkpoint_interval: int = 1000
     keep_checkpoints: int = 2
+    keep_best: bool = False
+    patience: int | None = None
 
     # The kind's name in OBJECTIVES.
     objective: ClassVar[str]
@@ -181,6 +204,8 @@ class ExperimentConfig(abc.ABC):
     # What a token is called, in full and in the log.
     unit: ClassVar[str] = "tokens"
     unit_symbol: ClassVar[str] = "tok"
+    # What the length of a sequence is counted in, where that is something else.
+    sequence_unit: ClassVar[str | None] = None
     # The loss as it is reported: its key, its name in full, and what the loss is divided by to get it.
     score: ClassVar[str] = "bpc"
     score_name: ClassVar[str] = "bits per token"
@@ -204,9 +229,19 @@ class ExperimentConfig(abc.ABC):
         warmup = self.optimizer.warmup_steps
         for index, phase in enumerate(self.phases):
             expected = f"less than the {phase.steps} steps of phases[{index}]"
-            check(warmup is None or warmup < phase.steps, "optimizer.warmup_steps", warmup, expected)
+            fits = warmup is None or not phase.steps or warmup < phase.steps
+            check(fits, "optimizer.warmup_steps", warmup, expected)
+        check(self.patience is None or self.patience >= 1, "patience", self.patience, "at least 1")
+        selects = self.keep_best or self.patience is not None
+        check(
+            not selects or self.eval_interval > 0, "eval_interval", self.eval_interval, "at least 1, to find the best"
+        )
 
     # What a kind of experiment is.
+
+    def completed(self, workdir: Path) -> Self:
+        """The configuration with what follows from the data, such as the steps of an epoch, for a run in `workdir`."""
+        return self
 
     @abc.abstractmethod
     def load_data(self, workdir: Path | None = None) -> Any:
@@ -229,6 +264,10 @@ class ExperimentConfig(abc.ABC):
     def batch_spec(self, phase: int) -> Any:
         """The shapes and dtypes of a batch of a phase, over all processes: a tree of arrays `[B, …]`."""
 
+    def batch_specs(self, phase: int, data: Any) -> Mapping[int, Any]:
+        """The `batch_spec` for each length that a batch's sequences may have; only some kinds have more than one."""
+        return {self.phases[phase].sequence_length: self.batch_spec(phase)}
+
     @abc.abstractmethod
     def init_params(self) -> Any:
         """Parameters from the seed, float32; traced."""
@@ -249,12 +288,17 @@ class ExperimentConfig(abc.ABC):
         """A scalar, whose mean over the microbatches, trees of arrays `[B / A, …]`, is minimised; traced."""
 
     @abc.abstractmethod
-    def validator(self, phase: int, data: Any, batch_size: int, mesh: Mesh) -> "Validator":
+    def validator(self, phase: int, data: Any, batch_size: int, mesh: Mesh) -> Validator:
         """A function of parameters that gives what a validation reports, the `score` first."""
 
+    @property
+    def selection(self) -> tuple[str, bool]:
+        """What a validation reports that tells the best one, and whether the largest is; usually the smallest score."""
+        return self.score, False
+
     @abc.abstractmethod
-    def flops_per_token(self, phase: int, params: Any) -> float:
-        """Model FLOPs of training for each token."""
+    def flops_per_token(self, phase: int, params: Any) -> float | None:
+        """Model FLOPs of training for each token; None where they are not counted."""
 
     @abc.abstractmethod
     def write_model(self, directory: Path, params: Any, *, phase: int, workdir: Path | None = None) -> None:
@@ -268,6 +312,10 @@ class ExperimentConfig(abc.ABC):
         """
 
     # What they have in common.
+
+    def how_to_load(self, workdir: Path, model: Path) -> str:
+        """The call that loads the model that a run has left in the directory `model`."""
+        return f"load_pretrained({str(model)!r}, {self.model_class})"
 
     @property
     def validates_first(self) -> bool:

@@ -17,7 +17,7 @@ from longformer_jax.checkpoints import DIRECTORY, Checkpoints, find_checkpoint, 
 from longformer_jax.errors import InputError
 from longformer_jax.files import check_kinds, locked, user_path
 from longformer_jax.settings import pinned
-from longformer_jax.training.config import CONFIG_FILE, DATA_FILE, ExperimentConfig
+from longformer_jax.training.config import CONFIG_FILE, DATA_FILE, ExperimentConfig, Validator
 from longformer_jax.training.flops import peak_flops
 from longformer_jax.training.metrics import (
     BOARD_DIRECTORY,
@@ -32,6 +32,7 @@ from longformer_jax.training.monitor import DivergenceError, StepMonitor
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.processes import check_same, together
 from longformer_jax.training.resumption import check_resumes, longer_run
+from longformer_jax.training.selection import BEST_DIRECTORY, Selection, save_best
 from longformer_jax.training.sharding import accumulation_steps, check_memory, make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
 from longformer_jax.training.workdir import MODEL_DIRECTORY, leave_model
@@ -42,17 +43,18 @@ _PROFILED_STEPS = 3
 _PROFILE = "profile"
 # What a workdir may hold.
 _FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, CURVE_FILE, "tokenizer.json")
-_DIRECTORIES = (DIRECTORY, BOARD_DIRECTORY, MODEL_DIRECTORY, _PROFILE)
+_DIRECTORIES = (DIRECTORY, BEST_DIRECTORY, BOARD_DIRECTORY, MODEL_DIRECTORY, _PROFILE)
 
 
 @pinned()
 def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = False) -> State:
     """Trains through all phases, or on from where `workdir` stands, and returns the last state.
 
-    The workdir gets config.json, data.json, checkpoints/, metrics.jsonl, curve.png, tensorboard/ where tensorboardX is
-    installed, what else the kind of experiment needs, and at the end model/, for `load_pretrained`. On SIGTERM or
-    Ctrl-C the state is saved and returned early; a second Ctrl-C is a KeyboardInterrupt. With several processes, call
-    this in each of them after `jax.distributed.initialize`, with a workdir that they share.
+    The workdir gets config.json, data.json, checkpoints/, best/ where the best is kept, metrics.jsonl, curve.png,
+    tensorboard/ where tensorboardX is installed, what else the kind of experiment needs, and at the end model/, for
+    `load_pretrained`. On SIGTERM or Ctrl-C the state is saved and returned early; a second Ctrl-C is a
+    KeyboardInterrupt. With several processes, call this in each of them after `jax.distributed.initialize`, with a
+    workdir that they share.
 
     Args:
       config: what to train.
@@ -68,8 +70,11 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
     workdir = user_path("workdir", workdir)
     # Where the data lies may differ, as long as they are the same.
     check_same(workdir=str(workdir.absolute()), config=json.dumps(config.to_dict() | {"data": None}))
+    with together():
+        config = config.completed(workdir)
     mesh = make_mesh(config.mesh)
-    accumulate = [accumulation_steps(config, index, mesh) for index in range(len(config.phases))]
+    for index in range(len(config.phases)):
+        accumulation_steps(config, index, mesh)  # whether the batch can be split, before the data is read
     abstract = abstract_state(config, mesh)
     check_memory(abstract)
     with contextlib.ExitStack() as held:
@@ -77,7 +82,7 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
             data = _claim(config, workdir, held)
         if jax.process_count() > 1:
             check_same(data=data.fingerprint)
-        return _run(config, workdir, data, mesh, accumulate, abstract, profile)
+        return _run(config, workdir, data, mesh, abstract, profile)
 
 
 def _claim(config: ExperimentConfig, workdir: Path, held: contextlib.ExitStack) -> Any:
@@ -103,7 +108,6 @@ def _run(
     workdir: Path,
     data: Any,
     mesh: jax.sharding.Mesh,
-    accumulate: list[int],
     abstract: State,
     profile: bool,
 ) -> State:
@@ -115,13 +119,15 @@ def _run(
             config.save(workdir)
             config.save_data(workdir, data)
         numbers = (config.unit, config.score)
+        records = read_metrics(workdir / METRICS_FILE) if start else []
+        selection = Selection.of(config, (record for record in records if record["step"] <= start))
         with MetricsLog(workdir, step=start, total_steps=config.total_steps, numbers=numbers) as log:
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
                 f"{short_count(parameters)} parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
                 f"(data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}), " + _where_it_begins(config, workdir, start)
             )
-            run = _Loop(config, workdir, data, mesh, accumulate, checkpoints, log, stop, profile, start)
+            run = _Loop(config, workdir, data, mesh, checkpoints, log, stop, profile, start, selection)
             try:
                 state = run.train(state)
             except DivergenceError as error:
@@ -130,7 +136,7 @@ def _run(
                 kept = f"checkpoint {last} in {workdir / DIRECTORY} is the last good one" if last else "none was saved"
                 raise DivergenceError(f"{error}; {kept}; in another workdir, a lower learning_rate may help") from None
     if jax.process_index() == 0:
-        plot_curve(workdir, config.unit, config.score, config.score_name)
+        plot_curve(workdir, config.unit, config.score, config.score_name, config.selection[0])
     return state
 
 
@@ -175,6 +181,11 @@ def _where_it_begins(config: ExperimentConfig, workdir: Path, start: int) -> str
     return f"already finished with step {start:,}; {way}"
 
 
+def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
+    """Those of the rows of a batch, or of what it is like."""
+    return tuple(leaf.shape[1:] for leaf in jax.tree.leaves(batch))
+
+
 @dataclasses.dataclass
 class _Loop:
     """What the phases of a run share."""
@@ -183,12 +194,12 @@ class _Loop:
     workdir: Path
     data: Any
     mesh: jax.sharding.Mesh
-    accumulate: list[int]
     checkpoints: Checkpoints
     log: MetricsLog
     stop: StopRequest
     profile: bool
     start: int
+    selection: Selection
     stopped: bool = False
     tracing: bool = False
 
@@ -197,7 +208,7 @@ class _Loop:
         step = self.start
         ends = itertools.accumulate(phase.steps for phase in self.config.phases)
         for index, end in enumerate(ends):
-            if step < end and not self.stopped:
+            if step < end and not self.stopped and not self.is_over:
                 state, step = self._train_phase(index, state, step, end)
         if self.stopped:
             self.log.say(f"stopped and saved after step {step:,}; the same command continues from there")
@@ -205,12 +216,20 @@ class _Loop:
             self._conclude(state)
         return state
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has lost its patience."""
+        return self.selection.is_over(self.config.patience)
+
     def _conclude(self, state: State) -> None:
         """What a run that has come to its end leaves and says; again when started again, as it may have been killed."""
-        config = self.config
+        config, best = self.config, self.selection
+        if self.is_over:
+            self.log.say(f"ended, as {best.since_best} validations were no better than that of step {best.best_step:,}")
+        if config.keep_best and best.best_step is not None:
+            self.log.say(f"best validation {best.name} {best.best_value:.4f}, after step {best.best_step:,}")
         directory = leave_model(config, self.workdir, state["params"])
-        reader = f"load_pretrained({str(directory)!r}, {config.model_class})"
-        self.log.say(f"wrote the model to {directory}; {reader} reads it")
+        self.log.say(f"wrote the model to {directory}; {config.how_to_load(self.workdir, directory)} reads it")
         if config.validates_first and jax.process_index() == 0:
             records = read_metrics(self.workdir / METRICS_FILE, (config.unit, config.score))
             found = {record["step"]: record[config.score] for record in records if record["split"] == "validation"}
@@ -220,14 +239,20 @@ class _Loop:
 
     def _train_phase(self, index: int, state: State, step: int, end: int) -> tuple[State, int]:
         """The steps after `step` up to `end`, fewer if told to stop; returns the state and its number of steps."""
-        config, phase, accumulate = self.config, self.config.phases[index], self.accumulate[index]
+        config, phase = self.config, self.config.phases[index]
         self.log.say(f"compiling phase {index + 1} of {len(config.phases)}")
         began = time.perf_counter()
-        train_step = compile_train_step(config, index, accumulate, self.mesh)
+        steps = {}  # by the shapes of a batch
+        specs = config.batch_specs(index, self.data)
+        for length, spec in specs.items():
+            accumulate = accumulation_steps(config, index, self.mesh, length)
+            steps[_shapes(spec)] = (accumulate, compile_train_step(config, index, accumulate, self.mesh, spec))
+        lengths = ", ".join(f"{length:,}" for length in specs)
+        at_once = ", ".join(str(phase.batch_size // accumulate) for accumulate, _ in steps.values())
         self.log.say(
-            f"phase {index + 1} of {len(config.phases)}, up to step {end:,}: {phase.batch_size} x "
-            f"{phase.sequence_length:,} {config.unit} a step, {phase.batch_size // accumulate} sequences at once; "
-            f"compiled in {time.perf_counter() - began:.1f} s"
+            f"phase {index + 1} of {len(config.phases)}, up to step {end:,}: {phase.batch_size} x {lengths} "
+            f"{config.sequence_unit or config.unit} a step, {at_once} sequences at once; compiled in "
+            f"{time.perf_counter() - began:.1f} s"
         )
         batches = config.train_batches(
             self.data,
@@ -238,14 +263,17 @@ class _Loop:
         )
         validate = None
         if config.eval_interval:
-            validate = config.validator(index, self.data, phase.batch_size // accumulate, self.mesh)
+            at_once = phase.batch_size // accumulation_steps(config, index, self.mesh)
+            validate = config.validator(index, self.data, at_once, self.mesh)
             self.log.say(f"validation is of {validate.sees}")
-            if config.validates_first and step == 0:
-                self._report_validation(index, step, validate(state["params"]))
+            if self._is_due(step):  # before the first step, or as the run was stopped before it
+                self._validate(index, step, state, validate)
         monitor = StepMonitor(config.log_interval, self._reporter(index, state["params"]))
-        while step < end and not self.stopped:
+        while step < end and not self.stopped and not self.is_over:
             self._trace(step, monitor)
-            batch = put_batch(next(batches), accumulate, self.mesh)
+            batch = next(batches)
+            accumulate, train_step = steps[_shapes(batch)]
+            batch = put_batch(batch, accumulate, self.mesh)
             with jax.transfer_guard("disallow"):
                 state, metrics = train_step(state, batch)
             step += 1
@@ -256,23 +284,45 @@ class _Loop:
             if self.stopped or last or step % config.checkpoint_interval == 0:
                 with monitor.paused():  # all metrics up to here are seen to be finite first
                     self.checkpoints.save(step, state)
-            if validate and not self.stopped and (last or step % config.eval_interval == 0):
+            if validate and not self.stopped and self._is_due(step):
                 with monitor.paused():
-                    self._report_validation(index, step, validate(state["params"]))
+                    self._validate(index, step, state, validate)
+                    if self.is_over and not last and step % config.checkpoint_interval:
+                        self.checkpoints.save(step, state)
         monitor.finish()
         self._trace(step, monitor)
         return state, step
 
+    def _is_due(self, step: int) -> bool:
+        """Whether there is to be a validation after `step` steps, and has not been."""
+        config = self.config
+        if step in self.selection.steps:
+            return False
+        return step == config.total_steps or (step % config.eval_interval == 0 if step else config.validates_first)
+
+    def _validate(self, index: int, step: int, state: State, validate: Validator) -> None:
+        """Reports what a validation finds, and keeps the parameters if they are the best."""
+        config = self.config
+        values = validate(state["params"])
+        self.log.write("validation", step, {config.unit: config.tokens_at(step), "phase": index + 1, **values})
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        is_best = self.selection.add(step, values) and config.keep_best
+        if is_best:
+            save_best(self.workdir, step, state["params"])
+        self.log.say(
+            f"step {step:,}/{config.total_steps:,}  phase {index + 1}  validation {numbers}" + ("  (best)" * is_best)
+        )
+
     def _reporter(self, index: int, params: Any) -> Callable[[int, dict[str, float], float], None]:
         """What a phase's `StepMonitor` calls with the means of an interval."""
-        config, phase = self.config, self.config.phases[index]
+        config = self.config
         total = config.tokens_at(config.total_steps)
         flops = config.flops_per_token(index, params)
         peak = peak_flops()
 
         def report(step: int, means: dict[str, float], seconds: float) -> None:
             tokens = config.tokens_at(step)
-            rate = phase.batch_size * phase.sequence_length / seconds
+            rate = (tokens - config.tokens_at(step - 1)) / seconds
             values = {
                 config.unit: tokens,
                 "phase": index + 1,
@@ -281,10 +331,10 @@ class _Loop:
                 "learning_rate": means["learning_rate"],
                 f"{config.unit}_per_second": rate,
             }
-            if peak:
+            if peak and flops:
                 values["mfu"] = flops * rate / peak
             self.log.write("train", step, values)
-            utilisation = f"mfu {values['mfu']:.1%}  " if peak else ""
+            utilisation = f"mfu {values['mfu']:.1%}  " if "mfu" in values else ""
             self.log.say(
                 f"step {step:,}/{config.total_steps:,}  phase {index + 1}  {config.score} {values[config.score]:.4f}  "
                 f"grad {means['grad_norm']:.3f}  lr {means['learning_rate']:.2e}  {rate:,.0f} {config.unit_symbol}/s  "
@@ -292,12 +342,6 @@ class _Loop:
             )
 
         return report
-
-    def _report_validation(self, index: int, step: int, values: dict[str, float]) -> None:
-        config = self.config
-        self.log.write("validation", step, {config.unit: config.tokens_at(step), "phase": index + 1, **values})
-        numbers = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        self.log.say(f"step {step:,}/{config.total_steps:,}  phase {index + 1}  validation {numbers}")
 
     def _trace(self, step: int, monitor: StepMonitor) -> None:
         """Starts or ends the trace that `profile` asks for, where it is due after `step` steps."""

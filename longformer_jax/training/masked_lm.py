@@ -21,10 +21,11 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
 from longformer_jax.models import ForMaskedLM, LongformerConfig
 from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.encoder_init import KEPT, load_init
 from longformer_jax.training.flops import encoder_flops_per_token
 from longformer_jax.training.serialization import check, convert_fields
 from longformer_jax.training.validation import Validator
-from longformer_jax.weights import load_pretrained, load_tokenizer, roberta_to_longformer, save_pretrained
+from longformer_jax.weights import load_tokenizer, save_pretrained
 from longformer_jax.weights.conversion import POSITIONS
 from longformer_jax.weights.pretrained import read_model_config
 from longformer_jax.weights.tokenizer import save_tokenizer
@@ -36,12 +37,6 @@ TOKENIZER_FILE = "tokenizer.json"
 
 # Streams of random numbers beside that of dropout, which counts microbatches.
 _TRAINING_MASKS, _VALIDATION_MASKS = 2**32 - 1, 2**32 - 2
-
-# What a model keeps when it becomes another one of these experiments; all else is settings or follows from the shapes.
-_KEPT = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("type_vocab_size", "pad_token_id", "bos_token_id", "sep_token_id", "hidden_act", "layer_norm_eps"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,19 +165,7 @@ class MaskedLMExperiment(ExperimentConfig):
         """
         if self.init is None:
             return None
-        found, params = load_pretrained(self.init, ForMaskedLM, seed=self.seed)
-        self.check_init_fields(found, *_KEPT)
-        # A Longformer of its own length stays what it is.
-        if self.model.attention_mode == "sliding_window" and found.max_length <= self.model.max_length:
-            found, params = roberta_to_longformer(
-                found,
-                params,
-                max_length=self.model.max_length,
-                attention_window=self.model.attention_window,
-                positions=self.positions,
-                seed=self.seed,
-            )
-        self.check_init_fields(found, "attention_mode", "max_position_embeddings")
+        params = load_init(self, ForMaskedLM, self.positions)
         layers = {name: leaf for name, leaf in params["longformer"]["layers"].items() if not name.endswith("_global")}
         return params | {"longformer": params["longformer"] | {"layers": layers}}
 
@@ -217,7 +200,7 @@ class MaskedLMExperiment(ExperimentConfig):
             the model to begin with is another one.
         """
         if workdir is None:
-            self.check_init(read_model_config, *_KEPT)
+            self.check_init(read_model_config, *KEPT)
         tokenizer = self.tokenizer(workdir)
         self.check_tokens(Packer.of(tokenizer, self.phases[0].sequence_length))
         corpora = {length: self.data.load(tokenizer, length) for length in {p.sequence_length for p in self.phases}}

@@ -132,7 +132,7 @@ def short_count(number: int) -> str:
     return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f}M"
 
 
-def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:
+def plot_curve(workdir: Path, unit: str, score: str, score_name: str, metric: str | None = None) -> None:
     """Draws curve.png: the score against what was trained on, of training and validation.
 
     Args:
@@ -140,6 +140,7 @@ def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:
       unit: the key of what was trained on, "characters" or "tokens".
       score: the key of the score, such as "bpc".
       score_name: what the score is called.
+      metric: the key of another number of validations, which gets an axis of its own on the right.
     """
     Figure = _figure_class()
     records = read_metrics(workdir / METRICS_FILE, (unit, score))
@@ -149,8 +150,17 @@ def plot_curve(workdir: Path, unit: str, score: str, score_name: str) -> None:
         points = [(record[unit], record[score]) for record in records if record["split"] == split]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=f"{split}, {points[-1][1]:.3f} at the end", markersize=4)
+    lines, labels = axes.get_legend_handles_labels()
+    points = [(record[unit], record[metric]) for record in records if metric != score and metric in record]
+    top = axes
+    if points:
+        top = right = axes.twinx()
+        right.set_ylabel(metric)
+        label = f"validation {metric}, {max(value for _, value in points):.3f} at best"
+        lines += right.plot(*zip(*points, strict=True), "s--", color="tab:green", markersize=4, label=label)
+        labels.append(label)
     axes.grid(alpha=0.3)
-    axes.legend()
+    top.legend(lines, labels)
     with replacing(workdir / CURVE_FILE) as partial:
         figure.savefig(partial, dpi=120, format="png")
 

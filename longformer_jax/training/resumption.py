@@ -10,11 +10,11 @@ from longformer_jax.training.config import MAX_STEPS, ExperimentConfig
 # What may differ: nothing here changes what is learnt, but for the dropout masks, which
 # follow from how a batch is cut. That the data at another path are the same, their digest tells.
 _HARMLESS = re.compile(
-    r"(log|eval|checkpoint)_interval|eval_sequences|keep_checkpoints|mesh\..*|data\.(path|validation_path|data_dir|cache_dir)"
+    r"(log|eval|checkpoint)_interval|eval_sequences|evaluations_per_epoch|keep_checkpoints|patience|mesh\..*|data\.(path|validation_path|data_dir|cache_dir)"
     r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device"
 )
 # What may differ as long as the steps that are done would be the same.
-_SCHEDULE = re.compile(r"phases\[\d+\]\.steps|optimizer\.(warmup_steps|warmup_fraction|max_warmup_steps)")
+_SCHEDULE = re.compile(r"phases\[\d+\]\.(steps|epochs)|optimizer\.(warmup_steps|warmup_fraction|max_warmup_steps)")
 
 
 def check_resumes(config: ExperimentConfig, previous: ExperimentConfig, step: int) -> None:
@@ -45,7 +45,8 @@ def longer_run(config: ExperimentConfig) -> str | None:
     # The longest that there can be: a warm-up that stays what it was there does so for any number between.
     last = dataclasses.replace(config.phases[-1], steps=steps + MAX_STEPS - config.total_steps)
     longest = dataclasses.replace(config, phases=(*config.phases[:-1], last))
-    flags = f"--config.phases[{index}].steps above {steps:,}"
+    field, value = config.phases[-1].extent
+    flags = f"--config.phases[{index}].{field} above {value:,}"
     if not _wrong_fields(longest, config, config.total_steps):
         return flags
     flag = _keeping_warmup(longest, config, config.total_steps)

@@ -58,6 +58,7 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
     if typing.get_origin(kind) is tuple:
         check(isinstance(value, list | tuple), path, value, "a list")
         item = typing.get_args(kind)[0]
+        value = _words(value) if item is str else value
         return tuple(_convert(element, item, f"{path}[{i}]") for i, element in enumerate(value))
     number = {int: numbers.Integral, float: numbers.Real}.get(kind)
     if number and isinstance(value, number) and not isinstance(value, bool):  # NumPy's, too
@@ -72,6 +73,12 @@ def _convert(value: Any, kind: Any, path: str) -> Any:
         {int: "an integer", float: "a number", bool: "true or false"}.get(kind, "text"),
     )
     return value
+
+
+def _words(values: list[Any] | tuple[Any, ...]) -> list[Any]:
+    """What a flag means by words with commas between them: ml_collections makes one text of them, or numbers."""
+    words = values[0].split(",") if len(values) == 1 and isinstance(values[0], str) else values
+    return [str(word) if type(word) is int else word for word in words]
 
 
 def to_config_dict(value: Any) -> Any:

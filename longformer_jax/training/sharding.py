@@ -89,8 +89,10 @@ def microbatch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
-def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh) -> int:
+def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh, length: int | None = None) -> int:
     """A, the fewest microbatches of a phase's batch that give each device at most `sequences_per_device` at once.
+
+    Of shorter sequences, of `length` tokens, as many more as have the same number of tokens.
 
     Raises:
       InputError: the batch cannot be split evenly over the devices.
@@ -101,6 +103,8 @@ def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh) -> int:
             f"phases[{phase}].batch_size is {batch_size}; expected a multiple of {mesh.size}, the number of devices"
         )
     per_device = batch_size // mesh.size
+    if most is not None and length is not None:
+        most = most * config.phases[phase].sequence_length // length
     return next(
         count
         for count in range(1, per_device + 1)

@@ -54,9 +54,9 @@ def init_state(config: ExperimentConfig, mesh: Mesh) -> State:
 
 
 def compile_train_step(
-    config: ExperimentConfig, phase: int, accumulate: int, mesh: Mesh
+    config: ExperimentConfig, phase: int, accumulate: int, mesh: Mesh, spec: Any = None
 ) -> Callable[[State, Any], tuple[State, dict[str, jax.Array]]]:
-    """The compiled step of a phase.
+    """The compiled step of a phase, for batches like `spec`, one of its `batch_specs`; None is its `batch_spec`.
 
     It takes a state, which is donated, and a batch, a tree of arrays `[A, B / A, …]`, and returns the next state and
     float32 scalars: `loss`, `grad_norm` (global, before clipping) and `learning_rate`. Loss and gradients are means
@@ -107,7 +107,7 @@ def compile_train_step(
         lambda x: jax.ShapeDtypeStruct(
             (accumulate, x.shape[0] // accumulate, *x.shape[1:]), x.dtype, sharding=microbatch_sharding(mesh)
         ),
-        config.batch_spec(phase),
+        config.batch_spec(phase) if spec is None else spec,
     )
     shardings = jax.tree.map(lambda tensor: tensor.sharding, state)
     jitted = jax.jit(train_step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)

@@ -11,6 +11,7 @@ from longformer_jax.files import check_unused, replacing, user_path
 from longformer_jax.models import CharLMConfig
 from longformer_jax.training.char_lm import CharLMExperiment
 from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.selection import find_best, load_best
 from longformer_jax.training.sharding import replicated
 from longformer_jax.training.step import abstract_params
 
@@ -34,6 +35,15 @@ def restore_params(workdir: str | Path, step: int | None = None) -> Any:
 def restore_checkpoint(workdir: str | Path, step: int | None = None) -> tuple[int, Any]:
     """The step of a checkpoint and what `restore_params` returns."""
     return checkpoints.restore_params(workdir, abstract_params(ExperimentConfig.load(workdir)), step)
+
+
+def restore_best(workdir: str | Path) -> tuple[int, Any]:
+    """As `restore_checkpoint`, but of the best validation, where a run keeps that, and it has had one."""
+    config = ExperimentConfig.load(workdir)
+    step = find_best(user_path("workdir", workdir)) if config.keep_best else None
+    if step is None:
+        return restore_checkpoint(workdir)
+    return step, load_best(user_path("workdir", workdir), step, abstract_params(config))
 
 
 def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMConfig, Any]:
@@ -83,8 +93,18 @@ def export_model(workdir: str | Path, directory: str | Path, step: int | None = 
 
 
 def leave_model(config: ExperimentConfig, workdir: Path, params: Any) -> Path:
-    """Writes the model of a run that has ended, in place of what was there; all processes call this."""
+    """Writes the model of a run that has ended, in place of what was there; all processes call this.
+
+    It is the best one, where the run keeps that, else the last one, whose parameters these are.
+    """
     directory = workdir / MODEL_DIRECTORY
+    best = find_best(workdir) if config.keep_best else None
+    if best is not None:
+        if jax.process_index() == 0:
+            params = load_best(workdir, best, abstract_params(config))
+            with replacing(directory) as partial:
+                config.write_model(partial, jax.device_get(params), phase=config.last_phase(best), workdir=workdir)
+        return directory
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     params = jax.jit(lambda params: params, out_shardings=replicated(mesh))(params)
     if jax.process_index() == 0:

@@ -9,15 +9,9 @@ The source's head, such as that of the masked language model, is kept.
 import argparse
 import logging
 from collections.abc import Sequence
-from typing import NoReturn
 
-from longformer_jax.command_line import check_devices, fail, one_line_for_errors
+from longformer_jax.command_line import Parser, check_devices, one_line_for_errors
 from longformer_jax.weights.conversion import FORMATS, POSITIONS, convert
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(2, message)
 
 
 def _window(text: str) -> int | tuple[int, ...]:
@@ -30,7 +24,7 @@ def _window(text: str) -> int | tuple[int, ...]:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """The command line; exits with 2 on bad input."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m longformer_jax.weights.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

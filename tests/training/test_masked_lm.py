@@ -71,7 +71,7 @@ def test_kinds_are_told_apart(tmp_path: Path) -> None:
     CONFIG.save(tmp_path)
     with pytest.raises(InputError, match=r"^objective is 'masked_lm'; expected char_lm$"):
         CharLMExperiment.load(tmp_path)
-    with pytest.raises(InputError, match=r"^objective is 'translation'; expected one of char_lm, masked_lm$"):
+    with pytest.raises(InputError, match=r"^objective is 'translation'; expected one of char_lm, masked_lm, task$"):
         ExperimentConfig.from_dict(CONFIG.to_dict() | {"objective": "translation"})
     with pytest.raises(InputError, match=r"another configuration: .*objective \('char_lm', now 'masked_lm'\)"):
         check_resumes(CONFIG, tiny.CONFIG, 20)

@@ -1,0 +1,69 @@
+"""What the paper's fine-tuning on classification shares (section 6.3); the files beside this one are the tasks.
+
+Read from the paper: sequences of 4096 tokens with a global <s>, 15 epochs, the rate of 3e-5 with a warm-up over the
+first tenth, batches of 32. Not in the paper, so the usual: linear decay, AdamW with weight decay 0.01, and gradients
+clipped at 1. Activations are bfloat16, with softmax, sums and parameters in float32.
+"""
+
+from longformer_jax.errors import InputError
+from longformer_jax.models import LongformerConfig
+from longformer_jax.tasks import Task
+from longformer_jax.training import OptimizerConfig, TaskExperiment, TaskPhase
+
+SEQUENCE_LENGTH = 4096
+
+BASE = LongformerConfig(dtype="bfloat16", remat=True)  # the defaults are Longformer-base
+LARGE = LongformerConfig(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+    dtype="bfloat16",
+    remat=True,
+)
+
+VARIANTS = ("base", "large", "smoke")
+
+
+def experiment(task: Task, variant: str) -> TaskExperiment:
+    """Fine-tuning of a variant; "" is base."""
+    if variant == "smoke":
+        return smoke(task)
+    if variant not in ("", *VARIANTS):
+        raise InputError(f"config variant is {variant!r}; expected none, or {' or '.join(VARIANTS)}")
+    large = variant == "large"
+    return TaskExperiment(
+        init="allenai/longformer-large-4096" if large else "allenai/longformer-base-4096",
+        model=LARGE if large else BASE,
+        task=task,
+        phases=(
+            TaskPhase(
+                sequence_length=SEQUENCE_LENGTH,
+                learning_rate=3e-5,
+                batch_size=32,
+                epochs=15,
+                sequences_per_device=4 if large else 8,
+            ),
+        ),
+        optimizer=OptimizerConfig(clip_norm=1.0, decay="linear"),
+    )
+
+
+def smoke(task: Task) -> TaskExperiment:
+    """Two narrow layers from random weights, the first 256 tokens of each document, with a tokenizer of its own."""
+    return TaskExperiment(
+        model=LongformerConfig(
+            vocab_size=4000,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=128,
+            max_position_embeddings=256 + 2,
+            attention_window=32,
+            initializer_range=0.1,  # narrower than Longformer, so larger
+        ),
+        task=task,
+        phases=(TaskPhase(sequence_length=256, learning_rate=2e-3, batch_size=32, epochs=2),),
+        optimizer=OptimizerConfig(clip_norm=1.0, decay="linear"),
+        log_interval=50,
+    )

@@ -1,0 +1,191 @@
+"""Fine-tuned models: scored on a split or on a file of one's own, and asked for answers."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from longformer_jax.errors import InputError
+from longformer_jax.evaluation.own_data import check_own_data
+from longformer_jax.files import user_path
+from longformer_jax.integers import check_integer
+from longformer_jax.settings import pinned
+from longformer_jax.tasks import Example, Task
+from longformer_jax.tasks.features import FeatureSet, make_features
+from longformer_jax.training import MeshConfig, TaskExperiment
+from longformer_jax.training.prediction import Predictions, Predictor
+from longformer_jax.training.sharding import make_mesh, replicated
+from longformer_jax.training.task import describe_features
+from longformer_jax.training.workdir import restore_best, restore_checkpoint
+
+_BATCH_SIZE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+      split: what was asked for; of a file of one's own, its name.
+      step: of the checkpoint.
+      metrics: the task's, by their names; none where the file has no labels.
+      what: how many examples there were, and how many were cut or dropped.
+      seconds: wall time, compilation included.
+    """
+
+    split: str
+    step: int
+    metrics: dict[str, float]
+    what: str
+    seconds: float = math.nan
+
+    def __str__(self) -> str:
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in self.metrics.items()) or "no labels to score"
+        return f"{self.split}, step {self.step:,}: {numbers}  ({self.what}, {self.seconds:.1f} s)"
+
+
+class TaskModel:
+    """A fine-tuned model; calling it with texts gives predictions. `load_task` makes it."""
+
+    def __init__(self, experiment: TaskExperiment, workdir: Path, step: int | None, batch_size: int) -> None:
+        check_integer("batch_size", batch_size)
+        self.step, params = restore_best(workdir) if step is None else restore_checkpoint(workdir, step)
+        phase = experiment.last_phase(self.step)
+        # Whatever the training ran on, these devices may be others.
+        model = dataclasses.replace(experiment.task_model, remat=False, implementation=None)
+        mesh = make_mesh(MeshConfig())
+        self._params = jax.device_put(params, replicated(mesh))
+        self._packer = experiment.packers(experiment.tokenizer(workdir))[phase]
+        self._predictor = Predictor(experiment.task, model, experiment.phase_lengths(phase), batch_size, mesh)
+
+    @property
+    def task(self) -> Task:
+        """The task, which says what a prediction is."""
+        return self._predictor.task
+
+    def __call__(self, texts: str | Iterable[str]) -> list[Any]:
+        """Predictions for texts, JSON values such as {"label": …, "scores": {…}}; see the task's `decode`.
+
+        Raises:
+          InputError: a text is empty, or the task answers no plain text.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return self.predict([self.task.from_text(text, f"text {i}") for i, text in enumerate(texts, start=1)])
+
+    def predict(self, examples: Sequence[Example]) -> list[Any]:
+        """Predictions for examples, such as the task reads."""
+        return self.score(self.features(examples), labelled=False).predictions if examples else []
+
+    def features(self, examples: Sequence[Example], name: str = "texts") -> FeatureSet:
+        """Examples as the model takes them."""
+        return make_features(self.task, examples, self._packer, name)
+
+    @pinned()
+    def score(self, features: FeatureSet, labelled: bool, progress: bool = False) -> Predictions:
+        """Predictions for features, and their loss."""
+        with tqdm(total=len(features), unit="row", disable=None if progress else True, desc=features.name) as bar:
+            return self._predictor(self._params, features, labelled, bar.update)
+
+
+@pinned()
+def load_task(workdir: str | Path, *, step: int | None = None, batch_size: int = _BATCH_SIZE) -> TaskModel:
+    """The fine-tuned model of a run, finished or not, as a function of texts.
+
+    Args:
+      workdir: of the run.
+      step: which checkpoint; None is the best, where the run keeps that, else the latest.
+      batch_size: texts of the full length at once; of shorter ones more.
+
+    Raises:
+      InputError: the workdir holds no run, one of another kind, or no such checkpoint; or it is damaged.
+    """
+    return TaskModel(TaskExperiment.load(workdir), user_path("workdir", workdir), step, batch_size)
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    data: str | None = None,
+    data_path: str | None = None,
+    split: str | None = None,
+    predictions: str | Path | None = None,
+    step: int | None = None,
+    batch_size: int = _BATCH_SIZE,
+    limit: int | None = None,
+) -> Result:
+    """Scores a fine-tuned model by the metrics of its task.
+
+    Args:
+      workdir: of the run.
+      data: a file of one's own, of a form that the task reads, labelled or not; None is a split of the run's data.
+      data_path: where the run's data is now, if it has moved since.
+      split: of the run's data; None is "test", or "validation" where there is no test.
+      predictions: a file for the predictions, in the task's official format.
+      step: which checkpoint; None is the best, where the run keeps that, else the latest.
+      batch_size: rows of the full length at once; of shorter ones more.
+      limit: only so many examples, the first; None is all.
+
+    Raises:
+      InputError: an argument, the workdir or the data does not fit; before anything compiles.
+    """
+    if limit is not None:
+        check_integer("limit", limit)
+    check_own_data(data, data_path=data_path, split=split)
+    config = TaskExperiment.load(workdir)
+    directory = user_path("workdir", workdir)
+    model = TaskModel(config, directory, step, batch_size)
+    labelled = True
+    if data is None:
+        if data_path is not None:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path))
+        name = split or _default_split(config)
+        features = _load_split(config, directory, name, config.last_phase(model.step))
+    else:
+        path = user_path("data", data)
+        name, examples = path.name, list(config.task.read_own(path))
+        known = [config.task.is_labelled(example) for example in examples]
+        labelled = all(known)
+        if any(known) and not labelled:
+            raise InputError(
+                f"data is {data!r}, of which {known.count(False):,} of {len(known):,} have no label; expected labels "
+                "in all of them, or in none"
+            )
+        features = model.features(examples, name)
+    if not labelled and predictions is None:
+        raise InputError(f"data is {data!r}, which has no labels; expected labels, or --predictions=FILE for answers")
+    if limit is not None:
+        features = features.first(limit)
+    began = time.perf_counter()
+    found = model.score(features, labelled, progress=True)
+    metrics = {}
+    if labelled:
+        assert found.loss is not None
+        metrics = config.task.score(found.predictions, features.examples) | {"loss": found.loss}
+    if predictions is not None:
+        config.task.write_predictions(user_path("predictions", predictions), found.predictions)
+    seconds = time.perf_counter() - began
+    return Result(name, model.step, metrics, describe_features(features), seconds)
+
+
+def _default_split(config: TaskExperiment) -> str:
+    """Test, or validation where there is none."""
+    if "test" not in config.task.splits:
+        return "validation"
+    try:
+        config.task.files(config.data_path, "test")
+    except InputError:
+        return "validation"
+    return "test"
+
+
+def _load_split(config: TaskExperiment, workdir: Path, split: str, phase: int) -> FeatureSet:
+    """The rows of a split; those that the run was trained with are seen to be the same as then."""
+    config.task.check_split(split)
+    if split not in ("train", "validation"):
+        return config.load_split(split, phase, workdir)
+    return getattr(config.open_data(workdir), split)[phase]

@@ -1,0 +1,85 @@
+"""Answers of a fine-tuned model.
+
+  python -m longformer_jax.predict --workdir=runs/imdb reviews.txt
+  cat reviews.txt | python -m longformer_jax.predict --workdir=runs/imdb -
+  python -m longformer_jax.predict --workdir=runs/imdb --json reviews.jsonl > answers.jsonl
+
+A file of text holds a document in each line, or with --whole one document. Files whose name says JSON lines, CSV or
+another form that the task knows are read as the task reads them. For each document a line is printed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from longformer_jax.command_line import Parser, check_devices, one_line_for_errors, print_anything
+from longformer_jax.errors import InputError
+from longformer_jax.evaluation import load_task
+from longformer_jax.files import user_path
+from longformer_jax.tasks import Example, Task
+
+_TEXTS = ("", ".txt", ".text")
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """The command line; exits with 2 on bad input."""
+    parser = Parser(
+        prog="python -m longformer_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="documents; - is standard input")
+    parser.add_argument("--workdir", required=True, help="directory of the run")
+    parser.add_argument("--json", action="store_true", help="print all that is predicted, a JSON object a line")
+    parser.add_argument("--whole", action="store_true", help="a file of text is one document")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the best)")
+    parser.add_argument(
+        "--batch_size", type=int, default=8, help="documents of the full length at once (default: %(default)s)"
+    )
+    with one_line_for_errors():
+        options = parser.parse_args(arguments)
+        print_anything()
+        check_devices()
+        model = load_task(options.workdir, step=options.step, batch_size=options.batch_size)
+        examples = [example for file in options.files for example in _read(model.task, file, options.whole)]
+        features = model.features(_numbered(examples))
+        for reason, count in sorted(features.counts.items()):
+            print(f"{count:,} of {features.size:,} {model.task.unit} {reason}", file=sys.stderr)
+        for prediction in model.score(features, labelled=False).predictions:
+            line = json.dumps(prediction, ensure_ascii=False) if options.json else model.task.describe(prediction)
+            print(line, flush=True)
+
+
+def _read(task: Task, file: str, whole: bool) -> Iterator[Example]:
+    """The examples of a file."""
+    path = None if file == "-" else user_path("FILE", file)
+    if path is not None and path.suffix not in _TEXTS and not whole:
+        yield from task.read_own(path)
+        return
+    name, text = ("standard input" if path is None else str(path)), _text(path)
+    documents = [text] if whole else text.splitlines()
+    if not any(document.strip() for document in documents):
+        raise InputError(f"{name} is empty; expected a document" + ("" if whole else " in each line"))
+    for number, document in enumerate(documents, start=1):
+        yield task.from_text(document, name if whole else f"line {number} of {name}")
+
+
+def _text(path: Path | None) -> str:
+    name = "standard input" if path is None else str(path)
+    try:
+        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is no UTF-8 at byte {error.start:,}; expected text in UTF-8") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"FILE is {name!r}, which is no file; expected one with documents, or -") from None
+
+
+def _numbered(examples: list[Example]) -> list[Example]:
+    """With ids that differ, where files have the same."""
+    if len({example["id"] for example in examples}) < len(examples):
+        return [{**example, "id": f"{number}: {example['id']}"} for number, example in enumerate(examples, start=1)]
+    return examples

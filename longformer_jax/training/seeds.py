@@ -1,0 +1,58 @@
+"""The same experiment with several seeds, and what their best validations are on average."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from longformer_jax.files import user_path
+from longformer_jax.integers import check_integer
+from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.loop import train
+from longformer_jax.training.metrics import METRICS_FILE, read_metrics
+from longformer_jax.training.selection import Selection
+from longformer_jax.training.workdir import MODEL_DIRECTORY
+
+_PREFIX = "seed_"
+
+
+def train_seeds(config: ExperimentConfig, workdir: str | Path, count: int, *, profile: bool = False) -> None:
+    """Trains with the seeds seed, seed + 1, …, one after the other, each in a directory WORKDIR/seed_N.
+
+    Prints the mean and the standard deviation of their best validations. When it is told to stop, it stops; called
+    again, it goes on with the seed that was stopped.
+
+    Args:
+      config: of the first one.
+      workdir: a directory, made if need be.
+      count: how many.
+      profile: as `train`'s.
+
+    Raises:
+      InputError: where `train` does.
+    """
+    count = check_integer("seeds", count)
+    workdir = user_path("workdir", workdir)
+    best = []
+    for seed in range(config.seed, config.seed + count):
+        run = workdir / f"{_PREFIX}{seed}"
+        print(f"seed {seed} ({seed - config.seed + 1} of {count}), in {run}", flush=True)
+        train(dataclasses.replace(config, seed=seed), run, profile=profile)
+        if not (run / MODEL_DIRECTORY).exists():
+            return
+        value = Selection.of(config, read_metrics(run / METRICS_FILE)).best_value
+        best.append(value)
+    name = config.selection[0]
+    print(f"best validation {name} of {count} seeds: {mean_and_deviation(best)}", flush=True)
+
+
+def runs_of_seeds(workdir: Path) -> list[Path]:
+    """The runs that `train_seeds` has left in a directory, by their seed."""
+    numbers = {path: path.name.removeprefix(_PREFIX) for path in workdir.glob(f"{_PREFIX}*") if path.is_dir()}
+    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation of a sample, where there are two values or more; then all values."""
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation} ({', '.join(f'{value:.4f}' for value in values)})"
