@@ -330,8 +330,8 @@ def _resources(report: str) -> dict[str, dict[str, Any]]:
 
 
 def compile_training_step(target: str, length: int) -> dict[str, int]:
-    """Of a character model as in `enwik8_small:fast`, one sequence: the kernels in it, how many of their operands are
-    copied or transposed first, bytes of temporary memory, and numbers in the largest array.
+    """Of a character model like `enwik8_small` with a narrow sinusoid, one sequence: the kernels in it, how many of
+    their operands are copied or transposed first, bytes of temporary memory, and numbers in the largest array.
 
     Few layers, a narrow MLP and a wide window, so that the largest array ought to be queries, keys and values, length x
     3 embed_dim, and even one head's scores in the window would be larger.
