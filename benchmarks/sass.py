@@ -61,9 +61,9 @@ class Instruction:
         return int(self.operands[1], 0)
 
     @property
-    def accumulators(self) -> Span:
-        """Of a product."""
-        return self.written[0]
+    def accumulators(self) -> Span | None:
+        """Of a product; None where nobody wants the sums, and the assembler keeps it to wait for only."""
+        return next(iter(self.written), None)
 
     @property
     def left_operand(self) -> Span | None:
@@ -197,11 +197,11 @@ def _faults(instruction: Instruction, running: list[Instruction]) -> Iterator[st
         yield f"{instruction} ends before {running[0]}"
     for product in running:
         accumulators, left = product.accumulators, product.left_operand
-        if instruction.is_product and instruction.accumulators == accumulators:
+        if instruction.is_product and accumulators is not None and instruction.accumulators == accumulators:
             touched = [instruction.left_operand] if instruction.left_operand else []  # which adds to it in order
         else:
             touched = instruction.touched
-        if any(span.overlaps(accumulators) for span in touched):
+        if accumulators is not None and any(span.overlaps(accumulators) for span in touched):
             yield f"{instruction} touches {accumulators}, to which {product} adds"
         if left is not None and any(span.overlaps(left) for span in instruction.written):
             yield f"{instruction} writes {left}, which {product} reads"

@@ -48,6 +48,13 @@ def test_a_loop_that_waits_is_right() -> None:
     assert exponentials_beside_products(sass(*LOOP)) == 1
 
 
+def test_a_product_that_nobody_uses_adds_to_nothing() -> None:
+    unused = "HGMMA.64x8x16.F16 RZ, gdesc[URZ], RZ, !UPT, gsb0"
+    assert touched_in_flight(sass(unused, SCORES, WAIT, USE_SCORES, "EXIT")) == []
+    # But it counts where a wait leaves one in flight: that is the second.
+    assert "touches R24..R55" in touched_in_flight(sass(unused, SCORES, WAIT_SCORES, USE_SCORES, "EXIT"))[0]
+
+
 def without(*lines: str) -> list[str]:
     """The loop without the last of each."""
     left = LOOP[::-1]
