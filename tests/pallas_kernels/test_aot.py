@@ -63,11 +63,13 @@ def test_no_kernel_spills(dtype: str, target: str) -> None:
     check([(target, case) for case in some + more if case.dtype == dtype])
 
 
-def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill() -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["own_keys", "shared_key"])
+def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill(shared: bool) -> None:
     # Products and loads of each kernel, of which the compiler may have copies in several loops.
     products = {"forward": 2, "dq": 3, "dkdv": 4, "dshared": 3}
     loads = {"forward": 3, "dq": 6, "dkdv": 6, "dshared": 6}
-    for case, found in zip(HOPPER_CASES, check([("sm_90a", case) for case in HOPPER_CASES]), strict=True):
+    cases = [case for case in HOPPER_CASES if (case.shared_dim > 0) == shared]
+    for case, found in zip(cases, check([("sm_90a", case) for case in cases]), strict=True):
         for kernel, figures in found.items():
             name = kernel.removeprefix("banded_attention_")
             assert figures["HGMMA"] >= products[name] and figures["UTMALDG"] >= loads[name], (kernel, figures)
