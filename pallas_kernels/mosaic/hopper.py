@@ -293,8 +293,8 @@ def compute_item(
         release_own()
 
     lax.fori_loop(0, begin, skip, None)
-    mine = {mine for pairs in kernel.scores for mine, _ in pairs}
-    operands = {name: load_tile(own[name]) if tiling.own_in_registers else own[name] for name in sorted(mine)}
+    mine = [mine for pairs in kernel.scores for mine, _ in pairs]
+    operands = {name: load_tile(own[name]) if tiling.own_in_registers else own[name] for name in mine}
     sums, state = tuple(empty_tile(each.size) for each in kernel.sums), kernel.start(own)
     if tiling.overlap:
         ring.wait_full(passed + begin)

@@ -21,7 +21,8 @@ class Sum(NamedTuple):
 
     def of(self, other: dict[str, Any]) -> Any:
         """The reference to the columns."""
-        return other[self.array].at[:, pl.ds(self.start, self.size)]
+        ref = other[self.array]
+        return ref if self.size == ref.shape[-1] else ref.at[:, pl.ds(self.start, self.size)]
 
 
 class Kernel(NamedTuple):
