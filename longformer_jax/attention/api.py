@@ -94,7 +94,8 @@ def banded_attention(
         - "pallas_mosaic_gpu": kernels for Hopper, bfloat16 and float16, head_dim up to 128; beside a shared key of up
           to 192 numbers.
         - "pallas_mosaic_mma", experimental: the same for any NVIDIA GPU from Ampere on.
-        - one of the last three with "_interpret": the same kernels on any device, very slowly, for debugging.
+        - one of the last three with "_interpret": the same kernels on any device, very slowly, for debugging. Mosaic's
+          wait forever where XLA has too few threads: PJRT_NPROC=8 in the environment gives it enough.
         - None: what LONGFORMER_JAX_KERNELS in the environment says: xla, triton, hopper or mma. If it is auto or not
           set: the fastest that has been measured and found right on this kind of GPU, "xla" if none has.
         The kind of GPU is that of the arrays outside of jit, and under jit that of the mesh in use, else of
