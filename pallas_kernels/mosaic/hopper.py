@@ -110,8 +110,8 @@ class Shared(NamedTuple):
         tiling = schedule.tiling
         readers = tiling.warpgroups
         return cls(
-            own={name: shared_rows(x, (tiling.own_stages, readers), ROWS) for name, x in arrays.own.items()},
-            other={name: shared_rows(x, (tiling.stages,), tiling.columns) for name, x in arrays.other.items()},
+            own=jax.tree.map(lambda x: shared_rows(x, (tiling.own_stages, readers), ROWS), arrays.own),
+            other=jax.tree.map(lambda x: shared_rows(x, (tiling.stages,), tiling.columns), arrays.other),
             outputs=tuple(shared_rows(x, (readers,), ROWS) for x in arrays.outputs),
             numbers=plgpu.SMEM((readers, tiling.columns), jnp.int32),
             own_ring=Ring.with_barriers(tiling.own_stages, arrays=len(arrays.own) * readers, readers=readers),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ def launch(
     side's length, and the walk's heads. What all heads share has 1 in place of H, what the whole batch shares 1 in
     place of B. Neighbouring heads with the same dilation are one launch.
     """
+    # Shared memory is laid out in their order, on which depends how many registers a kernel takes; JAX sorts dicts.
+    own, other = OrderedDict(own), OrderedDict(other)
 
     def call(*operands: jax.Array) -> tuple[jax.Array, ...]:
         own, other, limits, head = jax.tree.unflatten(tree, operands)
@@ -53,7 +56,7 @@ def launch(
     operands, tree = jax.tree.flatten((own, other, limits, head))
     if spec.interpret:  # the interpreter's side effects cannot be partitioned
         return call(*operands)
-    # The first is one of the own side's own, "dout", "key" or "query", which has the whole batch.
+    # The first is the own side's query or key, which has the whole batch.
     common = frozenset(i for i, x in enumerate(operands) if len(x) < len(operands[0]))
     return over_batches(call, [x.ndim for x in operands], [len(x.shape) for x in outputs], common)(*operands)
 
@@ -76,8 +79,8 @@ def _launch(
         spans = visible_spans(walk, own_ids, other_ids)
     scalars = Scalars(limits.dropout_streams, spans, head)
     arrays = Arrays(
-        own={name: view(x, dilation, ROWS) for name, x in own.items()},
-        other={name: view(x, dilation, tiling.columns) for name, x in other.items()},
+        own=jax.tree.map(lambda x: view(x, dilation, ROWS), own),
+        other=jax.tree.map(lambda x: view(x, dilation, tiling.columns), other),
         outputs=tuple(view_of_output(x, schedule.batch, heads, dilation, schedule.own_rows) for x in outputs),
     )
 

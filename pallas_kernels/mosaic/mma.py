@@ -5,6 +5,7 @@ shared memory; what else there is to wait for, the other programs of a core fill
 """
 
 import functools
+from collections import OrderedDict
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -43,8 +44,8 @@ class Shared(NamedTuple):
         (own, _), (other, _) = map(_tiles_and_lines, (arrays.own, arrays.other))
         columns, has_tma = schedule.tiling.columns, schedule.gpu.has_tma
         return cls(
-            own={name: shared_rows(x, (), ROWS) for name, x in own.items()},
-            other={name: shared_rows(x, (_SLOTS,), columns) for name, x in other.items()},
+            own=jax.tree.map(lambda x: shared_rows(x, (), ROWS), own),
+            other=jax.tree.map(lambda x: shared_rows(x, (_SLOTS,), columns), other),
             numbers=plgpu.SMEM((columns,), jnp.int32),
             own_full=plgpu.Barrier(num_arrivals=len(own)) if has_tma else None,
             full=plgpu.Barrier(num_arrivals=len(other), num_barriers=_SLOTS) if has_tma else None,
@@ -100,7 +101,7 @@ def run(kernel: Kernel, schedule: Schedule[MmaTiling], arrays: Arrays, scalars: 
 
 
 def _tiles_and_lines(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    tiles = {name: x for name, x in arrays.items() if is_tile(x)}
+    tiles = OrderedDict((name, x) for name, x in arrays.items() if is_tile(x))
     return tiles, {name: x for name, x in arrays.items() if name not in tiles}
 
 
