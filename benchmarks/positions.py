@@ -4,7 +4,8 @@
     python benchmarks/positions.py times    forward and backward of character models, both forms call by call
     python benchmarks/positions.py costs    counted, by phase: what the paper's small model computes and reads
 
-Writes benchmarks/results/positions_PART_cpu.json and prints it.
+Writes benchmarks/results/positions_PART_cpu.json and prints it. `--only=0,2` measures these cases of a part; the file
+keeps the others.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,12 @@ from tests.models.small import random_cotangent, random_params
 LENGTH = 2048  # of the comparison with float64, whose scores are dense
 # Experiment, variant, phase; rows and length. Fewer than in training where they would take too long on two cores.
 STEPS = (
-    ("enwik8_small", "", 3, 1, 2048),
+    ("enwik8_small", "", 1, 1, 2048),
+    ("enwik8_small", "", 3, 1, 8192),
     ("enwik8_small", "smoke", 1, 4, 256),
+    ("enwik8_small", "smoke", 3, 2, 1024),
     ("quickstart", "", 1, 8, 128),
     ("quickstart", "", 2, 4, 256),
-    ("enwik8_small", "smoke", 3, 2, 1024),
-    ("enwik8_small", "", 1, 1, 2048),
 )
 SECONDS = 20  # of calls, for each form; at least three after the first
 
@@ -83,10 +84,10 @@ def value_and_gradients(config: CharLMConfig) -> Any:
 # ---- Errors ----------------------------------------------------------------------------------------------------------
 
 
-def errors() -> Iterator[dict]:
+def errors(phases: Sequence[int]) -> Iterator[dict]:
     """Relative errors of logits and gradients, by the norm of each tensor; of the gradients the largest."""
     tokens = np.random.default_rng(1).integers(256, size=(1, LENGTH)).astype(np.int32)
-    for phase in range(1, 6):
+    for phase in phases:
         config = model_in_phase("enwik8_small", "", phase)
         params, cotangent = random_params(config), random_cotangent(config, tokens)
         truth = _in_float64(config, params, tokens, cotangent)
@@ -125,9 +126,9 @@ def _in_float64(config: CharLMConfig, params: Any, tokens: np.ndarray, cotangent
 # ---- Times -----------------------------------------------------------------------------------------------------------
 
 
-def times() -> Iterator[dict]:
+def times(steps: Sequence[tuple[str, str, int, int, int]]) -> Iterator[dict]:
     """Medians of forward and backward in float32, both forms call by call."""
-    for name, variant, phase, rows, length in STEPS:
+    for name, variant, phase, rows, length in steps:
         config = model_in_phase(name, variant, phase, dtype="float32")
         tokens = np.random.default_rng(1).integers(config.vocab_size, size=(rows, length)).astype(np.int32)
         arguments = random_params(config), tokens, random_cotangent(config, tokens)
@@ -155,12 +156,12 @@ def times() -> Iterator[dict]:
 # ---- Costs -----------------------------------------------------------------------------------------------------------
 
 
-def costs() -> Iterator[dict]:
+def costs(phases: Sequence[int]) -> Iterator[dict]:
     """For each phase and form, of all layers together: columns of the scores, calls of the op, FLOPs of attention for a
     character in training (forward, backward, and what makes the query's half), and bytes of bfloat16 keys that a
     forward pass reads for one sequence."""
-    for phase, length in enumerate(paper.SEQUENCE_LENGTHS, 1):
-        config = model_in_phase("enwik8_small", "", phase)
+    for phase in phases:
+        config, length = model_in_phase("enwik8_small", "", phase), paper.SEQUENCE_LENGTHS[phase - 1]
         cuts = {"compressed": cut_window, "uncompressed": uncut}
         yield {"phase": phase, "length": length} | {form: _counted(config, length, cut) for form, cut in cuts.items()}
 
@@ -185,18 +186,34 @@ def _counted(config: CharLMConfig, length: int, cut: Callable[..., tuple[Heads, 
     return {"columns": sorted(columns), "calls": calls, "flops_per_character": flops, "key_bytes": key_bytes}
 
 
+PHASES = range(1, 6)
+PARTS: dict[str, tuple[Callable[..., Iterator[dict]], Sequence[Any]]] = {
+    "errors": (errors, PHASES),
+    "times": (times, STEPS),
+    "costs": (costs, PHASES),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("errors", "times", "costs"))
-    part = parser.parse_args().part
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--only", help="numbers of cases, from 0; default: all")
+    arguments = parser.parse_args()
+    measure, cases = PARTS[arguments.part]
+    if arguments.only:
+        cases = [cases[int(number)] for number in arguments.only.split(",")]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     about = {"date": datetime.now(UTC).date().isoformat(), "device": cpu_model(), "jax": jax.__version__}
-    output = Path(__file__).resolve().parent / "results" / f"positions_{part}_cpu.json"
-    records = []
-    for record in {"errors": errors, "times": times, "costs": costs}[part]():
+    output = Path(__file__).resolve().parent / "results" / f"positions_{arguments.part}_cpu.json"
+    records = json.loads(output.read_text())["records"] if arguments.only and output.exists() else []
+    for record in measure(cases):
         print(json.dumps(record), flush=True)
-        records.append(record)
-        output.write_text(json.dumps(about | {"records": records}, indent=1) + "\n")
+        records = [other for other in records if _case(other) != _case(record)] + [about | record]
+        output.write_text(json.dumps({"records": records}, indent=1) + "\n")
+
+
+def _case(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: record.get(key) for key in ("config", "variant", "phase", "rows", "length", "dtype")}
 
 
 if __name__ == "__main__":
