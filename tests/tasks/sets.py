@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# Samples of real data, which only developers have.
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"
+
 ARTICLES, TRUTH = "articles-training-byarticle-20181122", "ground-truth-training-byarticle-20181122"
 
 # By their SHA-256, the first of these films validates and the others do not.
