@@ -61,7 +61,8 @@ class TaskModel:
         mesh = make_mesh(MeshConfig())
         self._params = jax.device_put(params, replicated(mesh))
         self._packer = experiment.packers(experiment.tokenizer(workdir))[phase]
-        self._predictor = Predictor(experiment.task, model, experiment.phase_lengths(phase), batch_size, mesh)
+        length, lengths = experiment.phases[phase].sequence_length, experiment.phase_lengths(phase)
+        self._predictor = Predictor(experiment.task, model, length, lengths, batch_size, mesh)
 
     @property
     def task(self) -> Task:

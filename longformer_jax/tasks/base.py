@@ -12,6 +12,7 @@ what the model said of all of them together. A row is a mapping of one-dimension
 import abc
 import collections
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
 
+from longformer_jax.data.buckets import bucket_lengths
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
-from longformer_jax.models import LongformerConfig
+from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.weights import save_pretrained
 
 if TYPE_CHECKING:
@@ -76,6 +80,9 @@ class Task(abc.ABC):
     kept: ClassVar[Sequence[str]] = ("id",)
     # The fields that only labelled examples have.
     targets: ClassVar[Sequence[str]] = ()
+    # Marks that `rows` puts between texts, by their ids; a model that does not know them gets rows of its tables for
+    # them, drawn from the seed.
+    added_tokens: ClassVar[Sequence[str]] = ()
 
     # Reading.
 
@@ -134,6 +141,14 @@ class Task(abc.ABC):
         `targets` are missing in rows of examples without a label.
         """
 
+    def lengths(self, sequence_length: int) -> tuple[int, ...]:
+        """The lengths, ascending, to which batches of rows are padded, where the experiment has no `lengths`.
+
+        Args:
+          sequence_length: of the phase; the last length, unless a row is made of several sequences.
+        """
+        return bucket_lengths(sequence_length)
+
     # The model.
 
     @abc.abstractmethod
@@ -144,8 +159,14 @@ class Task(abc.ABC):
         """The configuration with what the task decides of it, such as the number of labels."""
         return model
 
-    def inputs(self, batch: Mapping[str, jax.Array], model: LongformerConfig) -> dict[str, Any]:
-        """The arguments of the head's call, from a batch of arrays `[B, length]`; traced."""
+    def inputs(self, batch: Mapping[str, jax.Array], model: LongformerConfig, sequence_length: int) -> dict[str, Any]:
+        """The arguments of the head's call, from a batch of arrays `[B, length]`; traced.
+
+        Args:
+          batch: the fields for the model.
+          model: of the head.
+          sequence_length: of the phase, the most tokens that the encoder sees at once.
+        """
         ids = batch["input_ids"].astype(jnp.int32)
         return {"input_ids": ids, "attention_mask": ids != model.pad_token_id}
 
@@ -158,7 +179,7 @@ class Task(abc.ABC):
         """What decoding needs of what the head returns, a small tree of arrays `[B, …]`; traced."""
 
     def save(self, directory: Path, model: LongformerConfig, params: Any) -> None:
-        """Writes the model for `load_pretrained`; a task whose head that does not know has its own way."""
+        """Writes the model for `load_pretrained`; for a head that it does not know, see `save_encoder_and_head`."""
         save_pretrained(directory, model, params, type(self.head(model)))
 
     # Answers.
@@ -197,3 +218,14 @@ class Task(abc.ABC):
         if split not in self.splits:
             expected = ", ".join(self.splits)
             raise InputError(f"split is {split!r}, which {self.kind} does not have; expected one of {expected}")
+
+
+HEAD_FILE = "head.safetensors"
+
+
+def save_encoder_and_head(directory: Path, model: LongformerConfig, params: Any) -> None:
+    """Writes the encoder for `load_pretrained` and transformers, and what is on it to a file of its own beside it."""
+    save_pretrained(directory, model, params["longformer"], functools.partial(Longformer, add_pooling_layer=False))
+    head = flatten_dict({name: part for name, part in params.items() if name != "longformer"}, sep="/")
+    with replacing(directory / HEAD_FILE) as partial:
+        save_file({name: np.ascontiguousarray(jax.device_get(x)) for name, x in head.items()}, partial)

@@ -1,4 +1,4 @@
-"""Records with named fields in files: JSON lines, CSV and TSV, each also compressed with gzip."""
+"""Records with named fields in files: JSON lines, CSV, TSV and lists in JSON, each also compressed with gzip."""
 
 import csv
 import gzip
@@ -34,6 +34,47 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with opened(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         yield from _json_lines(path, text) if kind == ".jsonl" else _table(path, text, kind)
+
+
+def read_list(path: Path, where: str = "item") -> Iterator[tuple[str, dict[str, Any]]]:
+    """As `read_records`, of a list in a JSON file, which may be larger than memory.
+
+    Args:
+      path: of the file.
+      where: the list's items by ijson's name: "item" where the file is the list, "Data.item" where it is under "Data".
+
+    Raises:
+      InputError: the file is missing or damaged, or a record is none.
+    """
+    import ijson  # not above: other tasks do not need it
+
+    number = 0
+    with opened(path) as file:
+        try:
+            for record in ijson.items(file, where, use_float=True):
+                number += 1
+                place = f"record {number:,} of {str(path)!r}"
+                if not isinstance(record, dict):
+                    raise InputError(f"{place} is a {type(record).__name__}; expected a JSON object")
+                yield place, record
+        except ijson.JSONError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"{str(path)!r} is damaged after record {number:,} ({reason}); expected a list in JSON"
+            ) from None
+
+
+def text_list(place: str, record: dict[str, Any], name: str) -> list[str]:
+    """A field that is a list of texts, at least one; raises InputError where it is none."""
+    value = record.get(name)
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        raise InputError(f"{place}: {name} is {shown(value)}; expected a list of texts, at least one")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, the beginning of a long one."""
+    return text if len(text := repr(value)) <= 80 else f"{text[:77]}..."
 
 
 @contextmanager

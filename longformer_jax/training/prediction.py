@@ -36,29 +36,38 @@ class Predictor:
     """Runs a task's head over rows; each length is compiled once."""
 
     def __init__(
-        self, task: Task, model: LongformerConfig, lengths: Sequence[int], batch_size: int, mesh: Mesh
+        self,
+        task: Task,
+        model: LongformerConfig,
+        sequence_length: int,
+        lengths: Sequence[int],
+        batch_size: int,
+        mesh: Mesh,
     ) -> None:
         """Prepares nothing yet.
 
         Args:
           task, model: the head's.
+          sequence_length: the most tokens that the encoder sees at once.
           lengths: to which rows are padded, ascending.
-          batch_size: rows of the longest length at once, over all devices; of shorter ones as many more as have the
-            same number of tokens.
+          batch_size: rows of that length at once, over all devices; of shorter ones as many more as have the same
+            number of tokens, of longer ones fewer.
           mesh: the devices.
         """
         self.task, self._model, self._lengths, self._mesh = task, model, tuple(lengths), mesh
-        tokens = batch_size * self._lengths[-1]
-        self._sizes = [-(-min(tokens // length, _MOST_ROWS) // mesh.size) * mesh.size for length in self._lengths]
-        rows = NamedSharding(mesh, P(BATCH_AXES))
+        self._sequence_length, tokens = sequence_length, batch_size * sequence_length
+        rows = (max(1, min(tokens // length, _MOST_ROWS)) for length in self._lengths)
+        self._sizes = [-(-count // mesh.size) * mesh.size for count in rows]
+        split = NamedSharding(mesh, P(BATCH_AXES))
         self._put: Callable[[np.ndarray], jax.Array] = lambda array: jax.make_array_from_callback(
-            array.shape, rows, array.__getitem__
+            array.shape, split, array.__getitem__
         )
         self._step = jax.jit(self._outputs, static_argnums=2, out_shardings=replicated(mesh))
 
     def _outputs(self, params: Any, batch: dict[str, jax.Array], labelled: bool) -> Any:
         """The outputs of rows and, if they are labelled, their losses; traced."""
-        output = self.task.head(self._model).apply({"params": params}, **self.task.inputs(batch, self._model))
+        inputs = self.task.inputs(batch, self._model, self._sequence_length)
+        output = self.task.head(self._model).apply({"params": params}, **inputs)
         losses = self.task.loss(output, batch) if labelled else None
         return self.task.outputs(output, batch), losses
 

@@ -92,7 +92,7 @@ def microbatch_sharding(mesh: Mesh) -> NamedSharding:
 def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh, length: int | None = None) -> int:
     """A, the fewest microbatches of a phase's batch that give each device at most `sequences_per_device` at once.
 
-    Of shorter sequences, of `length` tokens, as many more as have the same number of tokens.
+    Of shorter sequences, of `length` tokens, as many more as have the same number of tokens; of longer ones fewer.
 
     Raises:
       InputError: the batch cannot be split evenly over the devices.
@@ -104,7 +104,7 @@ def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh, length:
         )
     per_device = batch_size // mesh.size
     if most is not None and length is not None:
-        most = most * config.phases[phase].sequence_length // length
+        most = max(1, most * config.phases[phase].sequence_length // length)
     return next(
         count
         for count in range(1, per_device + 1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from longformer_jax.data.buckets import EpochBatches, bucket_lengths
+from longformer_jax.data.buckets import EpochBatches
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing, user_path
@@ -26,7 +26,7 @@ from longformer_jax.training.config import ExperimentConfig, Phase
 from longformer_jax.training.encoder_init import KEPT, load_init
 from longformer_jax.training.prediction import Predictor
 from longformer_jax.training.serialization import build, check, convert_fields
-from longformer_jax.weights import load_tokenizer
+from longformer_jax.weights import load_tokenizer, resize_vocab
 from longformer_jax.weights.conversion import POSITIONS
 from longformer_jax.weights.pretrained import read_model_config
 from longformer_jax.weights.tokenizer import save_tokenizer
@@ -127,8 +127,8 @@ class TaskExperiment(ExperimentConfig):
       init: of RoBERTa's or Longformer's kind; RoBERTa becomes a Longformer where `model` is one. Only the encoder is
         taken; the head is drawn from the seed.
       positions: as in pretraining, for an `init` whose position table is shorter.
-      lengths: the lengths, ascending, to one of which a row is padded; None is `bucket_lengths` of the phase's
-        sequence_length. A step is compiled for each that occurs.
+      lengths: the lengths, ascending, to one of which a row is padded; None is what the task says, by default
+        `bucket_lengths` of the phase's sequence_length. A step is compiled for each that occurs.
       evaluations_per_epoch: with a phase's `epochs`, so often are validations and checkpoints; `eval_interval` and
         `checkpoint_interval` are set to that. 0 leaves them.
       eval_sequences: how many validation examples are looked at.
@@ -191,8 +191,9 @@ class TaskExperiment(ExperimentConfig):
 
     @property
     def task_model(self) -> LongformerConfig:
-        """The model as the task has it."""
-        return self.task.model(self.model)
+        """The model as the task has it, with room for the task's tokens."""
+        model = self.task.model(self.model)
+        return dataclasses.replace(model, vocab_size=model.vocab_size + len(self.task.added_tokens))
 
     # Data.
 
@@ -223,19 +224,23 @@ class TaskExperiment(ExperimentConfig):
         return path
 
     def tokenizer(self, workdir: Path | None = None) -> "Tokenizer":
-        """That of a run's workdir; of a new run, see `TaskDataConfig`. It neither cuts texts nor pads them."""
+        """That of a run's workdir; of a new run, see `TaskDataConfig`. It neither cuts texts nor pads them.
+
+        It knows the task's tokens.
+        """
         kept = None if workdir is None else workdir / TOKENIZER_FILE
-        if kept is not None and kept.is_file():
-            return load_tokenizer(kept)
-        source = self.data.tokenizer or self.init
-        return load_tokenizer(source) if source is not None else _learn_tokenizer(self)
+        source = kept if kept is not None and kept.is_file() else self.data.tokenizer or self.init
+        tokenizer = load_tokenizer(source) if source is not None else _learn_tokenizer(self)
+        tokenizer.add_special_tokens([*self.task.added_tokens])  # those that are not there
+        return tokenizer
 
     def packers(self, tokenizer: "Tokenizer") -> list[Packer]:
         """For each phase the tokenizer and the most tokens of a row; raises InputError unless it fits the model."""
         packers = [Packer.of(tokenizer, phase.sequence_length) for phase in self.phases]
         model, packer = self.model, packers[0]
-        expected = f"at least {packer.vocab_size}, the number of the tokenizer's tokens"
-        check(packer.vocab_size <= model.vocab_size, "model.vocab_size", model.vocab_size, expected)
+        needed = packer.vocab_size - len(self.task.added_tokens)
+        expected = f"at least {needed}, the number of the tokenizer's tokens"
+        check(needed <= model.vocab_size, "model.vocab_size", model.vocab_size, expected)
         for field in ("pad_token_id", "bos_token_id", "sep_token_id"):
             found, wanted = getattr(model, field), getattr(packer, field)
             check(found == wanted, f"model.{field}", found, f"{wanted}, that of the tokenizer")
@@ -278,7 +283,7 @@ class TaskExperiment(ExperimentConfig):
 
     def phase_lengths(self, phase: int) -> tuple[int, ...]:
         """The lengths to which rows of a phase are padded."""
-        return self.lengths or bucket_lengths(self.phases[phase].sequence_length)
+        return self.lengths or self.task.lengths(self.phases[phase].sequence_length)
 
     def epochs(self, phase: int, data: TaskData) -> EpochBatches:
         """The order of a phase's rows."""
@@ -313,7 +318,7 @@ class TaskExperiment(ExperimentConfig):
         """A batch of rows of a length; None is the longest."""
         length = length or self.phase_lengths(phase)[-1]
         size = self.phases[phase].batch_size
-        ids = "uint16" if self.model.vocab_size <= 2**16 else "uint32"
+        ids = "uint16" if self.task_model.vocab_size <= 2**16 else "uint32"
         spec = {
             name: jax.ShapeDtypeStruct((size, field.length or length), ids if name == "input_ids" else field.dtype)
             for name, field in self.task.fields().items()
@@ -346,7 +351,7 @@ class TaskExperiment(ExperimentConfig):
         batch = {
             name: jnp.zeros((1, x.shape[1]), x.dtype) for name, x in self.batch_spec(0, 1).items() if name != "weight"
         }
-        return self.task.inputs(batch, self.task_model)
+        return self.task.inputs(batch, self.task_model, self.phases[0].sequence_length)
 
     def pretrained_params(self) -> Any:
         """The encoder of `init`, converted to `model`, below a head from the seed; None where there is no `init`.
@@ -362,6 +367,7 @@ class TaskExperiment(ExperimentConfig):
         if not self.model.global_projections:
             layers = {name: leaf for name, leaf in encoder["layers"].items() if not name.endswith("_global")}
             encoder = encoder | {"layers": layers}
+        _, encoder = resize_vocab(self.model, encoder, self.task_model.vocab_size, seed=self.seed)
         return params | {"longformer": encoder}
 
     def write_model(self, directory: Path, params: Any, *, phase: int, workdir: Path | None = None) -> None:
@@ -379,9 +385,8 @@ class TaskExperiment(ExperimentConfig):
     def loss(self, phase: int, params: Any, microbatch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         """The task's loss of the rows, by their weights."""
         model = self.task_model
-        output = self.task.head(model).apply(
-            {"params": params}, **self.task.inputs(microbatch, model), deterministic=False, rngs={"dropout": key}
-        )
+        inputs = self.task.inputs(microbatch, model, self.phases[phase].sequence_length)
+        output = self.task.head(model).apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": key})
         return jnp.sum(self.task.loss(output, microbatch) * microbatch["weight"])
 
     def flops_per_token(self, phase: int, params: Any) -> None:
@@ -392,7 +397,8 @@ class TaskExperiment(ExperimentConfig):
     def validator(self, phase: int, data: TaskData, batch_size: int, mesh: Mesh) -> "TaskValidator":
         """Loss and metrics of the first `eval_sequences` validation examples."""
         features = data.validation[phase].first(self.eval_sequences)
-        predictor = Predictor(self.task, self.task_model, self.phase_lengths(phase), batch_size, mesh)
+        length, lengths = self.phases[phase].sequence_length, self.phase_lengths(phase)
+        predictor = Predictor(self.task, self.task_model, length, lengths, batch_size, mesh)
         return TaskValidator(predictor, features)
 
 

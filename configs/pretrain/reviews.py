@@ -1,7 +1,7 @@
-"""A small RoBERTa from scratch on IMDB's 50,000 unlabelled reviews, on two CPU cores; docs/from_scratch.md goes on from there.
+"""A small RoBERTa from scratch on IMDB's 50,000 unlabelled reviews, on two CPU cores.
 
   tar xzf aclImdb_v1.tar.gz -C runs
-  python train.py --config=configs/pretrain/imdb.py --workdir=runs/short
+  python train.py --config=configs/pretrain/reviews.py --workdir=runs/short
   python eval.py --workdir=runs/short --split=validation
 
 The data is the archive of https://ai.stanford.edu/~amaas/data/sentiment; --config.data.path is its folder train/unsup.
@@ -10,6 +10,7 @@ The tokenizer is learnt from it, too. At the end runs/short/model is a model tha
 
 from ml_collections import ConfigDict
 
+from longformer_jax.errors import InputError
 from longformer_jax.models import LongformerConfig
 from longformer_jax.training import MaskedLMExperiment, OptimizerConfig, Phase, TokenDataConfig
 
@@ -30,8 +31,10 @@ MODEL = LongformerConfig(
 )
 
 
-def get_config() -> ConfigDict:
-    """The configuration."""
+def get_config(variant: str = "") -> ConfigDict:
+    """The configuration; it has no variants."""
+    if variant:
+        raise InputError(f"config variant is {variant!r}; expected none")
     return MaskedLMExperiment(
         model=MODEL,
         phases=(Phase(sequence_length=SEQUENCE_LENGTH, learning_rate=1.5e-3, batch_size=64, steps=3000),),
