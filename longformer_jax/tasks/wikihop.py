@@ -97,11 +97,14 @@ class WikiHop(Task):
     kept: ClassVar[Sequence[str]] = ("id", "candidates", "answer")
     targets: ClassVar[Sequence[str]] = ("answer",)
     added_tokens: ClassVar[Sequence[str]] = ("[q]", "[/q]", "[ent]", "[/ent]")
-    selection: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
         for field in ("max_pieces", "max_candidates", "max_global_tokens"):
             check_integer(field, getattr(self, field))
+
+    @property
+    def selection(self) -> str:
+        return "accuracy"
 
     # Reading.
 

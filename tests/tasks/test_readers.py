@@ -313,7 +313,7 @@ def test_predictions_in_the_official_format(tmp_path: Path) -> None:
 def test_which_task_is_meant() -> None:
     assert find_task("imdb") is Imdb
     assert find_task("longformer_jax.tasks.hyperpartisan:Hyperpartisan") is Hyperpartisan
-    for kind in ("wikihop", "json:JSONDecoder", "no_such_module:Task", "longformer_jax.tasks.imdb:None", 5, None):
+    for kind in ("translation", "json:JSONDecoder", "no_such_module:Task", "longformer_jax.tasks.imdb:None", 5, None):
         with pytest.raises(
             InputError, match=r"^task.kind is .*; expected one of classification, hyperpartisan, imdb, or"
         ):

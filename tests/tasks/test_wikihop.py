@@ -133,7 +133,8 @@ def test_rows_of_one_piece_and_of_several() -> None:
     context = np.concatenate([piece[prefix:] for piece in pieces])
     np.testing.assert_array_equal(context, whole["input_ids"][prefix:][: len(context)])
     assert (context == mark).sum() == 0  # "[ent]" in a document is five characters
-    assert TASK.lengths(32)[-2:] == (64, 96) and WikiHop().lengths(4096)[-5:] == tuple(4096 * n for n in (2, 3, 4, 6, 8))
+    assert TASK.lengths(32)[-2:] == (64, 96)
+    assert WikiHop().lengths(4096)[-5:] == tuple(4096 * n for n in (2, 3, 4, 6, 8))
 
 
 def test_what_is_cut_is_counted() -> None:
