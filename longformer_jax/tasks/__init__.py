@@ -14,6 +14,7 @@ TASKS = {
     "classification": ("longformer_jax.tasks.classification", "TextClassification"),
     "hyperpartisan": ("longformer_jax.tasks.hyperpartisan", "Hyperpartisan"),
     "imdb": ("longformer_jax.tasks.imdb", "Imdb"),
+    "triviaqa": ("longformer_jax.tasks.triviaqa", "TriviaQA"),
     "wikihop": ("longformer_jax.tasks.wikihop", "WikiHop"),
 }
 

@@ -217,8 +217,10 @@ def _sum(file: Path) -> str:
 
 
 def _code(task: Task) -> str | None:
-    """A digest of the files that define the task; None where one cannot be had."""
+    """A digest of the files that define the task, and of all beside this one; None where one cannot be had."""
     digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
     for cls in type(task).__mro__:
         if issubclass(cls, Task):
             try:

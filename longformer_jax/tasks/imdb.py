@@ -3,14 +3,13 @@
 import dataclasses
 import hashlib
 import re
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from longformer_jax.errors import InputError
 from longformer_jax.tasks.base import Counts, Example
 from longformer_jax.tasks.classification import Classification
+from longformer_jax.tasks.records import opened_archive
 
 _LABELS = ("neg", "pos")
 # Of 2**16: a tenth of the films validates.
@@ -110,15 +109,12 @@ def _files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str
 
 
 def _archive(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                name = PurePosixPath(*PurePosixPath(member.name).parts[1:]).as_posix()
-                content = archive.extractfile(member) if member.isfile() and wanted(name) else None
-                if content is not None:
-                    yield name, _decode(name, content.read())
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(f"data.path {str(path)!r} is damaged ({error}); expected aclImdb_v1.tar.gz") from None
+    with opened_archive(path, "aclImdb_v1.tar.gz") as archive:
+        for member in archive:
+            name = PurePosixPath(*PurePosixPath(member.name).parts[1:]).as_posix()
+            content = archive.extractfile(member) if member.isfile() and wanted(name) else None
+            if content is not None:
+                yield name, _decode(name, content.read())
 
 
 def _decode(name: str, content: bytes) -> str:

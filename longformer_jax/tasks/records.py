@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,17 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{str(path)!r} is no UTF-8 ({error.reason}); expected text in UTF-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{str(path)!r} is damaged ({error}); expected a file compressed with gzip") from None
+
+
+@contextmanager
+def opened_archive(path: Path, expected: str) -> Iterator[tarfile.TarFile]:
+    """The archive that `data.path` is; what is wrong with it, in the block, too, is an InputError."""
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            yield archive
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise InputError(f"data.path {str(path)!r} is damaged ({reason}); expected {expected}") from None
 
 
 def text_field(place: str, record: dict[str, Any], name: str) -> str:

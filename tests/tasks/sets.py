@@ -73,3 +73,61 @@ def split_file(path: Path) -> str:
     parts = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}
     path.write_text(json.dumps({name: [f"{i:07}" for i in ids] for name, ids in parts.items()}))
     return str(path)
+
+
+# Documents of a made-up TriviaQA, by folder and name.
+EVIDENCE = {
+    "wikipedia/Harbour.txt": "The harbour of Vellmar.\nAnna-Maria Tolk dug it in 1604. “Anna Maria Tolk!” they sang.\n",
+    "wikipedia/Tolk.txt": "Anna Maria Tolk (1570 – 1641) was an engineer. She was born in İzgür, by the sea.",
+    "wikipedia/One_sentence.txt": "Nobody lives there",
+    "wikipedia/Empty.txt": " \n",
+    "web/12/12_7.txt": "A blog about boats. In IZGÜR there are boats... and ANNA MARIA TOLK was from i̇zgür. " * 3,
+    "web/9/9_1.txt": "Boats, all about boats.",
+}  # fmt: skip
+
+
+def triviaqa(folder: Path) -> Path:
+    """The folder with qa/ and evidence/, of both domains."""
+    for name, text in EVIDENCE.items():
+        file = folder / "evidence" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    def question(number: int, text: str, aliases: list[str], *pages: str, verified: bool = True) -> dict[str, Any]:
+        listed: dict[str, Any] = {"EntityPages": [], "SearchResults": []}
+        for page in pages:
+            kind, _, name = page.partition("/")
+            field = "EntityPages" if kind == "wikipedia" else "SearchResults"
+            listed[field].append({"Filename": name, "DocPartOfVerifiedEval": verified and name != "9/9_1.txt"})
+        answer = {"NormalizedAliases": aliases, "Aliases": aliases, "Value": aliases[0]}
+        return {
+            "QuestionId": f"tc_{number}",
+            "Question": text,
+            "Answer": answer,
+            "QuestionPartOfVerifiedEval": verified,
+            **listed,
+        }
+
+    digger = question(
+        *(1, "Who dug the harbour of Vellmar?", ["anna maria tolk", "tolk"]),
+        *("wikipedia/Harbour.txt", "wikipedia/Tolk.txt", "wikipedia/Empty.txt"),
+    )
+    birth = question(2, "Where was she born?", ["i̇zgür"], "wikipedia/Tolk.txt", "wikipedia/Harbour.txt")
+    nobody = question(3, "Who lives there?", ["hermit"], "wikipedia/One_sentence.txt", verified=False)
+    boats = question(
+        4, "Who was from İzgür?", ["anna maria tolk"], "wikipedia/Tolk.txt", "web/12/12_7.txt", "web/9/9_1.txt"
+    )
+    unanswered = {name: value for name, value in digger.items() if name != "Answer"}
+    for name, questions in {
+        "wikipedia-train": [digger, birth],
+        "wikipedia-dev": [birth, nobody],
+        "verified-wikipedia-dev": [birth, nobody],
+        "wikipedia-test-without-answers": [unanswered],
+        "web-train": [boats],
+        "web-dev": [boats],
+        "verified-web-dev": [boats],
+    }.items():
+        file = folder / "qa" / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"Data": questions, "Domain": name, "Version": 1.0}, ensure_ascii=False))
+    return folder

@@ -213,7 +213,7 @@ def test_imdb_in_bad_order(tmp_path: Path) -> None:
     refuse("^train/pos/1_9.txt is no UTF-8 at byte 1;", lambda at: (at / "train/pos/1_9.txt").write_bytes(b"a\xff"))
     archive = sets.archived(folder)
     whole = archive.read_bytes()
-    for size in (100, 300, len(whole) // 2):
+    for size in (9, 100, 300, len(whole) // 2):
         archive.write_bytes(whole[:size])
         with pytest.raises(InputError, match=r"^data.path '.*' is damaged \(.*\); expected aclImdb_v1.tar.gz"):
             read(Imdb(), archive)

@@ -1,0 +1,98 @@
+"""Answers that are spans of a document: their tokens, the loss, the best of them, and the sentence around it."""
+
+import itertools
+import re
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# The end of a line, or of a sentence before what does not begin with a small letter.
+_SENTENCE_END = re.compile(r"\n|[.!?…]+[\"'”’)\]]*(?=\s+[^\sa-z])|[。！？]")
+
+
+def token_spans(spans: Iterable[tuple[int, int]], begins: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
+    """The first and the last token of each span of characters; without those that reach beyond the tokens.
+
+    Args:
+      spans: start and end, of characters.
+      begins, ends: `[tokens]`, the characters that each token stands for, ascending. A span may begin within a token,
+        which is then its first.
+    """
+    tokens = []
+    for start, end in spans:
+        first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(begins, end, "left")) - 1
+        if first <= last and begins[first] <= start and ends[last] >= end:
+            tokens.append((first, last))
+    return tokens
+
+
+def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
+    """Where the sentence begins and ends in which the characters from `start` to `end` stand, by a simple rule.
+
+    A sentence ends with its line, or with . ! ? or … before what does not begin with a small letter.
+    """
+    before = itertools.takewhile(lambda match: match.end() <= start, _SENTENCE_END.finditer(text))
+    begin = max((match.end() for match in before), default=0)
+    # What ends a sentence may be the end of the span itself.
+    after = _SENTENCE_END.search(text, max(start, end - 1))
+    close = len(text) if after is None else max(end, after.end())
+    sentence = text[begin:close]
+    return begin + len(sentence) - len(sentence.lstrip()), close - (len(sentence) - len(sentence.rstrip()))
+
+
+def any_of_loss(logits: jax.Array, targets: jax.Array, valid: jax.Array) -> jax.Array:
+    """Minus the log-probability that a softmax gives to all targets together (Clark and Gardner 2018, section 2.2).
+
+    Args:
+      logits: float32 [B, T].
+      targets: integers [B, N], positions; negative where there is none. One that is named twice counts once.
+      valid: booleans [B, T], the positions that the softmax is over; those of the targets are among them.
+
+    Returns:
+      float32 [B], in nats; 0 for a row without a target.
+    """
+    B, T = logits.shape
+    rows = jnp.arange(B)[:, None]
+    is_target = jnp.zeros((B, T), bool).at[rows, jnp.where(targets < 0, T, targets)].set(True, mode="drop")
+    has_target = is_target.any(-1, keepdims=True)
+    total, wanted = (
+        jax.nn.logsumexp(jnp.where(mask, logits, -jnp.inf), axis=-1)
+        for mask in (valid, jnp.where(has_target, is_target, valid))
+    )
+    return total - wanted
+
+
+def best_pair(
+    logits: jax.Array, allowed: jax.Array, *, candidates: int, longest: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best span of each row that begins with one of the likeliest first tokens and ends with one of the last.
+
+    Unlike `best_spans`, which looks at all spans, this is the decoding of the paper's TriviaQA.
+
+    Args:
+      logits: float32 [B, T, 2], of tokens as the first and as the last one.
+      allowed: booleans [B, T], the tokens that may be.
+      candidates: how many first and how many last tokens are looked at.
+      longest: the most tokens of a span.
+
+    Returns:
+      The first and the last token, int32 [B], and the sum of their logits, float32 [B]; -inf where no candidates make
+      a span.
+    """
+    masked = jnp.where(allowed[..., None], logits, -jnp.inf)
+    (first_scores, firsts), (last_scores, lasts) = (
+        lax.top_k(masked[..., i], min(candidates, logits.shape[1])) for i in (0, 1)
+    )
+    lengths = lasts[:, None, :] - firsts[:, :, None] + 1
+    scores = first_scores[:, :, None] + last_scores[:, None, :]
+    scores = jnp.where((lengths >= 1) & (lengths <= longest), scores, -jnp.inf).reshape(len(logits), -1)
+    best = jnp.argmax(scores, axis=-1)  # of equal ones the first, whose first token comes first
+    count = lasts.shape[1]
+    first, last, score = (
+        jnp.take_along_axis(array, index[:, None], axis=1)[:, 0]
+        for array, index in ((firsts, best // count), (lasts, best % count), (scores, best))
+    )
+    return first, last, score
