@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from longformer_jax.training.prediction import Predictions, Predictor
 from longformer_jax.training.sharding import make_mesh, replicated
 from longformer_jax.training.task import describe_features
 from longformer_jax.training.workdir import restore_best, restore_checkpoint
+
+# What a model answers: a text, or a question about one, {"question": …, "text": …}.
+Text = str | Mapping[str, str]
 
 _BATCH_SIZE = 8
 
@@ -69,14 +72,25 @@ class TaskModel:
         """The task, which says what a prediction is."""
         return self._predictor.task
 
-    def __call__(self, texts: str | Iterable[str]) -> list[Any]:
+    def __call__(self, texts: Text | Iterable[Text]) -> list[Any]:
         """Predictions for texts, JSON values such as {"label": …, "scores": {…}}; see the task's `decode`.
 
+        Args:
+          texts: one or several; each a string or, where the task answers questions, {"question": …, "text": …}.
+
         Raises:
-          InputError: a text is empty, or the task answers no plain text.
+          InputError: a text is empty, or not what the task answers.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return self.predict([self.task.from_text(text, f"text {i}") for i, text in enumerate(texts, start=1)])
+        several = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        return self.predict([self._example(text, f"text {i}") for i, text in enumerate(several, start=1)])
+
+    def _example(self, text: Text, name: str) -> Example:
+        if isinstance(text, str):
+            return self.task.from_text(text, name)
+        keys = {"question", "text"}
+        if not isinstance(text, Mapping) or text.keys() != keys or not all(isinstance(text[k], str) for k in keys):
+            raise InputError(f'{name} is {text!r:.80}; expected a text, or {{"question": a text, "text": a text}}')
+        return self.task.from_question(text["question"], text["text"], name)
 
     def predict(self, examples: Sequence[Example]) -> list[Any]:
         """Predictions for examples, such as the task reads."""
@@ -140,25 +154,24 @@ def evaluate(
     config = TaskExperiment.load(workdir)
     directory = user_path("workdir", workdir)
     model = TaskModel(config, directory, step, batch_size)
-    labelled = True
     if data is None:
         if data_path is not None:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data_path))
         name = split or _default_split(config)
-        features = _load_split(config, directory, name, config.last_phase(model.step))
+        what, features = f"split is {name!r}", _load_split(config, directory, name, config.last_phase(model.step))
     else:
         path = user_path("data", data)
-        name, examples = path.name, list(config.task.read_own(path))
-        known = [config.task.is_labelled(example) for example in examples]
-        labelled = all(known)
-        if any(known) and not labelled:
-            raise InputError(
-                f"data is {data!r}, of which {known.count(False):,} of {len(known):,} have no label; expected labels "
-                "in all of them, or in none"
-            )
-        features = model.features(examples, name)
+        name = path.name
+        what, features = f"data is {data!r}", model.features(list(config.task.read_own(path)), name)
+    known = [config.task.is_labelled(example) for example in features.examples]
+    labelled = all(known)
+    if any(known) and not labelled:
+        raise InputError(
+            f"{what}, of which {known.count(False):,} of {len(known):,} have no label; expected labels in all of them, "
+            "or in none"
+        )
     if not labelled and predictions is None:
-        raise InputError(f"data is {data!r}, which has no labels; expected labels, or --predictions=FILE for answers")
+        raise InputError(f"{what}, which has no labels; expected labels, or --predictions=FILE for answers")
     if limit is not None:
         features = features.first(limit)
     began = time.perf_counter()

@@ -3,9 +3,11 @@
   python -m longformer_jax.predict --workdir=runs/imdb reviews.txt
   cat reviews.txt | python -m longformer_jax.predict --workdir=runs/imdb -
   python -m longformer_jax.predict --workdir=runs/imdb --json reviews.jsonl > answers.jsonl
+  python -m longformer_jax.predict --workdir=runs/triviaqa --question="Who dug the harbour?" harbour.txt
 
 A file of text holds a document in each line, or with --whole one document. Files whose name says JSON lines, CSV or
-another form that the task knows are read as the task reads them. For each document a line is printed.
+another form that the task knows are read as the task reads them. For each document a line is printed. With --question,
+each file is one document, and the line is the answer in it, its score and its sentence.
 """
 
 import argparse
@@ -33,6 +35,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="documents; - is standard input")
     parser.add_argument("--workdir", required=True, help="directory of the run")
+    parser.add_argument("--question", help="what to ask of each file, where the task answers questions")
     parser.add_argument("--json", action="store_true", help="print all that is predicted, a JSON object a line")
     parser.add_argument("--whole", action="store_true", help="a file of text is one document")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the best)")
@@ -44,7 +47,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
         print_anything()
         check_devices()
         model = load_task(options.workdir, step=options.step, batch_size=options.batch_size)
-        examples = [example for file in options.files for example in _read(model.task, file, options.whole)]
+        if options.question is None:
+            examples = [example for file in options.files for example in _read(model.task, file, options.whole)]
+        else:
+            examples = [
+                model.task.from_question(options.question, _text(path), name)
+                for name, path in map(_named, options.files)
+            ]
         features = model.features(_numbered(examples))
         for reason, count in sorted(features.counts.items()):
             print(f"{count:,} of {features.size:,} {model.task.unit} {reason}", file=sys.stderr)
@@ -55,16 +64,22 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 def _read(task: Task, file: str, whole: bool) -> Iterator[Example]:
     """The examples of a file."""
-    path = None if file == "-" else user_path("FILE", file)
+    name, path = _named(file)
     if path is not None and path.suffix not in _TEXTS and not whole:
         yield from task.read_own(path)
         return
-    name, text = ("standard input" if path is None else str(path)), _text(path)
+    text = _text(path)
     documents = [text] if whole else text.splitlines()
     if not any(document.strip() for document in documents):
         raise InputError(f"{name} is empty; expected a document" + ("" if whole else " in each line"))
     for number, document in enumerate(documents, start=1):
         yield task.from_text(document, name if whole else f"line {number} of {name}")
+
+
+def _named(file: str) -> tuple[str, Path | None]:
+    """What a FILE is called, and its path; None for standard input."""
+    path = None if file == "-" else user_path("FILE", file)
+    return "standard input" if path is None else str(path), path
 
 
 def _text(path: Path | None) -> str:

@@ -111,8 +111,12 @@ class Task(abc.ABC):
         """An example without a label, for `predict`; raises InputError where a task needs more than a text."""
         raise InputError(f"task is {self.kind!r}, which answers no plain text; expected a file that it reads")
 
+    def from_question(self, question: str, text: str, name: str) -> Example:
+        """An example of a question about a text, for `predict`; raises InputError where a task answers none."""
+        raise InputError(f"task is {self.kind!r}, which answers no questions; expected documents without a question")
+
     def is_labelled(self, example: Example) -> bool:
-        """Whether an example has what `score` compares with."""
+        """Whether an example, or the part of it that is kept, has what `score` compares with."""
         return True
 
     # Features.

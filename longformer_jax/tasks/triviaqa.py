@@ -143,6 +143,10 @@ class TriviaQA(Task):
                 "answers": text_list(place, record, "answers") if record.get("answers") is not None else None,
             }
 
+    def from_text(self, text: str, name: str) -> Example:
+        """No example, as a question is missing."""
+        raise InputError(f"{name} has no question, which task {self.kind!r} needs; expected one beside the text")
+
     def from_question(self, question: str, text: str, name: str) -> Example:
         """A question about a document."""
         for field, value in (("question", question), ("text", text)):

@@ -265,6 +265,10 @@ def test_answers_on_the_command_line(
     predict(["--workdir", str(finished[0]), str(long)])
     assert capsys.readouterr().err == "1 of 1 documents cut at 32 tokens\n"
     assert capsys.readouterr().err == ""
+    with pytest.raises(
+        InputError, match="^task is 'classification', which answers no questions; expected documents wi"
+    ):
+        load_task(finished[0])({"question": "Is it?", "text": "jam"})
     own = write_records(tmp_path / "own.jsonl", [{"text": "jam"}])
     assert printed(own, lines, own) == [labels[1], *labels, labels[1]]
 
