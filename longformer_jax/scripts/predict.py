@@ -7,7 +7,8 @@
 
 A file of text holds a document in each line, or with --whole one document. Files whose name says JSON lines, CSV or
 another form that the task knows are read as the task reads them. For each document a line is printed. With --question,
-each file is one document, and the line is the answer in it, its score and its sentence.
+each file is one document, and the line is the answer in it, its score and its sentence. --html=PAGE shows answers in
+their documents.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from pathlib import Path
 from longformer_jax.command_line import Parser, check_devices, one_line_for_errors, print_anything
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import load_task
-from longformer_jax.files import user_path
+from longformer_jax.files import user_path, write_text
+from longformer_jax.scripts.page import page
 from longformer_jax.tasks import Example, Task
 
 _TEXTS = ("", ".txt", ".text")
@@ -37,6 +39,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, help="directory of the run")
     parser.add_argument("--question", help="what to ask of each file, where the task answers questions")
     parser.add_argument("--json", action="store_true", help="print all that is predicted, a JSON object a line")
+    parser.add_argument("--html", metavar="PAGE", help="write a page that shows each answer in its document")
     parser.add_argument("--whole", action="store_true", help="a file of text is one document")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the best)")
     parser.add_argument(
@@ -47,6 +50,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
         print_anything()
         check_devices()
         model = load_task(options.workdir, step=options.step, batch_size=options.batch_size)
+        if options.html is not None and type(model.task).marked is Task.marked:
+            raise InputError(
+                f"task is {model.task.kind!r}, whose answers are no passages of a text; expected no --html"
+            )
         if options.question is None:
             examples = [example for file in options.files for example in _read(model.task, file, options.whole)]
         else:
@@ -54,12 +61,17 @@ def run(arguments: Sequence[str] | None = None) -> None:
                 model.task.from_question(options.question, _text(path), name)
                 for name, path in map(_named, options.files)
             ]
-        features = model.features(_numbered(examples))
+        examples = _numbered(examples)
+        features = model.features(examples)
         for reason, count in sorted(features.counts.items()):
             print(f"{count:,} of {features.size:,} {model.task.unit} {reason}", file=sys.stderr)
-        for prediction in model.score(features, labelled=False).predictions:
+        predictions = model.score(features, labelled=False).predictions
+        for prediction in predictions:
             line = json.dumps(prediction, ensure_ascii=False) if options.json else model.task.describe(prediction)
             print(line, flush=True)
+        if options.html is not None:
+            marked = map(model.task.marked, examples, predictions)
+            write_text(user_path("--html", options.html), page(marked))
 
 
 def _read(task: Task, file: str, whole: bool) -> Iterator[Example]:

@@ -62,6 +62,25 @@ class Field:
     for_model: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """A document with what a prediction points at, for a page to look at.
+
+    Attributes:
+      heading: what was asked.
+      note: what was answered, in a line.
+      name, text: of the document.
+      spans: start and end, in characters, and what stands there: "answer", "sentence" (which it is taken from), or
+        "unread" (of the model). They may overlap.
+    """
+
+    heading: str
+    note: str
+    name: str
+    text: str
+    spans: Sequence[tuple[int, int, str]]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
     """A task; a subclass is a frozen dataclass whose fields are settings, which config.json keeps.
@@ -210,6 +229,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def describe(self, prediction: Any) -> str:
         """A prediction in one line of text."""
+
+    def marked(self, example: Example, prediction: Any) -> Marked:
+        """The document of an example, as it was read, with its prediction; only of tasks whose answers are passages."""
+        raise NotImplementedError
 
     def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
         """Writes the official file of predictions; here, a JSON object a line."""

@@ -18,7 +18,7 @@ from longformer_jax.files import replacing
 from longformer_jax.integers import check_integer
 from longformer_jax.models import ForQuestionAnswering, LongformerConfig
 from longformer_jax.tasks.answers import find_answers, triviaqa_score
-from longformer_jax.tasks.base import Counts, Example, Field, Task
+from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task
 from longformer_jax.tasks.extraction import any_of_loss, best_pair, sentence_around, token_spans
 from longformer_jax.tasks.records import kind_of, opened_archive, read_list, read_records, text_field, text_list
 
@@ -35,6 +35,8 @@ _FILES = {
     "test": "DOMAIN-test-without-answers.json",
     "verified": "verified-DOMAIN-dev.json",
 }
+# What a prediction has beside its id and its answer, None without an answer.
+_UNANSWERED = ("score", "document", "start", "end", "sentence", "characters")
 # Where a question lists its documents, and the folder of evidence that has them.
 _PAGES = {"EntityPages": "wikipedia", "SearchResults": "web"}
 
@@ -292,11 +294,12 @@ class TriviaQA(Task):
 
         Returns:
           {"id", "answer", "score": the sum of its logits, "document": its name, "start" and "end": its characters in
-          the document, "sentence": in which it stands}; an answer of "" and None for all else where there is no span.
+          the document, "sentence": in which it stands, "characters": how many of the document the model has read}; an
+          answer of "" and None for all else where there is no span.
         """
         spans = [(row, output) for row, output in zip(rows, outputs, strict=True) if np.isfinite(output["score"])]
         if not spans:
-            nothing = dict.fromkeys(("score", "document", "start", "end", "sentence"))
+            nothing = dict.fromkeys(_UNANSWERED)
             return {"id": example["id"], "answer": "", **nothing}
         row, output = max(spans, key=lambda span: float(span[1]["score"]))
         text, offset = row["text"].tobytes().decode(), row["document"][0]
@@ -313,6 +316,7 @@ class TriviaQA(Task):
             "start": start,
             "end": end,
             "sentence": text[begin:close],
+            "characters": int(row["ends"][-1]),
         }
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
@@ -329,6 +333,18 @@ class TriviaQA(Task):
         if prediction["score"] is None:
             return "no answer"
         return f"{prediction['answer']}\t{prediction['score']:.4f}\t{' '.join(prediction['sentence'].split())}"
+
+    def marked(self, example: Example, prediction: Any) -> Marked:
+        """The document that has the answer, or else the first."""
+        heading, note = example["question"], self.describe(prediction)
+        if prediction["score"] is None:
+            name, text = next(zip(example["names"], example["texts"], strict=True), ("", ""))
+            return Marked(heading, note, name, text, ())
+        text = example["texts"][example["names"].index(prediction["document"])]
+        start, end = prediction["start"], prediction["end"]
+        spans = [(start, end, "answer"), (*sentence_around(text, start, end), "sentence")]
+        spans.append((prediction["characters"], len(text), "unread"))
+        return Marked(heading, note, prediction["document"], text, spans)
 
     def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
         """The official format: {id: answer}."""

@@ -294,6 +294,7 @@ def round_trip(
         if prediction["score"] is not None:
             text = example["texts"][example["names"].index(prediction["document"])]
             assert text[prediction["start"] : prediction["end"]] == prediction["answer"]
+            assert prediction["end"] <= prediction["characters"] <= len(text)
             assert prediction["answer"] in prediction["sentence"] and prediction["sentence"] in text
     task.write_predictions(out, predictions)
     answers = json.loads(out.read_text())
@@ -363,13 +364,19 @@ def test_gold_against_gold(data: Path) -> None:
 def test_no_answer_is_nowhere(data: Path) -> None:
     """Without a document, and with candidates that make no span."""
     example = read(TriviaQA(), data)[0]
-    nothing = {"id": "tc_1", "answer": "", **dict.fromkeys(("score", "document", "start", "end", "sentence"))}
+    nothing = {
+        "id": "tc_1",
+        "answer": "",
+        **dict.fromkeys(("score", "document", "start", "end", "sentence", "characters")),
+    }
     row = features(TriviaQA(), [example]).row(0)
     output = {"first": np.int32(0), "last": np.int32(0), "score": np.float32(-np.inf)}
     for rows, outputs in (([], []), ([row], [output])):
         prediction = TriviaQA().decode(example, rows, outputs)
         assert prediction == nothing and json.dumps(prediction)
         assert TriviaQA().describe(prediction) == "no answer"
+        marked = TriviaQA().marked(example, prediction)
+        assert (marked.name, marked.text, marked.spans) == ("Harbour.txt", example["texts"][0], ())
     assert TriviaQA().score([nothing], [example]) == {"exact_match": 0.0, "f1": 0.0}
 
 

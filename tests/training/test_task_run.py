@@ -269,6 +269,10 @@ def test_answers_on_the_command_line(
         InputError, match="^task is 'classification', which answers no questions; expected documents wi"
     ):
         load_task(finished[0])({"question": "Is it?", "text": "jam"})
+    with pytest.raises(SystemExit):
+        printed(f"--html={tmp_path / 'page.html'}", lines)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: task is 'classification', whose answers are no passages of a text; expected no --html"
     own = write_records(tmp_path / "own.jsonl", [{"text": "jam"}])
     assert printed(own, lines, own) == [labels[1], *labels, labels[1]]
 
