@@ -120,6 +120,11 @@ def test_what_no_row_may_be() -> None:
             make_features(task(labels=("bad", "good")), EXAMPLES, packer(), "mine")
     with pytest.raises(InputError, match="^id 'e0' is of two documents in mine; expected one of its own for each$"):
         make_features(TASK, EXAMPLES[:1] * 2, packer(), "mine")
+    half = [{**EXAMPLES[0], "text": "a \ud83d b"}]
+    with pytest.raises(
+        InputError, match=r"^'e0' has '\\ud83d' at character 2 of a text, which is half of a character; "
+    ):
+        make_features(TASK, half, packer(), "mine")
     with pytest.raises(InputError, match="^mine has no documents; expected at least one$"):
         make_features(TASK, [], packer(), "mine")
 
