@@ -103,10 +103,10 @@ def experiment(name: str, runs: Path) -> TaskExperiment:
             initializer_range=0.1,  # narrower than Longformer, so larger
         ),
         task=task(labels=LABELS),
-        phases=(TaskPhase(sequence_length=length, learning_rate=2e-3, batch_size=32, epochs=1),),
+        phases=(TaskPhase(sequence_length=length, learning_rate=3e-3, batch_size=32, epochs=1),),
         lengths=tuple(x for x in (32, 128, CUT, 1536, LENGTH) if x <= length),
         data=TaskDataConfig(path=str(runs / "documents"), cache_dir=str(runs / "cache")),
-        optimizer=OptimizerConfig(clip_norm=1.0, decay="linear"),
+        optimizer=OptimizerConfig(b2=0.98, clip_norm=1.0, decay="linear"),
         evaluations_per_epoch=5,
         log_interval=50,
     )
