@@ -79,9 +79,10 @@ class WindowsAlone(TextClassification):
 
     kind: str = "benchmarks.two_facts:WindowsAlone"
 
-    def inputs(self, batch: Mapping[str, jax.Array], model: LongformerConfig) -> dict[str, Any]:
+    def inputs(self, batch: Mapping[str, jax.Array], model: LongformerConfig, sequence_length: int) -> dict[str, Any]:
         """Without a global token."""
-        return super().inputs(batch, model) | {"global_attention_mask": np.zeros(batch["input_ids"].shape, bool)}
+        nowhere = np.zeros(batch["input_ids"].shape, bool)
+        return super().inputs(batch, model, sequence_length) | {"global_attention_mask": nowhere}
 
 
 def experiment(name: str, runs: Path) -> TaskExperiment:
