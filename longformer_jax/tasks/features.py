@@ -296,20 +296,21 @@ def _tokenized(
     def size(item: tuple[Example, list[str]]) -> int:
         return sum(map(len, item[1]))
 
-    with_texts = ((example, _checked(example, task.texts(example))) for example in examples)
+    with_texts = ((example, whole_texts(task, example)) for example in examples)
     for batch in batched_by_length(with_texts, size, _BATCH_CHARACTERS):
         encodings = iter(packer.tokenizer.encode_batch([t for _, ts in batch for t in ts], add_special_tokens=False))
         yield [(example, [next(encodings) for _ in texts]) for example, texts in batch]
 
 
-def _checked(example: Example, texts: list[str]) -> list[str]:
-    """Texts that a tokenizer takes; JSON may hold halves of characters, which no UTF-8 has."""
+def whole_texts(task: Task, example: Example) -> list[str]:
+    """What is tokenized of an example; raises InputError for half of a character, which JSON may hold but no UTF-8."""
+    texts = task.texts(example)
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{example['id']!r} has {text[error.start]!r} at character {error.start:,} of a text, which is half of a "
-                "character; expected whole ones"
+                f"{example['id']!r} has {text[error.start]!r} at character {error.start:,} of a text, which is half of "
+                "a character; expected whole ones"
             ) from None
     return texts

@@ -21,7 +21,7 @@ from longformer_jax.files import replacing, user_path
 from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.tasks import Task, build_task
 from longformer_jax.tasks.base import Counts
-from longformer_jax.tasks.features import FeatureSet, load_features
+from longformer_jax.tasks.features import FeatureSet, load_features, whole_texts
 from longformer_jax.training.config import ExperimentConfig, Phase
 from longformer_jax.training.encoder_init import KEPT, load_init
 from longformer_jax.training.prediction import Predictor
@@ -431,4 +431,4 @@ def _learned(task: Task, path: Path, vocab_size: int, files: tuple[Any, ...]) ->
     from longformer_jax.data.tokenizer_training import learn_from_texts
 
     examples = task.read(path, "train", Counts())
-    return learn_from_texts((text for example in examples for text in task.texts(example)), vocab_size).to_str()
+    return learn_from_texts((text for example in examples for text in whole_texts(task, example)), vocab_size).to_str()

@@ -23,6 +23,7 @@ from longformer_jax.training.selection import Selection
 from longformer_jax.training.sharding import accumulation_steps, make_mesh
 from longformer_jax.training.step import abstract_params
 from tests.models.encoders import random_params
+from tests.tasks.sets import write_records
 from tests.training.tiny_task import CONFIG, STEPS, with_data
 
 MESH = make_mesh(MeshConfig())
@@ -143,11 +144,17 @@ def test_batches_follow_from_the_step(config: TaskExperiment) -> None:
         )
 
 
-def test_a_tokenizer_is_learnt_where_there_is_none(config: TaskExperiment) -> None:
+def test_a_tokenizer_is_learnt_where_there_is_none(config: TaskExperiment, tmp_path: Path) -> None:
     alone = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=None))
     learnt = alone.tokenizer()
     assert learnt.get_vocab()["<s>"] == 0 and len(learnt.encode("jam").ids) <= 4
     assert alone.load_data().fingerprint != config.load_data().fingerprint
+    half = write_records(tmp_path / "train.jsonl", [{"text": "a \ud83d b", "label": "good"}] * 11)
+    damaged = dataclasses.replace(alone, data=dataclasses.replace(alone.data, path=str(half)))
+    with pytest.raises(
+        InputError, match="^'1' has '.*' at character 2 of a text, which is half of a character; expect"
+    ):
+        damaged.tokenizer()
 
 
 def test_what_does_not_fit(config: TaskExperiment, tmp_path: Path) -> None:
