@@ -1,9 +1,11 @@
-"""The paper's Figure 1 from measured results: time and memory of one attention layer against the sequence's length.
+"""Figures from measured results: the paper's Figure 1, time and memory of one attention layer against the sequence's
+length; and accuracy against the distance of two facts.
 
     python -m benchmarks.plot benchmarks/results/figure_cpu.json docs/figure_cpu.png
     python -m benchmarks.plot benchmarks/results/gpu_nvidia_h100_80gb_hbm3.json docs/figure_h100.png --work=both
+    python -m benchmarks.plot benchmarks/results/two_facts_cpu.json docs/two_facts.png
 
-Reads what `benchmarks/attention.py figure` and `python -m benchmarks.gpu` write.
+Reads what `benchmarks/attention.py figure`, `python -m benchmarks.gpu` and `python -m benchmarks.two_facts` write.
 """
 
 import argparse
@@ -44,12 +46,8 @@ def series(results: dict[str, Any], work: str) -> dict[str, list[tuple[int, floa
     return {side: [(n, *best[side][n]) for n in sorted(best[side])] for side in LABELS if side in best}
 
 
-def draw(results: dict[str, Any], work: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+def draw_speed(plt: Any, results: dict[str, Any], work: str) -> Any:
+    """The figure of time and memory."""
     found = series(results, work)
     if not found:
         raise ValueError(f"the results have no times for {work!r}")
@@ -67,6 +65,38 @@ def draw(results: dict[str, Any], work: str, path: Path) -> None:
     time.legend(fontsize=8)
     device = results.get("device") or f"{results['cpu']}, {results['threads']} threads"
     figure.suptitle(f"One layer, {'forward' if work == 'forward' else 'forward and backward'}: {device}", fontsize=11)
+    return figure
+
+
+def draw_accuracy(plt: Any, results: dict[str, Any]) -> Any:
+    """The figure of accuracy against distance."""
+    labels = {
+        "longformer": "Longformer, <s> global",
+        "windows": "windows alone",
+        "cut": f"Longformer, cut at {results['cut']} tokens",
+    }
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for row, style in zip(results["measured"], ("-", "--", "-."), strict=False):
+        distances = sorted(map(int, row["accuracy"]))
+        accuracy = [100 * row["accuracy"][str(distance)] for distance in distances]
+        axes.plot(distances, accuracy, style, marker="o", markersize=4, label=labels[row["model"]])
+    for reach in (results["reach"], results["cut"]):
+        axes.axvline(reach, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="tokens between the two facts", ylabel="accuracy, %", ylim=(40, 103))
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left")
+    return figure
+
+
+def draw(results: dict[str, Any], work: str, path: Path) -> None:
+    """Writes the figure that the results are for."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure = draw_accuracy(plt, results) if "cut" in results else draw_speed(plt, results, work)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -7,7 +7,7 @@ is "usual" if they go together and "odd" if not. Either fact alone says nothing,
 
 Models with the same two layers are trained on the same documents: Longformer with the global token <s>; the same with
 its windows alone; and Longformer on documents cut at 512 tokens. Each is then tested at every distance. RUNS gets the
-documents and the runs, which go on where they stopped; writes results/two_facts_cpu.json and prints it.
+documents and the runs, which go on where they stopped. Writes results/two_facts_cpu.json and prints it.
 """
 
 import argparse
@@ -126,17 +126,25 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def measure(name: str, runs: Path) -> dict[str, Any]:
-    """Trains and tests one of them."""
+    """Trains and tests one of them, unless RUNS has what that found; seconds are None after a stop."""
+    found = runs / f"{name}.json"
+    if found.exists():
+        return json.loads(found.read_text())
+    in_one_go = not (runs / name).exists()
     began = time.perf_counter()
     train(experiment(name, runs), runs / name)
     trained = time.perf_counter()
+    if not (runs / name / "model").exists():
+        raise SystemExit("stopped; the same command goes on from there")
     evaluate(runs / name, split="test", predictions=runs / f"{name}.jsonl")
-    return {
+    result = {
         "model": name,
         "accuracy": by_distance(read(runs / f"{name}.jsonl"), read(runs / "documents" / "test.jsonl")),
-        "training_seconds": round(trained - began),
+        "training_seconds": round(trained - began) if in_one_go else None,
         "test_seconds": round(time.perf_counter() - trained),
     }
+    found.write_text(json.dumps(result))
+    return result
 
 
 def main() -> None:
