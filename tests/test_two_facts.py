@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import two_facts
+from benchmarks import plot, two_facts
 from longformer_jax.tasks import find_task
 
 FACTS = {*two_facts.SEASONS, *two_facts.WEATHERS}
@@ -59,6 +59,12 @@ def test_accuracy_by_distance() -> None:
     records = [{"id": f"{d}-{i}", "label": "odd"} for d in (8, 16) for i in range(4)]
     predictions = [{"label": "odd" if i in (0, 1, 2, 4) else "usual"} for i in range(8)]
     assert two_facts.by_distance(predictions, records) == {8: 0.75, 16: 0.25}
+
+
+def test_the_figure(tmp_path: Path) -> None:
+    rows = [{"model": name, "accuracy": {"16": 1.0, "512": 0.5}} for name in ("longformer", "windows", "cut")]
+    plot.draw({"cut": 512, "reach": 128, "measured": rows}, "forward", tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_windows_alone_do_not_see_what_is_out_of_reach(tmp_path: Path) -> None:
