@@ -164,6 +164,13 @@ class Task(abc.ABC):
         `targets` are missing in rows of examples without a label.
         """
 
+    def added_ids(self, packer: "Packer") -> list[int]:
+        """The ids of `added_tokens`; raises InputError where the tokenizer does not know one."""
+        known = packer.tokenizer.get_vocab(with_added_tokens=True)
+        if missing := [token for token in self.added_tokens if token not in known]:
+            raise InputError(f"tokenizer has no {', '.join(missing)}; expected one with the tokens of the task")
+        return [known[token] for token in self.added_tokens]
+
     def lengths(self, sequence_length: int) -> tuple[int, ...]:
         """The lengths, ascending, to which batches of rows are padded, where the experiment has no `lengths`.
 

@@ -43,6 +43,13 @@ def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     return begin + len(sentence) - len(sentence.lstrip()), close - (len(sentence) - len(sentence.rstrip()))
 
 
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text, by the same rule, as they are written; without those of nothing but spaces."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    pieces = (text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True))
+    return [piece for piece in pieces if piece.strip()]
+
+
 def any_of_loss(logits: jax.Array, targets: jax.Array, valid: jax.Array) -> jax.Array:
     """Minus the log-probability that a softmax gives to all targets together (Clark and Gardner 2018, section 2.2).
 
@@ -66,7 +73,7 @@ def any_of_loss(logits: jax.Array, targets: jax.Array, valid: jax.Array) -> jax.
 
 
 def best_pair(
-    logits: jax.Array, allowed: jax.Array, *, candidates: int, longest: int
+    logits: jax.Array, allowed: jax.Array, *, candidates: int, longest: int, part: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best span of each row that begins with one of the likeliest first tokens and ends with one of the last.
 
@@ -77,6 +84,7 @@ def best_pair(
       allowed: booleans [B, T], the tokens that may be.
       candidates: how many first and how many last tokens are looked at.
       longest: the most tokens of a span.
+      part: integers [B, T], of which a span has one: it begins and ends in the same. None is all tokens.
 
     Returns:
       The first and the last token, int32 [B], and the sum of their logits, float32 [B]; -inf where no candidates make
@@ -88,7 +96,11 @@ def best_pair(
     )
     lengths = lasts[:, None, :] - firsts[:, :, None] + 1
     scores = first_scores[:, :, None] + last_scores[:, None, :]
-    scores = jnp.where((lengths >= 1) & (lengths <= longest), scores, -jnp.inf).reshape(len(logits), -1)
+    fits = (lengths >= 1) & (lengths <= longest)
+    if part is not None:
+        of_first, of_last = (jnp.take_along_axis(part, tokens, axis=1) for tokens in (firsts, lasts))
+        fits &= of_first[:, :, None] == of_last[:, None, :]
+    scores = jnp.where(fits, scores, -jnp.inf).reshape(len(logits), -1)
     best = jnp.argmax(scores, axis=-1)  # of equal ones the first, whose first token comes first
     count = lasts.shape[1]
     first, last, score = (

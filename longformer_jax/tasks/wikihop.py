@@ -158,7 +158,7 @@ class WikiHop(Task):
         """One row, of pieces of `packer.sequence_length` tokens, the last of which may be shorter."""
         query, *others = ([*encoding.ids] for encoding in encodings)
         names, documents = others[: len(example["candidates"])], others[len(example["candidates"]) :]
-        begin, end, mark, end_mark = (_token_id(packer, token) for token in self.added_tokens)
+        begin, end, mark, end_mark = self.added_ids(packer)
         room = packer.sequence_length - 3  # for </s>, a token of a document and </s>
         if 3 + len(query) > room // 2:
             counts[f"query cut to half of {packer.sequence_length:,} tokens"] += 1
@@ -261,10 +261,3 @@ class WikiHop(Task):
         answers = {prediction["id"]: prediction["answer"] for prediction in predictions}
         with replacing(path) as partial:
             partial.write_text(json.dumps(answers, ensure_ascii=False), encoding="utf-8")
-
-
-def _token_id(packer: "Packer", token: str) -> int:
-    found = packer.tokenizer.token_to_id(token)
-    if found is None:
-        raise InputError(f"tokenizer has no {token}; expected one with the tokens of the task")
-    return found

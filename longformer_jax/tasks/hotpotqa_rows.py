@@ -1,0 +1,119 @@
+"""How a question and paragraphs become a row of HotpotQA's, token by token."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longformer_jax.tasks.answers import find_answers
+from longformer_jax.tasks.extraction import token_spans
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+    from longformer_jax.data.packing import Packer
+
+
+class Row:
+    """A row while it is put together: what there is room for is added, whole.
+
+    Attributes:
+      titles, sentences: the positions of their marks.
+      paragraphs, facts: the numbers of these paragraphs, and of these sentences' paragraphs and their own, in the
+        example.
+    """
+
+    def __init__(self, packer: "Packer", marks: Sequence[int], question: Sequence[int]) -> None:
+        begin, end, self._title, self._title_end, self._sentence_end = marks
+        self._packer = packer
+        self._ids = [packer.bos_token_id, begin, *question, end]
+        self._question = len(self._ids)
+        self._text = ""
+        # For each token the part of the text that it belongs to, and the characters that it stands for.
+        self._tokens = [(-1, 0, 0)] * self._question
+        self._parts = 0
+        self.titles: list[int] = []
+        self.paragraphs: list[int] = []
+        self.sentences: list[int] = []
+        self.facts: list[tuple[int, int]] = []
+
+    def add_title(self, paragraph: int, title: str, encoding: "Encoding") -> bool:
+        """Whether there was room for the title, and for the mark of a sentence."""
+        if len(self._ids) + len(encoding.ids) + 4 > self._packer.sequence_length:
+            return False
+        self.titles.append(len(self._ids))
+        self.paragraphs.append(paragraph)
+        self._add_mark(self._title)
+        self._add(title, encoding)
+        self._add_mark(self._title_end)
+        return True
+
+    def add_sentence(self, paragraph: int, number: int, sentence: str, encoding: "Encoding") -> bool:
+        """Whether there was room for it."""
+        if len(self._ids) + len(encoding.ids) + 2 > self._packer.sequence_length:
+            return False
+        start = len(self._text)
+        self._add(sentence, encoding)
+        self.sentences.append(len(self._ids))
+        self.facts.append((paragraph, number))
+        self._add_mark(self._sentence_end, start, start + len(sentence))
+        return True
+
+    def _add_mark(self, token: int, start: int = 0, end: int = 0) -> None:
+        self._ids.append(token)
+        self._tokens.append((-1, start, end))
+
+    def _add(self, text: str, encoding: "Encoding") -> None:
+        start = len(self._text)
+        shift = start - (len(spaced(text)) - len(text))
+        self._ids += encoding.ids
+        self._tokens += [(self._parts, max(shift + a, start), shift + b) for a, b in encoding.offsets]
+        self._parts += 1
+        self._text += f"{text}\n"  # where a word of one part does not go on in the next
+
+    def find(self, answer: str, is_fact: Sequence[bool]) -> list[tuple[int, int]]:
+        """The first and last tokens of the answer in supporting sentences; where it is in none, anywhere."""
+        parts, begins, ends = (np.array(column) for column in zip(*self._tokens, strict=True))
+        inside = np.flatnonzero(parts >= 0)
+        spans = _occurrences(self._text, answer) or find_answers(self._text, [answer])
+        tokens = [
+            (int(inside[first]), int(inside[last])) for first, last in token_spans(spans, begins[inside], ends[inside])
+        ]
+        tokens = [(first, last) for first, last in tokens if parts[first] == parts[last]]
+        supporting = {int(parts[place - 1]) for place, yes in zip(self.sentences, is_fact, strict=True) if yes}
+        return [span for span in tokens if parts[span[0]] in supporting] or tokens
+
+    def finished(self) -> dict[str, Any]:
+        """The arrays of the row but for the targets."""
+        self._ids.append(self._packer.sep_token_id)
+        self._tokens.append((-1, 0, 0))
+        part, begins, ends = zip(*self._tokens, strict=True)
+        return {
+            "input_ids": self._ids,
+            "question": [self._question],
+            "titles": self.titles,
+            "sentences": self.sentences,
+            "part": part,
+            "paragraphs": self.paragraphs,
+            "facts": [number for fact in self.facts for number in fact],
+            "begins": begins,
+            "ends": ends,
+            "text": np.frombuffer(self._text.encode(), np.uint8),
+        }
+
+
+def spaced(text: str) -> str:
+    """With a space in front, as words in a text have it."""
+    return text if text[:1].isspace() else f" {text}"
+
+
+def _occurrences(text: str, answer: str) -> list[tuple[int, int]]:
+    """Start and end of the answer, wherever it stands as it is written and is not a part of words."""
+    spans, start = [], text.find(answer) if answer else -1
+    while start >= 0:
+        end = start + len(answer)
+        before, after = text[start - 1 : start], text[end : end + 1]
+        if not (before.isalnum() and answer[0].isalnum()) and not (after.isalnum() and answer[-1].isalnum()):
+            spans.append((start, end))
+        start = text.find(answer, start + 1)
+    return spans

@@ -1,0 +1,404 @@
+"""HotpotQA: its files, its two stages, its rows, and the way from texts to perfect logits, answers and scores."""
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longformer_jax import InputError, LongformerConfig
+from longformer_jax.data.packing import Packer
+from longformer_jax.evaluation import evaluate
+from longformer_jax.scripts.predict import run as predict
+from longformer_jax.tasks.extraction import best_pair, sentences_of
+from longformer_jax.tasks.features import FeatureSet, make_features
+from longformer_jax.tasks.hotpotqa import Evidence, HotpotQA
+from longformer_jax.training import MeshConfig, OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase, train
+from longformer_jax.training.prediction import Predictor
+from longformer_jax.training.sharding import make_mesh
+from tests.data.tiny_tokenizer import tiny_tokenizer
+from tests.tasks.sets import SHARED
+
+SAMPLE = SHARED / "hotpotqa_50_examples.json"
+TRAIN, DEV = "hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"
+TASK = HotpotQA(max_question_tokens=24, max_paragraphs=4, max_sentences=8)
+RECORDS = [
+    {
+        "_id": "a1",
+        "question": "Who dug the harbour of Vellmar?",
+        "type": "bridge",
+        "level": "easy",
+        "context": [
+            ["Vellmar", ["Vellmar is a town.", " Its harbour was dug by Tolk, <t> they say."]],
+            ["Jam", ["Jam is boiled."]],
+            ["Anna Tolk", ["Anna Tolk dug.", "", " Über 9 feet."]],
+        ],
+        "answer": "Anna Tolk",
+        "supporting_facts": [["Vellmar", 1], ["Anna Tolk", 0]],
+    },
+    {
+        "_id": "a2",
+        "question": "Are both towns?",
+        "context": [["One", ["One is a town."]], ["Two", ["Two is a dog.", " No, it is."]]],
+        "answer": "no",
+        "supporting_facts": [["One", 0], ["Two", 0]],
+    },
+]
+
+
+def written(folder: Path, records: list[dict[str, Any]] = RECORDS) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in (TRAIN, DEV):
+        (folder / name).write_text(json.dumps(records))
+    return folder
+
+
+def read(task: HotpotQA, path: Path, split: str = "train") -> list[dict[str, Any]]:
+    return list(task.read(path, split, collections.Counter()))
+
+
+def examples(records: list[dict[str, Any]], folder: Path, task: HotpotQA = TASK) -> list[dict[str, Any]]:
+    file = folder / "records.json"
+    file.write_text(json.dumps(records))
+    return list(task.read_own(file))
+
+
+def features(found: list[dict[str, Any]], task: HotpotQA = TASK, length: int = 256) -> FeatureSet:
+    tokenizer = type(tiny_tokenizer()).from_str(tiny_tokenizer().to_str())
+    tokenizer.add_special_tokens([*task.added_tokens])
+    return make_features(task, found, Packer.of(tokenizer, length), "mine")
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_official_files(tmp_path: Path) -> None:
+    path = written(tmp_path / "hotpot")
+    first, second = read(TASK, path)
+    assert first == {
+        "id": "a1",
+        "question": RECORDS[0]["question"],
+        "titles": ["Vellmar", "Jam", "Anna Tolk"],
+        "sentences": [sentences for _, sentences in RECORDS[0]["context"]],
+        "answer": "Anna Tolk",
+        "facts": [["Vellmar", 1], ["Anna Tolk", 0]],
+    }
+    assert read(TASK, path, "validation")[1] == second
+    unanswered = {k: v for k, v in RECORDS[0].items() if k not in ("answer", "supporting_facts")}
+    assert examples([unanswered], tmp_path) == [{**first, "answer": None, "facts": None}]
+    (path / TRAIN).write_text(json.dumps([unanswered]))
+    with pytest.raises(InputError, match="^question 'a1' of hotpot_train_v1.1.json has no answer; expected one"):
+        read(TASK, path)
+    (path / DEV).unlink()
+    with pytest.raises(
+        InputError, match="^data.path is '.*', which has no hotpot_dev_distractor_v1.json; expected Hot"
+    ):
+        read(TASK, path, "validation")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"context": {"title": ["A"], "sentences": [["b"]]}},
+            r"context is \{'title': .*; expected a list of \[title, \[",
+        ),
+        ({"context": []}, r"context is \[\]; expected"),
+        ({"context": [["A", "b"]]}, "expected a list of"),
+        (
+            {"supporting_facts": [["Vellmar"]]},
+            r"supporting_facts is \[\['Vellmar'\]\]; expected a list of \[title, num",
+        ),
+        ({"supporting_facts": None}, "supporting_facts is None; expected"),
+        ({"question": 1.5}, "question is 1.5; expected a text"),
+        ({"_id": None}, "_id is None; expected a text"),
+    ],
+)
+def test_bad_records(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^record 1 of '.*': {message}"):
+        examples([{**RECORDS[0], **changes}], tmp_path)
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(InputError, match=r"^loss_weights is \(1, 2\); expected four numbers, none less than 0"):
+        HotpotQA(loss_weights=(1, 2))
+    with pytest.raises(InputError, match="^candidates is 0; expected an integer >= 1"):
+        HotpotQA(candidates=0)
+
+
+def test_the_second_stage_reads_what_the_first_has_kept(tmp_path: Path) -> None:
+    path, scores = written(tmp_path / "hotpot"), tmp_path / "scores.json"
+    task = dataclasses.replace(TASK, stage_one=(str(scores),))
+    with pytest.raises(
+        InputError, match="^task.stage_one names '.*scores.json', which is no file; expected one of pre"
+    ):
+        read(task, path)
+    scores.write_text(json.dumps({"paragraphs": {"a1": [0.5, -3.5, -2.0], "a2": [-4.0, None]}}))
+    first, second = read(task, path)
+    assert (first["titles"], first["facts"]) == (["Vellmar", "Anna Tolk"], RECORDS[0]["supporting_facts"])
+    assert second["titles"] == ["One", "Two"]  # at least two
+    assert task.files(path, "train") == [path / TRAIN, scores]  # so that other scores make other features
+    scores.write_text(json.dumps({"paragraphs": {"a1": [9.0, 8.0, 7.0], "a2": [1.0, 1.0]}}))
+    most = dataclasses.replace(task, most_paragraphs=2)
+    assert [len(example["titles"]) for example in read(most, path)] == [2, 2]
+    scores.write_text(json.dumps({"paragraphs": {"a1": [1.0]}}))
+    with pytest.raises(InputError, match="^question 'a1' has 3 paragraphs and no scores of the first stage for each; "):
+        read(task, path)
+    scores.write_text("{}")
+    with pytest.raises(InputError, match="scores.json' has no scores of paragraphs; expected predictions of the first"):
+        read(task, path)
+
+
+# ---- Rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows(tmp_path: Path) -> None:
+    found = examples(RECORDS, tmp_path)
+    made = features(found)
+    assert made.counts == {}
+    tokens = tiny_tokenizer()
+    tokens = type(tokens).from_str(tokens.to_str())
+    tokens.add_special_tokens([*TASK.added_tokens])
+    row = made.row(0)
+    assert tokens.decode([*row["input_ids"]], skip_special_tokens=False) == (
+        "<s>[q] Who dug the harbour of Vellmar?[/q]<t> Vellmar</t> Vellmar is a town.[s] Its harbour was dug by Tolk, "
+        "<t> they say.[s]<t> Jam</t> Jam is boiled.[s]<t> Anna Tolk</t> Anna Tolk dug.[s] [s] Über 9 feet.[s]</s>"
+    )
+    mark = {token: tokens.token_to_id(token) for token in TASK.added_tokens}
+    assert {*row["input_ids"][row["titles"]]} == {mark["<t>"]} and {*row["input_ids"][row["sentences"]]} == {
+        mark["[s]"]
+    }
+    assert [*row["input_ids"]].count(mark["<t>"]) == 3  # "<t>" in a text is three characters
+    assert row["input_ids"][row["question"][0] - 1] == mark["[/q]"]
+    assert row["is_fact"].tolist() == [0, 1, 0, 1, 0, 0] and row["is_source"].tolist() == [1, 0, 1]
+    assert row["facts"].reshape(-1, 2).tolist() == [[0, 0], [0, 1], [1, 0], [2, 0], [2, 1], [2, 2]]
+    # The answer is in a title and in a supporting sentence, of which the latter counts.
+    (first,), (last,), text = row["firsts"], row["lasts"], row["text"].tobytes().decode()
+    assert text[row["begins"][first] : row["ends"][last]].strip() == "Anna Tolk"
+    assert row["sentences"][2] < first <= last < row["sentences"][3]
+    assert (row["answer_type"][0], made.row(1)["answer_type"][0]) == (0, 2)
+    assert made.row(1)["firsts"].tolist() == []
+    sentences = [text[row["begins"][i] : row["ends"][i]] for i in row["sentences"]]
+    assert sentences == [sentence for _, sentences in RECORDS[0]["context"] for sentence in sentences]
+
+
+def test_what_is_cut_is_counted(tmp_path: Path) -> None:
+    found = examples(RECORDS, tmp_path)
+    few = features(found, dataclasses.replace(TASK, max_sentences=3, max_question_tokens=4))
+    assert (
+        few.counts
+        == {
+            "with a question cut at 4 tokens": 2,
+            "with sentences for which there is no room": 1,
+            "with supporting facts that are not in what is read": 1,
+            "with an answer that is not in what is read": 0,
+        }
+        or few.counts["with sentences for which there is no room"] == 1
+    )
+    assert features(found, dataclasses.replace(TASK, max_paragraphs=1)).row(0)["is_source"].tolist() == [1]
+    short = features(found, length=96)
+    assert max(short.lengths) <= 96 and short.counts["with sentences for which there is no room"] == 1
+    elsewhere = features(examples([{**RECORDS[0], "answer": "nowhere"}], tmp_path))
+    assert elsewhere.counts == {"with an answer that is not in what is read": 1}
+    other_case = features(examples([{**RECORDS[0], "answer": "anna TOLK!"}], tmp_path))
+    assert other_case.counts == {} and len(other_case.row(0)["firsts"]) == 1
+    with pytest.raises(InputError, match="^sequence_length is 16; expected at least 32, room for a question of 24 tok"):
+        features(found, length=16)
+
+
+# ---- Loss and answers ------------------------------------------------------------------------------------------------
+
+
+def gold(row: dict[str, np.ndarray], length: int, task: HotpotQA) -> Evidence:
+    """What a perfect model says of a row."""
+
+    def logits(targets: np.ndarray, size: int) -> np.ndarray:
+        return np.where(np.isin(np.arange(size), targets), 9.0, -9.0)[None]
+
+    def padded(values: np.ndarray, size: int) -> np.ndarray:
+        return np.pad(np.where(values, 9.0, -9.0), (0, size - len(values)))[None]
+
+    span = np.stack([logits(row["firsts"][:1], length), logits(row["lasts"][:1], length)], axis=-1)
+    return Evidence(
+        span=jnp.asarray(span, jnp.float32),
+        answer_type=jnp.asarray(logits(row["answer_type"], 3), jnp.float32),
+        sentences=jnp.asarray(padded(row["is_fact"], task.max_sentences), jnp.float32),
+        paragraphs=jnp.asarray(padded(row["is_source"], task.max_paragraphs), jnp.float32),
+    )
+
+
+def names(made: FeatureSet) -> list[str]:
+    return [name for name, field in made.fields.items() if field.for_model]
+
+
+def gold_predictions(made: FeatureSet, task: HotpotQA) -> list[Any]:
+    predictions = []
+    for number, example in enumerate(made.examples):
+        row = made.row(number)
+        length = -(-len(row["input_ids"]) // 512) * 512
+        output = task.outputs(gold(row, length, task), made.batch([number], length, names(made)))
+        predictions.append(task.decode(example, [row], [jax.tree.map(lambda x: np.asarray(x)[0], output)]))
+    return predictions
+
+
+def test_the_gold_round_trip(tmp_path: Path) -> None:
+    made = features(examples(RECORDS, tmp_path))
+    predictions = gold_predictions(made, TASK)
+    assert set(TASK.score(predictions, made.examples).values()) == {1.0}
+    assert (predictions[0]["answer"], predictions[1]["answer"]) == ("Anna Tolk", "no")
+    assert predictions[0]["support"] == ["Its harbour was dug by Tolk, <t> they say.", "Anna Tolk dug."]
+    assert predictions[0]["paragraphs"] == [9.0, -9.0, 9.0]
+    TASK.write_predictions(tmp_path / "out.json", predictions)
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["answer"] == {"a1": "Anna Tolk", "a2": "no"}
+    assert content["sp"] == {record["_id"]: record["supporting_facts"] for record in RECORDS}
+    # These are what the second stage reads.
+    task = dataclasses.replace(TASK, stage_one=(str(tmp_path / "out.json"),))
+    assert examples(RECORDS, tmp_path, task)[0]["titles"] == ["Vellmar", "Anna Tolk"]
+
+
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="needs the sample of HotpotQA")
+def test_the_gold_round_trip_of_the_sample() -> None:
+    """Nothing is lost to the length; the ceiling is 1."""
+    task = HotpotQA()
+    made = features(list(task.read_own(SAMPLE)), task, 16_384)  # of a tokenizer that hardly knows more than bytes
+    assert made.counts == {}
+    assert set(task.score(gold_predictions(made, task), made.examples).values()) == {1.0}
+
+
+def test_evidence_comes_from_two_paragraphs(tmp_path: Path) -> None:
+    made = features(examples(RECORDS[:1], tmp_path))
+    row = made.row(0)
+    output = {"answer_type": np.array([0.0, 3.0, 1.0]), "first": 0, "last": 0, "score": -np.inf}
+    output["paragraphs"] = np.array([-5.0, 2.0, -4.0, 99.0])  # the last is no paragraph
+    output["sentences"] = np.array([9.0, 9.0, -1.0, -3.0, -2.0, -4.0, 9.0, 9.0])
+    prediction = TASK.decode(made.examples[0], [row], [output])
+    assert (prediction["answer"], prediction["score"]) == ("yes", 3.0)
+    assert prediction["facts"] == [["Jam", 0], ["Anna Tolk", 1]]  # the best of each, as none is above 0
+
+
+def test_the_loss(tmp_path: Path) -> None:
+    task = dataclasses.replace(TASK, loss_weights=(1.0, 10.0, 100.0, 1000.0))
+    made = features(examples(RECORDS, tmp_path), task)
+    batch = made.batch([0, 1], 256, names(made))
+    rng = np.random.default_rng(0)
+    output = Evidence(
+        *(
+            jnp.asarray(rng.normal(size=shape), jnp.float32)
+            for shape in ((2, 256, 2), (2, 3), (2, task.max_sentences), (2, task.max_paragraphs))
+        )
+    )
+    expected = []
+    for number in range(2):
+        row = made.row(number)
+        valid = np.zeros(256, bool)
+        valid[: len(row["part"])] = row["part"] >= 0
+        valid[0] = True
+        softmax = lambda x, mask: np.where(mask, np.exp(x), 0) / np.exp(x)[mask].sum()  # noqa: E731
+        span = 0.0
+        for i, name in enumerate(("firsts", "lasts")):
+            if len(row[name]):
+                span += -np.log(softmax(np.asarray(output.span[number, :, i]), valid)[row[name]].sum()) / 2
+        kinds = softmax(np.asarray(output.answer_type[number]), np.ones(3, bool))
+        nats = []
+        for logits, target in ((output.sentences, row["is_fact"]), (output.paragraphs, row["is_source"])):
+            p = 1 / (1 + np.exp(-np.asarray(logits[number])[: len(target)]))
+            nats.append(-np.mean(np.log(np.where(target, p, 1 - p))))
+        expected.append(span - 10 * np.log(kinds[row["answer_type"][0]]) + 100 * nats[0] + 1000 * nats[1])
+    np.testing.assert_allclose(task.loss(output, batch), expected, rtol=1e-5)
+
+
+def test_a_span_stays_in_its_part() -> None:
+    logits = np.full((1, 6, 2), -5.0, np.float32)
+    logits[0, 1, 0], logits[0, 3, 1], logits[0, 2, 1] = 5, 5, 4
+    allowed = np.ones((1, 6), bool)
+    found = [
+        best_pair(logits, allowed, candidates=4, longest=6, part=part) for part in (None, np.array([[0] * 3 + [1] * 3]))
+    ]
+    assert [(int(first[0]), int(last[0])) for first, last, _ in found] == [(1, 3), (1, 2)]
+
+
+def test_sentences() -> None:
+    text = "Mr. b said so. Then (at 5 p.m.) he left!  \n\nYes."
+    found = sentences_of(text)
+    assert "".join(found).replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
+    assert [sentence.strip() for sentence in found] == ["Mr. b said so.", "Then (at 5 p.m.) he left!", "Yes."]
+
+
+# ---- Training --------------------------------------------------------------------------------------------------------
+
+
+def experiment(path: Path, cache: Path, task: HotpotQA, length: int, steps: int) -> TaskExperiment:
+    return TaskExperiment(
+        model=LongformerConfig(
+            vocab_size=1000,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=length + 2,
+            attention_window=32,
+            initializer_range=0.2,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        task=task,
+        phases=(TaskPhase(sequence_length=length, learning_rate=5e-3, batch_size=8, steps=steps),),
+        lengths=(length,),
+        eval_interval=steps,
+        checkpoint_interval=steps,
+        data=TaskDataConfig(path=str(path), cache_dir=str(cache)),
+        optimizer=OptimizerConfig(clip_norm=1.0, decay="linear", warmup_steps=5),
+        log_interval=20,
+    )
+
+
+@pytest.mark.slow
+def test_both_stages_and_a_question_about_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Learnt by heart, by a tiny model from random weights."""
+    path = written(tmp_path / "hotpot", [{**r, "_id": f"{r['_id']}-{i}"} for i in range(4) for r in RECORDS])
+    train(experiment(path, tmp_path / "cache", TASK, 128, 60), tmp_path / "one")
+    scores = tmp_path / "scores.json"
+    result = evaluate(tmp_path / "one", split="train", predictions=scores)
+    assert set(result.metrics.values()) == {1.0}
+    task = dataclasses.replace(TASK, stage_one=(str(scores),))
+    train(experiment(path, tmp_path / "cache", task, 128, 60), tmp_path / "two")
+    assert set(evaluate(tmp_path / "two", split="validation").metrics.values()) == {1.0}
+    (tmp_path / "text.txt").write_text("Jam is boiled. It is.\n\nAnna Tolk dug the harbour.\n")
+    capsys.readouterr()
+    predict([f"--workdir={tmp_path / 'one'}", "--json", "--question=Who dug?", str(tmp_path / "text.txt")])
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert {title for title, _ in found["facts"]} == {"paragraph 1", "paragraph 2"}
+    assert all(sentence in ("Jam is boiled.", "It is.", "Anna Tolk dug the harbour.") for sentence in found["support"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="needs the sample of HotpotQA")
+def test_it_learns_the_sample(tmp_path: Path) -> None:
+    """The kinds of answers and the supporting facts by heart, and so the answers: the ceiling is 1."""
+    folder = tmp_path / "hotpot"
+    folder.mkdir()
+    for name in (TRAIN, DEV):
+        (folder / name).symlink_to(SAMPLE)
+    train(experiment(folder, tmp_path / "cache", HotpotQA(), 4096, 150), tmp_path / "run")
+    metrics = evaluate(tmp_path / "run", split="train").metrics
+    assert metrics["joint_f1"] == 1.0, metrics
+
+
+def test_many_at_once_are_as_one_at_a_time(tmp_path: Path) -> None:
+    config = experiment(tmp_path, tmp_path, TASK, 256, 1)
+    head = TASK.head(config.task_model)
+    params = head.init(jax.random.key(0), **config._one_row())["params"]
+    found = examples(RECORDS, tmp_path)
+    predictor = Predictor(TASK, config.task_model, 256, (256,), 2, make_mesh(MeshConfig()))
+    together = predictor(params, features(found)).predictions
+    apart = [predictor(params, features([one])).predictions[0] for one in found]
+    for one, other in zip(together, apart, strict=True):
+        assert (one["answer"], one["facts"]) == (other["answer"], other["facts"])
+        assert one["paragraphs"][:2] == pytest.approx(other["paragraphs"][:2], abs=1e-4)
