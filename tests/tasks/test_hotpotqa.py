@@ -26,7 +26,7 @@ from tests.tasks.sets import SHARED
 
 SAMPLE = SHARED / "hotpotqa_50_examples.json"
 TRAIN, DEV = "hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"
-TASK = HotpotQA(max_question_tokens=24, max_paragraphs=4, max_sentences=8)
+TASK = HotpotQA(max_question_tokens=40, max_paragraphs=4, max_sentences=8)
 RECORDS = [
     {
         "_id": "a1",
@@ -109,7 +109,7 @@ def test_the_official_files(tmp_path: Path) -> None:
             r"context is \{'title': .*; expected a list of \[title, \[",
         ),
         ({"context": []}, r"context is \[\]; expected"),
-        ({"context": [["A", "b"]]}, "expected a list of"),
+        ({"context": [["A", "b"]]}, r"context is \[\['A', 'b'\]\]; expected a list of"),
         (
             {"supporting_facts": [["Vellmar"]]},
             r"supporting_facts is \[\['Vellmar'\]\]; expected a list of \[title, num",
@@ -134,9 +134,7 @@ def test_bad_settings() -> None:
 def test_the_second_stage_reads_what_the_first_has_kept(tmp_path: Path) -> None:
     path, scores = written(tmp_path / "hotpot"), tmp_path / "scores.json"
     task = dataclasses.replace(TASK, stage_one=(str(scores),))
-    with pytest.raises(
-        InputError, match="^task.stage_one names '.*scores.json', which is no file; expected one of pre"
-    ):
+    with pytest.raises(InputError, match="^task.stage_one names '.*scores.json', which is no file; expected one of"):
         read(task, path)
     scores.write_text(json.dumps({"paragraphs": {"a1": [0.5, -3.5, -2.0], "a2": [-4.0, None]}}))
     first, second = read(task, path)
@@ -190,16 +188,11 @@ def test_rows(tmp_path: Path) -> None:
 def test_what_is_cut_is_counted(tmp_path: Path) -> None:
     found = examples(RECORDS, tmp_path)
     few = features(found, dataclasses.replace(TASK, max_sentences=3, max_question_tokens=4))
-    assert (
-        few.counts
-        == {
-            "with a question cut at 4 tokens": 2,
-            "with sentences for which there is no room": 1,
-            "with supporting facts that are not in what is read": 1,
-            "with an answer that is not in what is read": 0,
-        }
-        or few.counts["with sentences for which there is no room"] == 1
-    )
+    assert few.counts == {
+        "with a question cut at 4 tokens": 2,
+        "with sentences for which there is no room": 1,
+        "with supporting facts that are not in what is read": 1,
+    }
     assert features(found, dataclasses.replace(TASK, max_paragraphs=1)).row(0)["is_source"].tolist() == [1]
     short = features(found, length=96)
     assert max(short.lengths) <= 96 and short.counts["with sentences for which there is no room"] == 1
@@ -207,7 +200,7 @@ def test_what_is_cut_is_counted(tmp_path: Path) -> None:
     assert elsewhere.counts == {"with an answer that is not in what is read": 1}
     other_case = features(examples([{**RECORDS[0], "answer": "anna TOLK!"}], tmp_path))
     assert other_case.counts == {} and len(other_case.row(0)["firsts"]) == 1
-    with pytest.raises(InputError, match="^sequence_length is 16; expected at least 32, room for a question of 24 tok"):
+    with pytest.raises(InputError, match="^sequence_length is 16; expected at least 48, room for a question of 40 tok"):
         features(found, length=16)
 
 
@@ -265,7 +258,7 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SAMPLE.is_file(), reason="needs the sample of HotpotQA")
 def test_the_gold_round_trip_of_the_sample() -> None:
     """Nothing is lost to the length; the ceiling is 1."""
-    task = HotpotQA()
+    task = HotpotQA(max_question_tokens=512, max_answer_tokens=64)
     made = features(list(task.read_own(SAMPLE)), task, 16_384)  # of a tokenizer that hardly knows more than bytes
     assert made.counts == {}
     assert set(task.score(gold_predictions(made, task), made.examples).values()) == {1.0}
@@ -358,6 +351,10 @@ def experiment(path: Path, cache: Path, task: HotpotQA, length: int, steps: int)
     )
 
 
+def _all_right(metrics: dict[str, float]) -> bool:
+    return {value for name, value in metrics.items() if name != "loss"} == {1.0}
+
+
 @pytest.mark.slow
 def test_both_stages_and_a_question_about_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Learnt by heart, by a tiny model from random weights."""
@@ -365,10 +362,10 @@ def test_both_stages_and_a_question_about_a_file(tmp_path: Path, capsys: pytest.
     train(experiment(path, tmp_path / "cache", TASK, 128, 60), tmp_path / "one")
     scores = tmp_path / "scores.json"
     result = evaluate(tmp_path / "one", split="train", predictions=scores)
-    assert set(result.metrics.values()) == {1.0}
+    assert _all_right(result.metrics)
     task = dataclasses.replace(TASK, stage_one=(str(scores),))
     train(experiment(path, tmp_path / "cache", task, 128, 60), tmp_path / "two")
-    assert set(evaluate(tmp_path / "two", split="validation").metrics.values()) == {1.0}
+    assert _all_right(evaluate(tmp_path / "two", split="validation").metrics)
     (tmp_path / "text.txt").write_text("Jam is boiled. It is.\n\nAnna Tolk dug the harbour.\n")
     capsys.readouterr()
     predict([f"--workdir={tmp_path / 'one'}", "--json", "--question=Who dug?", str(tmp_path / "text.txt")])
@@ -381,18 +378,16 @@ def test_both_stages_and_a_question_about_a_file(tmp_path: Path, capsys: pytest.
 @pytest.mark.slow
 @pytest.mark.skipif(not SAMPLE.is_file(), reason="needs the sample of HotpotQA")
 def test_it_learns_the_sample(tmp_path: Path) -> None:
-    """The kinds of answers and the supporting facts by heart, and so the answers: the ceiling is 1."""
-    folder = tmp_path / "hotpot"
-    folder.mkdir()
-    for name in (TRAIN, DEV):
-        (folder / name).symlink_to(SAMPLE)
-    train(experiment(folder, tmp_path / "cache", HotpotQA(), 4096, 150), tmp_path / "run")
-    metrics = evaluate(tmp_path / "run", split="train").metrics
-    assert metrics["joint_f1"] == 1.0, metrics
+    """Eight of its questions by heart; the ceiling is 1."""
+    path = written(tmp_path / "hotpot", json.loads(SAMPLE.read_text())[:8])
+    task = HotpotQA(loss_weights=(1.0, 1.0, 10.0, 1.0))
+    config = experiment(path, tmp_path / "cache", task, 4096, 100)
+    train(dataclasses.replace(config, phases=(dataclasses.replace(config.phases[0], batch_size=4),)), tmp_path / "run")
+    assert _all_right(evaluate(tmp_path / "run", split="train").metrics)
 
 
 def test_many_at_once_are_as_one_at_a_time(tmp_path: Path) -> None:
-    config = experiment(tmp_path, tmp_path, TASK, 256, 1)
+    config = experiment(tmp_path, tmp_path, TASK, 256, 10)
     head = TASK.head(config.task_model)
     params = head.init(jax.random.key(0), **config._one_row())["params"]
     found = examples(RECORDS, tmp_path)
