@@ -19,9 +19,9 @@ from longformer_jax.files import read_json, replacing, user_path
 from longformer_jax.integers import as_number, check_integer
 from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.tasks.answers import hotpotqa_metrics
-from longformer_jax.tasks.base import Counts, Example, Field, Task, save_encoder_and_head
+from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, save_encoder_and_head
 from longformer_jax.tasks.extraction import any_of_loss, best_pair, sentences_of
-from longformer_jax.tasks.hotpotqa_rows import Row, spaced
+from longformer_jax.tasks.hotpotqa_rows import Row, occurrences, spaced
 from longformer_jax.tasks.records import read_list, shown, text_field
 
 if TYPE_CHECKING:
@@ -421,6 +421,21 @@ class HotpotQA(Task):
     def describe(self, prediction: Any) -> str:
         """The answer, its score and the supporting sentences."""
         return f"{prediction['answer']}\t{prediction['score']}\t{' | '.join(prediction['support'])}"
+
+    def marked(self, example: Example, prediction: Any) -> Marked:
+        """All paragraphs, with the supporting sentences, and the answer wherever it stands in them."""
+        text, sentences, supporting = "", [], {tuple(fact) for fact in prediction["facts"]}
+        for title, parts in zip(example["titles"], example["sentences"], strict=True):
+            text += f"{title}\n"
+            for number, sentence in enumerate(parts):
+                if (title, number) in supporting:
+                    sentences.append((len(text), len(text) + len(sentence), "sentence"))
+                text += sentence
+            text += "\n\n"
+        found = occurrences(text, prediction["answer"]) if prediction["answer"] not in _TYPES[1:] else []
+        inside = [(a, b) for a, b in found if any(start <= a and b <= end for start, end, _ in sentences)]
+        answers = [(start, end, "answer") for start, end in inside or found[:1]]
+        return Marked(example["question"], self.describe(prediction), example["id"], text, [*answers, *sentences])
 
     def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
         """The official format, {"answer": {id: …}, "sp": {id: …}}, and "paragraphs", which the second stage needs."""

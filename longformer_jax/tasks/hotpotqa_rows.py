@@ -75,7 +75,7 @@ class Row:
         """The first and last tokens of the answer in supporting sentences; where it is in none, anywhere."""
         parts, begins, ends = (np.array(column) for column in zip(*self._tokens, strict=True))
         inside = np.flatnonzero(parts >= 0)
-        spans = _occurrences(self._text, answer) or find_answers(self._text, [answer])
+        spans = occurrences(self._text, answer) or find_answers(self._text, [answer])
         tokens = [
             (int(inside[first]), int(inside[last])) for first, last in token_spans(spans, begins[inside], ends[inside])
         ]
@@ -107,7 +107,7 @@ def spaced(text: str) -> str:
     return text if text[:1].isspace() else f" {text}"
 
 
-def _occurrences(text: str, answer: str) -> list[tuple[int, int]]:
+def occurrences(text: str, answer: str) -> list[tuple[int, int]]:
     """Start and end of the answer, wherever it stands as it is written and is not a part of words."""
     spans, start = [], text.find(answer) if answer else -1
     while start >= 0:

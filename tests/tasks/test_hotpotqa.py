@@ -246,6 +246,13 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
     assert (predictions[0]["answer"], predictions[1]["answer"]) == ("Anna Tolk", "no")
     assert predictions[0]["support"] == ["Its harbour was dug by Tolk, <t> they say.", "Anna Tolk dug."]
     assert predictions[0]["paragraphs"] == [9.0, -9.0, 9.0]
+    page = TASK.marked(examples(RECORDS, tmp_path)[0], predictions[0])
+    assert [(page.text[start:end], kind) for start, end, kind in page.spans] == [
+        ("Anna Tolk", "answer"),
+        (" Its harbour was dug by Tolk, <t> they say.", "sentence"),
+        ("Anna Tolk dug.", "sentence"),
+    ]
+    assert page.text.startswith("Vellmar\nVellmar is a town. Its harbour") and page.heading == RECORDS[0]["question"]
     TASK.write_predictions(tmp_path / "out.json", predictions)
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["answer"] == {"a1": "Anna Tolk", "a2": "no"}
