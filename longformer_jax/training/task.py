@@ -168,6 +168,10 @@ class TaskExperiment(ExperimentConfig):
             check(ascending, "lengths", lengths, "lengths in ascending order")
             longest = max(phase.sequence_length for phase in self.phases)
             check(lengths[-1] >= longest, "lengths", lengths, f"the last to be at least {longest}, a phase's length")
+            for phase in self.phases:
+                whole = all(n <= phase.sequence_length or n % phase.sequence_length == 0 for n in lengths)
+                expected = f"multiples of {phase.sequence_length}, the sequence_length, beyond it"
+                check(whole, "lengths", lengths, expected)
 
     @classmethod
     def build(cls, fields: Mapping[str, Any]) -> Self:

@@ -64,6 +64,7 @@ def test_round_trip_through_config_dict_and_json(tmp_path: Path, task: Any) -> N
         ({"phases": [PHASE | {"sequence_length": 33}]}, r"phases\[0\].sequence_length is 33; expected at most 32, mod"),
         ({"phases": [PHASE | {"sequence_length": 2}]}, r"phases\[0\].sequence_length is 2; expected at least 3"),
         ({"phases": [PHASE | {"epochs": 0}]}, r"phases\[0\].epochs is 0; expected at least 1"),
+        ({"lengths": [32, 48]}, r"lengths is \(32, 48\); expected multiples of 32, the sequence_length, beyond it"),
         ({"lengths": [16, 8]}, r"lengths is \(16, 8\); expected lengths in ascending order"),
         ({"lengths": [8, 16]}, r"lengths is \(8, 16\); expected the last to be at least 32, a phase's length"),
         ({"positions": "sinusoidal"}, "positions is 'sinusoidal'; expected one of copied, random"),
