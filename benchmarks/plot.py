@@ -83,6 +83,8 @@ def draw_accuracy(plt: Any, results: dict[str, Any]) -> Any:
     for reach in (results["reach"], results["cut"]):
         axes.axvline(reach, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xscale("log", base=2)
+    distances = sorted({int(distance) for row in results["measured"] for distance in row["accuracy"]})
+    axes.set_xticks(distances, [f"{distance:,}" for distance in distances])
     axes.set(xlabel="tokens between the two facts", ylabel="accuracy, %", ylim=(40, 103))
     axes.grid(True, which="major", alpha=0.3)
     axes.legend(fontsize=8, loc="lower left")

@@ -201,7 +201,7 @@ def save_params(directory: str | Path, params: Any) -> None:
 
 
 def load_params(directory: str | Path, abstract_params: Any) -> Any:
-    """What `save_params` wrote, plain arrays on the default device.
+    """What `save_params` wrote, plain arrays on the default device; all processes call this, as Orbax waits for all.
 
     Args:
       directory: the one that `save_params` was given.

@@ -75,5 +75,5 @@ def find_best(workdir: Path) -> int | None:
 
 
 def load_best(workdir: Path, step: int, abstract_params: Any) -> Any:
-    """The parameters that `save_best` has kept; raises InputError where they are damaged."""
+    """The parameters that `save_best` has kept; all processes call this. Raises InputError where they are damaged."""
     return checkpoints.load_params(workdir / BEST_DIRECTORY / str(step), abstract_params)

@@ -100,8 +100,8 @@ def leave_model(config: ExperimentConfig, workdir: Path, params: Any) -> Path:
     directory = workdir / MODEL_DIRECTORY
     best = find_best(workdir) if config.keep_best else None
     if best is not None:
+        params = load_best(workdir, best, abstract_params(config))
         if jax.process_index() == 0:
-            params = load_best(workdir, best, abstract_params(config))
             with replacing(directory) as partial:
                 config.write_model(partial, jax.device_get(params), phase=config.last_phase(best), workdir=workdir)
         return directory

@@ -22,6 +22,7 @@ from longformer_jax.training.metrics import read_metrics
 from longformer_jax.training.workdir import restore_best
 from longformer_jax.weights import load_tokenizer
 from tests.tasks.sets import write_records
+from tests.training.ports import free_port
 from tests.training.tiny_task import STEPS, with_data
 
 
@@ -65,6 +66,37 @@ def test_what_a_run_leaves(config: TaskExperiment, finished: tuple[Path, str]) -
     assert [r["step"] for r in validations(workdir)] == [STEPS, 2 * STEPS, 3 * STEPS]
     for record in validations(workdir):
         assert {"loss", "accuracy", "f1", "precision", "recall"} <= record.keys()
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import jax
+port, index, folder, workdir = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+from longformer_jax.training import train
+from tests.training.tiny_task import with_data
+train(with_data(Path(folder)), workdir)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_match_one(
+    config: TaskExperiment, finished: tuple[Path, str], start_python: Callable, tmp_path: Path
+) -> None:
+    folder, port = str(config.data.path), free_port()
+    both = [start_python("-c", TWO_PROCESSES, port, index, folder, tmp_path / "two") for index in (0, 1)]
+    for process in both:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    one, two = (read_metrics(workdir / "metrics.jsonl") for workdir in (finished[0], tmp_path / "two"))
+    assert [(r["split"], r["step"], r["rows"]) for r in one] == [(r["split"], r["step"], r["rows"]) for r in two]
+    for expected, found in zip(one, two, strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    assert validations(tmp_path / "two")[-1]["accuracy"] == validations(finished[0])[-1]["accuracy"]
+    texts = [document["text"] for document in documents(config, "test")]
+    scores = [[found["scores"]["good"] for found in load_task(run)(texts)] for run in (finished[0], tmp_path / "two")]
+    np.testing.assert_allclose(*scores, atol=1e-3)
 
 
 def test_it_learns_and_keeps_the_best(config: TaskExperiment, finished: tuple[Path, str]) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from longformer_jax.scripts.configurations import overrides
 from longformer_jax.training import ExperimentConfig, OptimizerConfig, restore_params
 from longformer_jax.training.metrics import read_metrics
+from tests.training.ports import free_port
 from tests.training.tiny import CONFIG
 
 CONFIG_FLAG = "--config=tests/training/tiny.py"
@@ -280,12 +280,6 @@ def test_kill_loses_at_most_what_was_not_written(start_python: Callable, tmp_pat
         assert lost_from % interval == 0
         assert reached - 2 * interval <= lost_from <= reached + 2
         assert restore_params(tmp_path)["embed"]["embedding"].shape == (256, 16)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 TWO_PROCESSES = """
