@@ -94,7 +94,7 @@ class HotpotQA(Task):
     """`data.path` is the folder with hotpot_train_v1.1.json and hotpot_dev_distractor_v1.json; the test is not public.
 
     An example is {"id", "question", "titles", "sentences": of each title, "answer", "facts": [[title, number], …]}, the
-    last two None where they are unknown. A row is
+    last two None where they are unknown; "untitled" says that the titles are only made up. A row is
 
         <s> [q] question [/q] <t> title </t> sentence [s] sentence [s] … <t> title </t> … </s>
 
@@ -190,6 +190,7 @@ class HotpotQA(Task):
                 "sentences": [sentences for _, sentences in context],
                 "answer": answer,
                 "facts": None if answer is None else facts,
+                "untitled": False,
             }
             yield example if scores is None else self._second_stage(example, scores)
 
@@ -232,7 +233,7 @@ class HotpotQA(Task):
         if not paragraphs:
             raise InputError(f"{name}: text is empty; expected a document")
         titles = [f"paragraph {number}" for number in range(1, len(paragraphs) + 1)]
-        unknown = {"answer": None, "facts": None}
+        unknown = {"answer": None, "facts": None, "untitled": True}
         return {"id": name, "question": question, "titles": titles, "sentences": paragraphs, **unknown}
 
     def is_labelled(self, example: Example) -> bool:
@@ -265,7 +266,9 @@ class HotpotQA(Task):
         parts = iter(encodings[1:])
         for number, (title, sentences) in enumerate(zip(example["titles"], example["sentences"], strict=True)):
             name, *others = (next(parts) for _ in range(1 + len(sentences)))
-            is_room = len(row.titles) < self.max_paragraphs and row.add_title(number, title, name)
+            is_room = len(row.titles) < self.max_paragraphs and row.add_title(
+                number, title, name, not example["untitled"]
+            )
             for index, (sentence, encoding) in enumerate(zip(sentences, others, strict=True)):
                 is_room = is_room and len(row.sentences) < self.max_sentences
                 is_room = is_room and row.add_sentence(number, index, sentence, encoding)

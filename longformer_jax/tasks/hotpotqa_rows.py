@@ -37,14 +37,14 @@ class Row:
         self.sentences: list[int] = []
         self.facts: list[tuple[int, int]] = []
 
-    def add_title(self, paragraph: int, title: str, encoding: "Encoding") -> bool:
-        """Whether there was room for the title, and for the mark of a sentence."""
+    def add_title(self, paragraph: int, title: str, encoding: "Encoding", may_answer: bool) -> bool:
+        """Whether there was room for the title, which may be the answer, and for the mark of a sentence."""
         if len(self._ids) + len(encoding.ids) + 4 > self._packer.sequence_length:
             return False
         self.titles.append(len(self._ids))
         self.paragraphs.append(paragraph)
         self._add_mark(self._title)
-        self._add(title, encoding)
+        self._add(title, encoding, may_answer)
         self._add_mark(self._title_end)
         return True
 
@@ -63,11 +63,12 @@ class Row:
         self._ids.append(token)
         self._tokens.append((-1, start, end))
 
-    def _add(self, text: str, encoding: "Encoding") -> None:
+    def _add(self, text: str, encoding: "Encoding", may_answer: bool = True) -> None:
         start = len(self._text)
         shift = start - (len(spaced(text)) - len(text))
         self._ids += encoding.ids
-        self._tokens += [(self._parts, max(shift + a, start), shift + b) for a, b in encoding.offsets]
+        part = self._parts if may_answer else -1
+        self._tokens += [(part, max(shift + a, start), shift + b) for a, b in encoding.offsets]
         self._parts += 1
         self._text += f"{text}\n"  # where a word of one part does not go on in the next
 

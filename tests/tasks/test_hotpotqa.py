@@ -87,6 +87,7 @@ def test_the_official_files(tmp_path: Path) -> None:
         "sentences": [sentences for _, sentences in RECORDS[0]["context"]],
         "answer": "Anna Tolk",
         "facts": [["Vellmar", 1], ["Anna Tolk", 0]],
+        "untitled": False,
     }
     assert read(TASK, path, "validation")[1] == second
     unanswered = {k: v for k, v in RECORDS[0].items() if k not in ("answer", "supporting_facts")}
@@ -183,6 +184,19 @@ def test_rows(tmp_path: Path) -> None:
     assert made.row(1)["firsts"].tolist() == []
     sentences = [text[row["begins"][i] : row["ends"][i]] for i in row["sentences"]]
     assert sentences == [sentence for _, sentences in RECORDS[0]["context"] for sentence in sentences]
+
+
+def test_titles_that_are_made_up_answer_nothing() -> None:
+    example = TASK.from_question("Who?", "Jam is boiled. It is.\n\n \n\nAnna dug.", "file")
+    assert example["sentences"] == [["Jam is boiled.", " It is."], ["Anna dug."]]
+    row = features([example]).row(0)
+    text = row["text"].tobytes().decode()
+    read = "".join(text[row["begins"][i] : row["ends"][i]] for i in np.flatnonzero(row["part"] >= 0))
+    assert read.split() == ["Jam", "is", "boiled.", "It", "is.Anna", "dug."]
+    with pytest.raises(InputError, match="^file: text is empty; expected a document"):
+        TASK.from_question("Who?", " \n", "file")
+    with pytest.raises(InputError, match="^file: question is empty; expected a question"):
+        TASK.from_question(" ", "Jam.", "file")
 
 
 def test_what_is_cut_is_counted(tmp_path: Path) -> None:
