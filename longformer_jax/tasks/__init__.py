@@ -12,6 +12,7 @@ __all__ = ["TASKS", "Example", "Field", "Task", "find_task"]
 # The tasks that come with the library, by their `kind`: module and class. Any other is "MODULE:CLASS".
 TASKS = {
     "classification": ("longformer_jax.tasks.classification", "TextClassification"),
+    "coreference": ("longformer_jax.tasks.coreference", "Coreference"),
     "hotpotqa": ("longformer_jax.tasks.hotpotqa", "HotpotQA"),
     "hyperpartisan": ("longformer_jax.tasks.hyperpartisan", "Hyperpartisan"),
     "imdb": ("longformer_jax.tasks.imdb", "Imdb"),

@@ -9,6 +9,7 @@ numbers of a token; G: numbers of a span, 3 E and a feature of its width.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ class CoreferenceSettings:
 
     Attributes:
       max_span_width: W, in tokens.
-      spans_per_token: K is this part of T, rounded down; of a shorter document, of its tokens.
+      spans_per_token: K is T times this, rounded down; of a shorter document, its tokens times this.
       max_antecedents: C.
       hidden_size: of the feed-forward networks.
       feature_size: of the embeddings of width, distance, speaker and genre.
@@ -55,8 +56,8 @@ class CoreferenceSettings:
     def __post_init__(self) -> None:
         for field in ("max_span_width", "max_antecedents", "hidden_size", "feature_size", "depth", "genres"):
             check_integer(field, getattr(self, field))
-        if not 0 < self.spans_per_token <= 1:
-            raise InputError(f"spans_per_token is {self.spans_per_token}; expected a number above 0, at most 1")
+        if not 0 < self.spans_per_token < math.inf:
+            raise InputError(f"spans_per_token is {self.spans_per_token}; expected a number above 0")
         if not 0 <= self.dropout_rate < 1:
             raise InputError(f"dropout_rate is {self.dropout_rate}; expected a number from 0, below 1")
 
@@ -117,14 +118,13 @@ def _parameters(module: FindCoreference, size: int) -> dict[str, jax.Array]:
     H, F, G = s.hidden_size, s.feature_size, 3 * size + s.feature_size
     dense, embedding = nn.initializers.lecun_normal(), nn.initializers.normal(0.02)
     shapes = {
-        "head": (size, 1),
+        "attention": (size, 1),
         "width": (s.max_span_width, F),
         "mention_start": (size, H),
         "mention_end": (size, H),
         "mention_head": (size, H),
         "mention_width": (F, H),
         "mention_out": (H, 1),
-        "coarse": (G, G),
         "distance": (len(_DISTANCES) + 1, F),
         "speaker": (2, F),
         "genre": (s.genres, F),
@@ -146,7 +146,9 @@ def _parameters(module: FindCoreference, size: int) -> dict[str, jax.Array]:
     params = {
         name: module.param(name, embedding if name in embeddings else dense, shape) for name, shape in shapes.items()
     }
-    params |= {name: module.param(name, nn.initializers.zeros, shape) for name, shape in biases.items()}
+    # From zero: drawn, it would outweigh all else, and right antecedents would be left out before they are learnt.
+    zeros = biases | {"coarse": (G, G)}
+    params |= {name: module.param(name, nn.initializers.zeros, shape) for name, shape in zeros.items()}
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -161,7 +163,7 @@ def find_antecedents(
 ) -> Antecedents:
     """As `FindCoreference`, of one document: x float32 [T, E], mask booleans [T], the others without B."""
     T, W = len(x), min(settings.max_span_width, len(x))
-    K = max(1, int(settings.spans_per_token * T))
+    K = max(1, min(int(settings.spans_per_token * T), T * W))
     keys = jax.random.split(key, 3 + settings.depth)
     all_scores = score_spans(params, settings, x, W, rate, keys[0])  # [T, W]
     last = jnp.arange(T)[:, None] + jnp.arange(W)[None]
@@ -216,7 +218,7 @@ def score_spans(
     widths one by one, each [T, hidden_size]: T x W spans are never there at once.
     """
     T = len(x)
-    attention = (x @ params["head"])[:, 0]
+    attention = (x @ params["attention"])[:, 0]
     start, end, attended = (x @ params[f"mention_{part}"] for part in ("start", "end", "head"))
     widths = params["width"][:W] @ params["mention_width"] + params["mention_bias"]
 
@@ -289,7 +291,7 @@ def span_numbers(
 ) -> jax.Array:
     """float32 [K, G]: of each span the first token, the last one, the attended one, and the feature of the width."""
     tokens = jnp.minimum(starts[:, None] + jnp.arange(W)[None], len(x) - 1)  # [K, W]
-    attention = (x @ params["head"])[:, 0][tokens]
+    attention = (x @ params["attention"])[:, 0][tokens]
     weights = jax.nn.softmax(jnp.where(jnp.arange(W)[None] <= widths[:, None], attention, -jnp.inf))
     attended = jnp.einsum("kw,kwe->ke", weights, x[tokens])
     ends = jnp.minimum(starts + widths, len(x) - 1)

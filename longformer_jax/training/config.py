@@ -105,6 +105,7 @@ class OptimizerConfig:
       decay: how the rate moves after the warm-up, "constant", "linear", "cosine" or "polynomial", to `final_fraction`
         of it at the end of the phase.
       power: of the polynomial, the exponent of the part of the steps that is left.
+      head_factor: by how much the rate of what is on top of an encoder is larger than the encoder's.
       train_only: a regular expression; only parameters with a match in their path, such as
         "longformer/position_embeddings/embedding", are trained. None: all.
     """
@@ -120,6 +121,7 @@ class OptimizerConfig:
     decay: str = "constant"
     final_fraction: float = 0.0
     power: float = 1.0
+    head_factor: float = 1.0
     train_only: str | None = None
 
     def __post_init__(self) -> None:
@@ -127,7 +129,7 @@ class OptimizerConfig:
         for field in ("b1", "b2", "warmup_fraction"):
             value = getattr(self, field)
             check(0 <= value < 1, field, value, "a number of at least 0 and below 1")
-        for field in ("eps", "clip_norm", "power"):
+        for field in ("eps", "clip_norm", "power", "head_factor"):
             value = getattr(self, field)
             check(value is None or 0 < value < math.inf, field, value, "a positive number")
         for field in ("weight_decay", "warmup_steps", "max_warmup_steps"):

@@ -49,6 +49,7 @@ def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:
             weight_decay=optimizer.weight_decay,
             mask=_decay_mask,
         ),
+        *([] if optimizer.head_factor == 1 else [optax.masked(optax.scale(optimizer.head_factor), _head_mask)]),
     )
     if not optimizer.train_only:
         return chain
@@ -70,6 +71,13 @@ def trained(optimizer: OptimizerConfig, params: Any) -> Any:
     if not any(jax.tree.leaves(result)):
         raise InputError(f"optimizer.train_only is {optimizer.train_only!r}; expected a match in a parameter's path")
     return result
+
+
+def _head_mask(params: Any) -> Any:
+    """A tree like `params` of booleans: whether a parameter is on top of the encoder."""
+    if "longformer" not in params:
+        raise InputError("optimizer.head_factor is not 1; expected it where a model has an encoder and a head on top")
+    return {name: jax.tree.map(lambda _, name=name: name != "longformer", part) for name, part in params.items()}
 
 
 def _decay_mask(params: Any) -> Any:

@@ -65,7 +65,7 @@ def plain(p: Any, settings: CoreferenceSettings, x: np.ndarray, mask: np.ndarray
     length = int(mask.sum())
 
     def numbers(start: int, end: int) -> np.ndarray:
-        weights = np.exp(x[start : end + 1] @ p["head"][:, 0])
+        weights = np.exp(x[start : end + 1] @ p["attention"][:, 0])
         attended = weights @ x[start : end + 1] / weights.sum()
         return np.concatenate([x[start], x[end], attended, p["width"][end - start]])
 
@@ -229,7 +229,7 @@ def test_dropout_and_padding(params: Any) -> None:
     ("changes", "message"),
     [
         ({"depth": 0}, "depth is 0; expected an integer >= 1"),
-        ({"spans_per_token": 0.0}, "spans_per_token is 0.0; expected a number above 0, at most 1"),
+        ({"spans_per_token": 0.0}, "spans_per_token is 0.0; expected a number above 0"),
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0; expected a number from 0, below 1"),
     ],
 )

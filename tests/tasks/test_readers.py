@@ -315,6 +315,6 @@ def test_which_task_is_meant() -> None:
     assert find_task("longformer_jax.tasks.hyperpartisan:Hyperpartisan") is Hyperpartisan
     for kind in ("translation", "json:JSONDecoder", "no_such_module:Task", "longformer_jax.tasks.imdb:None", 5, None):
         with pytest.raises(
-            InputError, match=r"^task.kind is .*; expected one of classification, hotpotqa, hyperpartisan, .*or MODULE"
+            InputError, match=r"^task.kind is .*; expected one of classification, coreference, .*or MODULE"
         ):
             find_task(kind)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from longformer_jax.errors import InputError
 from longformer_jax.training import ExperimentConfig, OptimizerConfig
 from longformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tests.training.tiny import CONFIG
@@ -117,3 +118,17 @@ def test_adamw_with_clipping_and_decay_of_matrices_only() -> None:
 
         params = jax.tree.map(step, params, means, squares, decayed)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, params)
+
+
+def test_a_larger_rate_on_top_of_an_encoder() -> None:
+    params = {"longformer": {"kernel": np.ones(3, np.float32)}, "head": {"kernel": np.ones(3, np.float32)}}
+    gradients = jax.tree.map(lambda x: 0.5 * x, params)
+    updates = []
+    for factor in (1.0, 10.0):
+        optimizer = make_optimizer(with_phases((10,), (1e-3,), head_factor=factor, clip_norm=None))
+        updates.append(optimizer.update(gradients, optimizer.init(params), params)[0])
+    one, ten = updates
+    np.testing.assert_array_equal(one["longformer"]["kernel"], ten["longformer"]["kernel"])
+    np.testing.assert_allclose(10 * one["head"]["kernel"], ten["head"]["kernel"], rtol=1e-6)
+    with pytest.raises(InputError, match=r"^optimizer.head_factor is not 1; expected it where a model has an encoder"):
+        make_optimizer(with_phases((10,), (1e-3,), head_factor=10.0)).init(params["head"])

@@ -55,8 +55,8 @@ def test_round_trip_through_config_dict_and_json(tmp_path: Path, task: Any) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": {"kind": "summary"}}, "task.kind is 'summary'; expected one of classification, hotpotqa, hyper"),
-        ({"task": {"labels": ["a", "b"]}}, "task.kind is missing; expected one of classification, hotpotqa,"),
+        ({"task": {"kind": "summary"}}, "task.kind is 'summary'; expected one of classification, coreference"),
+        ({"task": {"labels": ["a", "b"]}}, "task.kind is missing; expected one of classification, coreference,"),
         ({"task": {"kind": "classification"}}, r"task.labels is \(\); expected the names of at least two labels"),
         ({"task": {"kind": "imdb", "labels": []}}, r"task.labels is \[\]; expected no such key, but one"),
         ({"task": 5}, "task is 5; expected"),

@@ -1,0 +1,358 @@
+"""Coreference: which spans of a document speak of the same (OntoNotes, CoNLL-2012; Longformer, section 6.1)."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from longformer_jax.errors import InputError
+from longformer_jax.files import replacing
+from longformer_jax.models import LongformerConfig
+from longformer_jax.tasks.base import Counts, Example, Field, Task, save_encoder_and_head
+from longformer_jax.tasks.conll import Mention, chain_columns, read_documents
+from longformer_jax.tasks.coreference_model import CoreferenceSettings, FindCoreference, coreference_loss
+from longformer_jax.tasks.coreference_scores import coreference_scores
+from longformer_jax.tasks.extraction import sentences_of
+from longformer_jax.tasks.records import kind_of, read_records, shown, text_field
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+    from longformer_jax.data.packing import Packer
+
+# Of OntoNotes; what begins with none of these has the last number.
+GENRES = ("bc", "bn", "mz", "nw", "pt", "tc", "wb")
+# What a split's files begin with, and its folder in OntoNotes.
+_SPLITS = {"train": ("train", "train"), "validation": ("dev", "development"), "test": ("test", "test")}
+_WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coreference(Task):
+    """`data.path` is a folder with train, dev and test in files of CoNLL-2012 or in JSON lines.
+
+    The files are SPLIT.english.v4_gold_conll, or all *_conll in a folder train, development or test; or SPLIT.jsonl,
+    with `id`, `sentences` (lists of words), `clusters` (lists of [first, last] words of the document, from 0) and, if
+    known, `speakers` (like the sentences) and `genre`.
+
+    An example is {"id", "words", "sentences" and "speakers" of the words, "genre", "clusters"}, the last None where
+    they are unknown. A document that has more tokens than a row becomes several rows of whole sentences, which are
+    decoded independently: no entity goes from one into another. Entities with a single mention, which OntoNotes does
+    not have, are neither learnt nor found.
+
+    Attributes:
+      the others: as of `CoreferenceSettings`.
+    """
+
+    kind: str = "coreference"
+    max_span_width: int = 30
+    spans_per_token: float = 0.4
+    max_antecedents: int = 50
+    hidden_size: int = 1000
+    feature_size: int = 20
+    depth: int = 2
+    crossing: bool = True
+    dropout_rate: float = 0.3
+
+    unit: ClassVar[str] = "documents"
+    kept: ClassVar[Sequence[str]] = ("id", "words", "sentences", "clusters")
+    targets: ClassVar[Sequence[str]] = ("mention_starts", "mention_ends", "mention_clusters")
+
+    def __post_init__(self) -> None:
+        _ = self.settings
+
+    @property
+    def selection(self) -> str:
+        return "conll_f1"
+
+    @property
+    def settings(self) -> CoreferenceSettings:
+        """Of the model; raises InputError where they do not fit."""
+        fields = {field.name for field in dataclasses.fields(CoreferenceSettings)} - {"genres"}
+        return CoreferenceSettings(genres=len(GENRES) + 1, **{name: getattr(self, name) for name in fields})
+
+    # Reading.
+
+    def files(self, path: Path, split: str) -> list[Path]:
+        """The split's files, in the order of their names."""
+        self.check_split(split)
+        name, folder = _SPLITS[split]
+        found = [*path.glob(f"{name}*_conll"), *path.glob(f"{name}*_conll.gz")]
+        found = found or [file for file in path.glob(f"{split}.jsonl*") if kind_of(file)]
+        if not found:
+            folders = [part for part in path.rglob(folder) if part.is_dir()]
+            found = [file for part in folders for file in part.rglob("*_conll")]
+        if not found:
+            raise InputError(
+                f"data.path is {str(path)!r}, which has no {split}; expected {name}.english.v4_gold_conll, a folder "
+                f"{folder} of *_conll files, or {split}.jsonl"
+            )
+        return sorted(set(found))
+
+    def read(self, path: Path, split: str, counts: Counts) -> Iterator[Example]:
+        """The documents of a split."""
+        for file in self.files(path, split):
+            for example in self.read_own(file):
+                if example["clusters"] is None:
+                    raise InputError(f"document {example['id']!r} of {file.name} has no clusters; expected them")
+                yield example
+
+    def read_own(self, path: Path) -> Iterator[Example]:
+        """A file of CoNLL-2012, or JSON lines in which clusters may be missing."""
+        if kind_of(path) is None:
+            for document in read_documents(path):
+                if not all(document.words):
+                    raise InputError(f"{str(path)!r}: document {document.name!r} has no words in its fourth column")
+                name = f"{document.name}_{document.part}" if document.part else document.name
+                yield {
+                    "id": name,
+                    "words": document.words,
+                    "sentences": document.sentences,
+                    "speakers": document.speakers,
+                    "genre": document.name[:2],
+                    "clusters": [[[*mention] for mention in cluster] for cluster in document.clusters],
+                }
+            return
+        for number, (place, record) in enumerate(read_records(path), start=1):
+            sentences = _sentences(place, record)
+            count = sum(map(len, sentences))
+            speakers = record.get("speakers")
+            if speakers is not None and [len(s) for s in _lists(place, record, "speakers")] != [*map(len, sentences)]:
+                raise InputError(f"{place}: speakers is {shown(speakers)}; expected one for each word, by sentences")
+            yield {
+                "id": text_field(place, record, "id") if "id" in record else str(number),
+                "words": [word for sentence in sentences for word in sentence],
+                "sentences": [i for i, sentence in enumerate(sentences) for _ in sentence],
+                "speakers": ["-"] * count if speakers is None else [name for names in speakers for name in names],
+                "genre": text_field(place, record, "genre")[:2] if "genre" in record else "",
+                "clusters": _clusters(place, record, count) if record.get("clusters") is not None else None,
+            }
+
+    def from_text(self, text: str, name: str) -> Example:
+        """Plain text: words are runs of letters and digits, and marks one by one."""
+        sentences = [_WORD.findall(sentence) for sentence in sentences_of(text)]
+        words = [word for sentence in sentences for word in sentence]
+        if not words:
+            raise InputError(f"{name}: text is empty; expected a document")
+        numbers = [i for i, sentence in enumerate(sentences) for _ in sentence]
+        speakers = ["-"] * len(words)
+        return {
+            "id": name, "words": words, "sentences": numbers, "speakers": speakers, "genre": "", "clusters": None
+        }  # fmt: skip
+
+    def is_labelled(self, example: Example) -> bool:
+        """Whether clusters are known."""
+        return example["clusters"] is not None
+
+    # Features.
+
+    def texts(self, example: Example) -> list[str]:
+        """All words, each with a space before it."""
+        return ["".join(f" {word}" for word in example["words"])]
+
+    def rows(
+        self, example: Example, encodings: "Sequence[Encoding]", packer: "Packer", counts: Counts
+    ) -> Iterator[dict[str, Any]]:
+        """A row for as many whole sentences as it has room for; a longer sentence is cut between words."""
+        (encoding,) = encodings
+        words = example["words"]
+        # Where each word ends in the text; a token is part of the word in which it ends.
+        ends = np.cumsum([1 + len(word) for word in words])
+        token_words = np.searchsorted(ends, [b for _, b in encoding.offsets])
+        bounds = np.searchsorted(token_words, np.arange(len(words) + 1))
+        speakers = {name: i for i, name in enumerate(dict.fromkeys(example["speakers"]))}
+        pieces = list(_pieces(example["sentences"], bounds, packer.sequence_length - 2))
+        if len(pieces) > 1:
+            counts[f"in parts of at most {packer.sequence_length:,} tokens"] += 1
+        for first, last in pieces:  # words
+            begin, end = int(bounds[first]), int(bounds[last])
+            inside = token_words[begin:end]
+            starts_word = np.diff(inside, prepend=-1) != 0
+            row = {
+                "input_ids": [packer.bos_token_id, *encoding.ids[begin:end], packer.sep_token_id],
+                "may_start": [0, *starts_word, 0],
+                "may_end": [0, *np.append(starts_word[1:], True), 0],
+                "sentence": [-1, *(example["sentences"][word] for word in inside), -1],
+                "speaker": [-1, *(speakers[example["speakers"][word]] for word in inside), -1],
+                "genre": [GENRES.index(example["genre"]) if example["genre"] in GENRES else len(GENRES)],
+                "word": [-1, *inside, -1],
+            }
+            if example["clusters"] is not None:
+                row |= _gold(example["clusters"], first, last, 1 - begin, bounds)
+            yield row
+
+    def fields(self) -> Mapping[str, Field]:
+        """What a row has beside its tokens.
+
+        Of tokens: `may_start` and `may_end`, whether a word does; `sentence`, `speaker`; for decoding `word`, its
+        number. `genre`; and of mentions their first and last tokens and their entity.
+        """
+        mention = Field(fill=-1)
+        return {
+            "input_ids": Field(),
+            "may_start": Field("bool"),
+            "may_end": Field("bool"),
+            "sentence": Field(fill=-1),
+            "speaker": Field(fill=-1),
+            "genre": Field(length=1),
+            "mention_starts": mention,
+            "mention_ends": mention,
+            "mention_clusters": mention,
+            "word": Field(fill=-1, for_model=False),
+        }
+
+    # The model.
+
+    def head(self, model: LongformerConfig) -> nn.Module:
+        """Mentions and their antecedents."""
+        return FindCoreference(model, self.settings)
+
+    def inputs(self, batch: Mapping[str, jax.Array], model: LongformerConfig, sequence_length: int) -> dict[str, Any]:
+        """With what is known of the tokens."""
+        document = {name: batch[name] for name in ("may_start", "may_end", "sentence", "speaker")}
+        document["genre"] = batch["genre"][:, 0]
+        return super().inputs(batch, model, sequence_length) | {"document": document}
+
+    def loss(self, output: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """As in `coreference_loss`, in nats, of all kept spans of a row together."""
+        return coreference_loss(output, batch["mention_starts"], batch["mention_ends"], batch["mention_clusters"])
+
+    def outputs(self, output: Any, batch: Mapping[str, jax.Array]) -> Any:
+        """The kept spans, and of each the number of its likeliest antecedent, -1 where that is none."""
+        best = jnp.argmax(output.scores, axis=-1)
+        chosen = jnp.take_along_axis(output.antecedents, jnp.maximum(best - 1, 0)[..., None], axis=-1)[..., 0]
+        antecedent = jnp.where((best > 0) & output.kept, chosen, -1)
+        return {"starts": output.starts, "ends": output.ends, "antecedents": antecedent}
+
+    def save(self, directory: Path, model: LongformerConfig, params: Any) -> None:
+        """transformers has no such head."""
+        save_encoder_and_head(directory, model, params)
+
+    # Answers.
+
+    def decode(self, example: Example, rows: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Any]) -> Any:
+        """{"id", "clusters": of [first, last] words, "mentions": their texts, "words", "sentences"}."""
+        clusters: list[list[Mention]] = []
+        for row, output in zip(rows, outputs, strict=True):
+            of_span: dict[int, list[Mention]] = {}
+            for number, antecedent in enumerate(output["antecedents"]):
+                if antecedent < 0:
+                    continue
+                if int(antecedent) not in of_span:
+                    of_span[int(antecedent)] = [_words_of(row, output, int(antecedent))]
+                    clusters.append(of_span[int(antecedent)])
+                of_span[number] = of_span[int(antecedent)]
+                of_span[number].append(_words_of(row, output, number))
+        words = example["words"]
+        found = sorted(sorted(cluster) for cluster in clusters)
+        return {
+            "id": example["id"],
+            "clusters": [[[*mention] for mention in cluster] for cluster in found],
+            "mentions": [[" ".join(words[a : b + 1]) for a, b in cluster] for cluster in found],
+            "words": words,
+            "sentences": example["sentences"],
+        }
+
+    def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+        """All of `coreference_scores`."""
+
+        def sides() -> Iterator[tuple[Any, Any]]:
+            for prediction, example in zip(predictions, examples, strict=True):
+                yield tuple([[*map(tuple, c)] for c in item["clusters"]] for item in (example, prediction))  # pyrefly: ignore
+
+        return coreference_scores(sides())
+
+    def describe(self, prediction: Any) -> str:
+        """The mentions of each entity."""
+        entities = (" = ".join(mentions) for mentions in prediction["mentions"])
+        return "\t".join(entities) or "no coreference"
+
+    def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
+        """A file of CoNLL-2012's columns for the document, the part, the word's number, the word, and coreference."""
+        with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+            for prediction in predictions:
+                name, _, part = prediction["id"].rpartition("_")
+                if not part.isdecimal() or not name:
+                    name, part = prediction["id"], "000"
+                file.write(f"#begin document ({name}); part {part}\n")
+                columns = chain_columns(len(prediction["words"]), prediction["clusters"])
+                sentence, number = None, 0
+                for word, of, chains in zip(prediction["words"], prediction["sentences"], columns, strict=True):
+                    if of != sentence:
+                        file.write("" if sentence is None else "\n")
+                        sentence, number = of, 0
+                    file.write(f"{name} {int(part)} {number} {word} {chains}\n")
+                    number += 1
+                file.write("\n#end document\n")
+
+
+def _words_of(row: Mapping[str, np.ndarray], output: Mapping[str, np.ndarray], span: int) -> Mention:
+    return int(row["word"][output["starts"][span]]), int(row["word"][output["ends"][span]])
+
+
+def _pieces(sentences: Sequence[int], bounds: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
+    """The first word and the one behind the last, of pieces of at most so many tokens: whole sentences if possible."""
+    first, count = 0, len(sentences)
+    while first < count:
+        last = int(np.searchsorted(bounds, bounds[first] + room, "right")) - 1
+        if last < count:
+            whole = last
+            while whole > first and sentences[whole - 1] == sentences[whole]:
+                whole -= 1
+            last = whole if whole > first else last
+        last = min(max(last, first + 1), count)
+        if bounds[last] - bounds[first] > room:
+            tokens = bounds[last] - bounds[first]
+            raise InputError(f"sequence_length is {room + 2:,}; expected more, as a word has {tokens:,} tokens")
+        yield first, last
+        first = last
+
+
+def _gold(
+    clusters: Sequence[Sequence[Sequence[int]]], first: int, last: int, shift: int, bounds: np.ndarray
+) -> dict[str, Any]:
+    """The mentions within words [first, last), of entities that have two of them at least."""
+    mentions = []
+    for number, cluster in enumerate(clusters):
+        inside = [(a, b) for a, b in cluster if first <= a and b < last]
+        if len(inside) > 1:
+            mentions += [(int(bounds[a]) + shift, int(bounds[b + 1]) - 1 + shift, number) for a, b in inside]
+    mentions = [mention for mention in mentions if mention[0] <= mention[1]]  # of words that the tokenizer knows
+    starts, ends, numbers = zip(*mentions, strict=True) if mentions else ((), (), ())
+    return {"mention_starts": starts, "mention_ends": ends, "mention_clusters": numbers}
+
+
+def _lists(place: str, record: Mapping[str, Any], name: str) -> list[list[str]]:
+    value = record.get(name)
+    is_right = isinstance(value, list) and all(
+        isinstance(part, list) and all(isinstance(text, str) for text in part) for part in value
+    )
+    if not is_right or not value:
+        raise InputError(f"{place}: {name} is {shown(value)}; expected lists of texts, at least one")
+    return value
+
+
+def _sentences(place: str, record: Mapping[str, Any]) -> list[list[str]]:
+    sentences = [sentence for sentence in _lists(place, record, "sentences") if sentence]
+    if not sentences or not all(word.strip() and len(word.split()) == 1 for words in sentences for word in words):
+        raise InputError(f"{place}: sentences is {shown(sentences)}; expected words without spaces, at least one")
+    return sentences
+
+
+def _clusters(place: str, record: Mapping[str, Any], count: int) -> list[list[list[int]]]:
+    clusters = record["clusters"]
+    try:
+        is_right = all(type(a) is type(b) is int and 0 <= a <= b < count for cluster in clusters for a, b in cluster)
+    except (TypeError, ValueError):
+        is_right = False
+    if not isinstance(clusters, list) or not is_right:
+        raise InputError(
+            f"{place}: clusters is {shown(clusters)}; expected lists of [first, last], words 0 to {count - 1}"
+        )
+    return clusters

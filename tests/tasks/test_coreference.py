@@ -1,0 +1,286 @@
+"""The coreference task: its files, rows of words and mentions, the way to perfect scores and back; and it learns."""
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longformer_jax import InputError, LongformerConfig
+from longformer_jax.data.packing import Packer
+from longformer_jax.evaluation import evaluate
+from longformer_jax.scripts.predict import run as predict
+from longformer_jax.tasks.conll import chain_columns, read_documents
+from longformer_jax.tasks.coreference import Coreference
+from longformer_jax.tasks.coreference_model import Antecedents
+from longformer_jax.tasks.features import FeatureSet, make_features
+from longformer_jax.training import OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase, train
+from tests.data.tiny_tokenizer import tiny_tokenizer
+from tests.tasks.sets import write_records
+
+TASK = Coreference(
+    max_span_width=24, spans_per_token=2.0, max_antecedents=32, hidden_size=32, feature_size=8, dropout_rate=0.0
+)
+# Name, speaker of each sentence, sentences in which [k … ] is a mention of entity k.
+STORIES = [
+    (
+        "bc/town/00/town_0000",
+        ["Ann", "Bob", "Ann"],
+        [
+            "[0 Anna ] saw [1 the dog of [0 her ] mother ] .",
+            "[1 It ] barked at [2 Bob ] .",
+            "[2 I ] ran , said [2 he ] .",
+        ],
+    ),
+    (
+        "nw/sea/00/sea_0001",
+        ["-", "-"],
+        ["[0 The captain ] lost [1 [0 his ] ship ] .", "Nobody found [1 it ] , and [0 the captain ] wept ."],
+    ),
+    ("wb/none/00/none_0002", ["-"], ["Nothing is said twice ."]),
+]
+
+
+def parsed(sentence: str, offset: int) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """The words of a sentence, and the first word, the last one and the entity of each mention."""
+    words: list[str] = []
+    mentions, begun = [], []
+    for part in sentence.split():
+        if part.startswith("["):
+            begun.append((int(part[1:]), offset + len(words)))
+        elif part == "]":
+            entity, first = begun.pop()
+            mentions.append((first, offset + len(words) - 1, entity))
+        else:
+            words.append(part)
+    return words, mentions
+
+
+def story(number: int) -> dict[str, Any]:
+    name, speakers, sentences = STORIES[number]
+    words: list[str] = []
+    numbers, of_word, clusters = [], [], collections.defaultdict(list)
+    for i, (sentence, speaker) in enumerate(zip(sentences, speakers, strict=True)):
+        found, mentions = parsed(sentence, len(words))
+        words += found
+        numbers += [i] * len(found)
+        of_word += [speaker] * len(found)
+        for first, last, entity in mentions:
+            clusters[entity].append([first, last])
+    ordered = sorted(sorted(cluster) for cluster in clusters.values())
+    return {
+        "id": f"{name}_000", "words": words, "sentences": numbers, "speakers": of_word, "genre": name[:2],
+        "clusters": ordered,
+    }  # fmt: skip
+
+
+def conll() -> str:
+    text = ""
+    for number, (name, _, _) in enumerate(STORIES):
+        example = story(number)
+        text += f"#begin document ({name}); part 000\n"
+        columns = chain_columns(len(example["words"]), example["clusters"])
+        for i, (word, chains) in enumerate(zip(example["words"], columns, strict=True)):
+            if i and example["sentences"][i] != example["sentences"][i - 1]:
+                text += "\n"
+            text += f"{name} 0 {i} {word} X * - - - {example['speakers'][i]} * {chains}\n"
+        text += "\n#end document\n"
+    return text
+
+
+def written(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.english.v4_gold_conll").write_text(conll())
+    return folder
+
+
+def read(path: Path, split: str = "train") -> list[dict[str, Any]]:
+    return list(TASK.read(path, split, collections.Counter()))
+
+
+def features(examples: list[dict[str, Any]], length: int = 128) -> FeatureSet:
+    return make_features(TASK, examples, Packer.of(tiny_tokenizer(), length), "stories")
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_file(tmp_path: Path) -> None:
+    expected = [story(number) for number in range(3)]
+    assert expected[0]["clusters"][0] == [[0, 0], [5, 5]]
+    path = written(tmp_path / "minimized")
+    for split in ("train", "validation", "test"):
+        assert read(path, split) == expected
+    annotations = tmp_path / "ontonotes" / "v4" / "data" / "development" / "data" / "english" / "annotations" / "bc"
+    annotations.mkdir(parents=True)
+    (annotations / "town_0000.v4_gold_conll").write_text(conll())
+    assert read(tmp_path / "ontonotes", "validation") == expected
+    with pytest.raises(InputError, match=r"^data.path is '.*', which has no train; expected train.english.v4_"):
+        read(tmp_path / "ontonotes")
+    records = []
+    for example in expected:
+        sentences = [[] for _ in range(example["sentences"][-1] + 1)]
+        speakers: list[list[str]] = [[] for _ in sentences]
+        for word, speaker, number in zip(example["words"], example["speakers"], example["sentences"], strict=True):
+            sentences[number].append(word)
+            speakers[number].append(speaker)
+        fields = {name: example[name] for name in ("id", "genre", "clusters")}
+        records.append(fields | {"sentences": sentences, "speakers": speakers})
+    (tmp_path / "own").mkdir()
+    write_records(tmp_path / "own" / "train.jsonl", records)
+    assert read(tmp_path / "own") == expected
+    write_records(tmp_path / "own" / "train.jsonl", [{"sentences": [["A", "dog"]]}])
+    assert next(TASK.read_own(tmp_path / "own" / "train.jsonl"))["clusters"] is None
+    with pytest.raises(InputError, match=r"^document '1' of train.jsonl has no clusters; expected them"):
+        read(tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sentences": "a dog"}, "sentences is 'a dog'; expected lists of texts"),
+        ({"sentences": [["a dog"]]}, r"sentences is \[\['a dog'\]\]; expected words without spaces"),
+        ({"clusters": [[[0, 3]]]}, r"clusters is \[\[\[0, 3\]\]\]; expected lists of \[first, last\], words 0 to 2"),
+        ({"clusters": [[1]]}, r"clusters is \[\[1\]\]; expected lists of"),
+        ({"speakers": [["x"]]}, r"speakers is \[\['x'\]\]; expected one for each word, by sentences"),
+    ],
+)
+def test_bad_records(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_records(tmp_path / "train.jsonl", [{"sentences": [["A", "dog", "."]], **changes}])
+    with pytest.raises(InputError, match=f"^record 1 of '.*': {message}"):
+        list(TASK.read_own(tmp_path / "train.jsonl"))
+
+
+# ---- Rows and answers ------------------------------------------------------------------------------------------------
+
+
+def spans_as_text(made: FeatureSet, number: int, text: str) -> list[str]:
+    row = made.row(number)
+    words = text.split()
+    return [
+        " ".join(words[row["word"][a] : row["word"][b] + 1])
+        for a, b in zip(row["mention_starts"], row["mention_ends"], strict=True)
+    ]
+
+
+def test_rows(tmp_path: Path) -> None:
+    examples = read(written(tmp_path / "x"))
+    made = features(examples)
+    assert made.counts == {} and len(made) == 3
+    tokens = tiny_tokenizer()
+    for number, example in enumerate(examples):
+        row = made.row(number)
+        assert tokens.decode([*row["input_ids"][1:-1]]).split() == " ".join(example["words"]).split()
+        for word in range(len(example["words"])):
+            places = np.flatnonzero(row["word"] == word)
+            assert tokens.decode([*row["input_ids"][places]]).strip() == example["words"][word]
+            assert row["may_start"][places].tolist() == [True] + [False] * (len(places) - 1)
+            assert row["may_end"][places].tolist() == [False] * (len(places) - 1) + [True]
+            assert {*row["sentence"][places]} == {example["sentences"][word]}
+    assert spans_as_text(made, 0, " ".join(examples[0]["words"])) == [
+        "Anna", "her", "the dog of her mother", "It", "Bob", "I", "he",
+    ]  # fmt: skip
+    assert [made.row(n)["genre"][0] for n in range(3)] == [0, 3, 6]
+    assert len({*made.row(0)["speaker"]}) == 3
+
+
+def test_long_documents_become_several_rows(tmp_path: Path) -> None:
+    (first, *_) = examples = read(written(tmp_path / "x"))
+    made = features(examples[:1], 48)
+    assert made.counts == {"in parts of at most 48 tokens": 1} and max(made.lengths) <= 48
+    words = [word for number in range(len(made)) for word in made.row(number)["word"] if word >= 0]
+    assert sorted({*words}) == list(range(len(first["words"]))) and words == sorted(words)
+    for number in range(len(made)):  # whole sentences, and no mention without another one
+        row = made.row(number)
+        inside = {*row["word"][row["word"] >= 0]}
+        assert all(first["sentences"][w] != first["sentences"][w - 1] for w in [min(inside)] if w)
+        counts = collections.Counter(row["mention_clusters"].tolist())
+        assert all(count > 1 for count in counts.values())
+    with pytest.raises(InputError, match="^sequence_length is 6; expected more, as a word has "):
+        features(examples[:1], 6)
+
+
+def gold(row: dict[str, np.ndarray]) -> Antecedents:
+    """What a perfect model finds in a row."""
+    mentions = sorted(zip(row["mention_starts"], row["mention_ends"], row["mention_clusters"], strict=True))
+    K = len(mentions) + 1  # one that only fills up
+    scores, antecedents = np.full((K, K + 1), -9.0), np.zeros((K, K), int)
+    scores[:, 0] = 0
+    for i, (_, _, entity) in enumerate(mentions):
+        before = [j for j in range(i) if mentions[j][2] == entity]
+        if before:
+            antecedents[i, 0], scores[i, 1] = before[-1], 9.0
+    starts, ends = ([int(m[k]) for m in mentions] + [0] for k in (0, 1))
+    arrays = starts, ends, np.arange(K) < K - 1, np.zeros(K), antecedents, scores
+    return Antecedents(*(jnp.asarray(array)[None] for array in arrays))
+
+
+def test_the_gold_round_trip(tmp_path: Path) -> None:
+    examples = read(written(tmp_path / "x"))
+    made = features(examples)
+    predictions = []
+    for number, example in enumerate(made.examples):
+        row = made.row(number)
+        output = jax.tree.map(lambda x: np.asarray(x)[0], TASK.outputs(gold(row), {}))
+        predictions.append(TASK.decode(example, [row], [output]))
+    assert [prediction["clusters"] for prediction in predictions] == [example["clusters"] for example in examples]
+    assert TASK.score(predictions, made.examples)["conll_f1"] == 1.0
+    assert TASK.describe(predictions[1]) == "The captain = his = the captain\this ship = it"
+    assert TASK.describe(predictions[2]) == "no coreference"
+    TASK.write_predictions(tmp_path / "out.conll", predictions)
+    for document, example in zip(read_documents(tmp_path / "out.conll"), examples, strict=True):
+        assert (f"{document.name}_{document.part}", document.words) == (example["id"], example["words"])
+        assert document.sentences == example["sentences"]
+        assert [[[*mention] for mention in cluster] for cluster in document.clusters] == example["clusters"]
+
+
+# ---- Training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stories by heart, by a tiny model from random weights."""
+    config = TaskExperiment(
+        model=LongformerConfig(
+            vocab_size=500,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=130,
+            attention_window=16,
+            initializer_range=0.2,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        task=TASK,
+        phases=(TaskPhase(sequence_length=128, learning_rate=1e-3, batch_size=3, steps=120),),
+        lengths=(128,),
+        eval_interval=120,
+        checkpoint_interval=120,
+        data=TaskDataConfig(path=str(written(tmp_path / "stories")), cache_dir=str(tmp_path / "cache")),
+        optimizer=OptimizerConfig(clip_norm=1.0, decay="linear", warmup_steps=5, head_factor=3.0),
+        log_interval=20,
+    )
+    train(config, tmp_path / "run")
+    out = tmp_path / "out.conll"
+    metrics = evaluate(tmp_path / "run", split="test", predictions=out).metrics
+    assert metrics["conll_f1"] >= 0.99
+    assert [document.clusters for document in read_documents(out)] == [
+        [[tuple(mention) for mention in cluster] for cluster in story(number)["clusters"]] for number in range(3)
+    ]
+    (tmp_path / "text.txt").write_text("The captain lost his ship. Nobody found it, and the captain wept.")
+    capsys.readouterr()
+    predict([f"--workdir={tmp_path / 'run'}", "--whole", "--json", str(tmp_path / "text.txt")])
+    found = json.loads(capsys.readouterr().out)
+    assert " ".join(found["words"]) == "The captain lost his ship . Nobody found it , and the captain wept ."
+    assert {mention for cluster in found["mentions"] for mention in cluster} <= {
+        " ".join(found["words"][a:b]) for a in range(15) for b in range(a + 1, 16)
+    }
+    assert dataclasses.replace(TASK, depth=1).settings.depth == 1
