@@ -52,7 +52,8 @@ def inputs() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    drawn = FindCoreference(MODEL, SETTINGS).init(jax.random.key(0), **inputs())["params"]
+    init = FindCoreference(MODEL, SETTINGS).init
+    drawn = jax.eval_shape(lambda: init(jax.random.key(0), **inputs())["params"])
     leaves, tree = jax.tree.flatten(drawn)
     rng = np.random.default_rng(1)  # the biases, too, are no zeros
     return jax.tree.unflatten(tree, [np.asarray(rng.normal(size=x.shape) * 0.4, np.float32) for x in leaves])
