@@ -23,6 +23,8 @@ mark {{ color: inherit; background: none; }}
 .sentence {{ background: #ffd54f44; }}
 .answer {{ background: #ffd54f; color: black; font-weight: bold; }}
 .unread {{ opacity: 0.5; }}
+.entity {{ border-radius: 0.2em; }}
+sub {{ font: 0.6em sans-serif; }}
 </style>
 </head>
 <body>
@@ -53,16 +55,28 @@ def page(items: Iterable[Marked]) -> str:
 
 
 def _marked_text(item: Marked, anchor: str) -> str:
-    """The text in pieces, each within the same spans; the first of the answer is what is linked to."""
+    """The text in pieces, each within the same spans; the first of the answer is what is linked to.
+
+    A piece has the colour of the shortest mention that it is in, and a mention ends with the number of its entity.
+    """
     places = sorted({0, len(item.text), *(place for start, end, _ in item.spans for place in (start, end))})
     pieces = []
     for start, end in itertools.pairwise(places):
-        kinds = sorted(kind for first, last, kind in item.spans if first <= start and end <= last)
+        around = sorted((last - first, kind) for first, last, kind in item.spans if first <= start and end <= last)
+        kinds = dict.fromkeys(kind.partition(" ")[0] for kind in sorted(kind for _, kind in around))
         piece = html.escape(item.text[start:end])
         if kinds:
-            name = ""
+            attributes = f' class="{" ".join(kinds)}"'
             if "answer" in kinds and anchor:
-                name, anchor = f' id="{anchor}"', ""
-            piece = f'<mark{name} class="{" ".join(kinds)}">{piece}</mark>'
-        pieces.append(piece)
+                attributes, anchor = f' id="{anchor}"{attributes}', ""
+            numbers = [_number(kind) for _, kind in around if kind.startswith("entity ")]
+            if numbers:  # a golden angle apart, so that neighbours differ
+                attributes += f' style="background: hsl({numbers[0] * 137 % 360} 80% 50% / 0.35)"'
+            piece = f"<mark{attributes}>{piece}</mark>"
+        ended = sorted((last - first, _number(kind)) for first, last, kind in item.spans if last == end and " " in kind)
+        pieces += [piece, *(f"<sub>{number}</sub>" for _, number in ended)]
     return "".join(pieces)
+
+
+def _number(kind: str) -> int:
+    return int(kind.removeprefix("entity "))

@@ -70,8 +70,8 @@ class Marked:
       heading: what was asked.
       note: what was answered, in a line.
       name, text: of the document.
-      spans: start and end, in characters, and what stands there: "answer", "sentence" (which it is taken from), or
-        "unread" (of the model). They may overlap.
+      spans: start and end, in characters, and what stands there: "answer", "sentence" (which it is taken from),
+        "unread" (of the model), or "entity N", a mention of the entity of that number. They may overlap.
     """
 
     heading: str

@@ -14,7 +14,7 @@ import numpy as np
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
 from longformer_jax.models import LongformerConfig
-from longformer_jax.tasks.base import Counts, Example, Field, Task, save_encoder_and_head
+from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, save_encoder_and_head
 from longformer_jax.tasks.conll import Mention, chain_columns, read_documents
 from longformer_jax.tasks.coreference_model import CoreferenceSettings, FindCoreference, coreference_loss
 from longformer_jax.tasks.coreference_scores import coreference_scores
@@ -272,6 +272,22 @@ class Coreference(Task):
         """The mentions of each entity."""
         entities = (" = ".join(mentions) for mentions in prediction["mentions"])
         return "\t".join(entities) or "no coreference"
+
+    def marked(self, example: Example, prediction: Any) -> Marked:
+        """The words with a line for each sentence, and the mentions, by the numbers of entities from 1."""
+        text, places = "", []
+        for number, word in enumerate(example["words"]):
+            is_new = number and example["sentences"][number] != example["sentences"][number - 1]
+            text += "\n" if is_new else " " * bool(number)
+            places.append((len(text), len(text) + len(word)))
+            text += word
+        spans = [
+            (places[first][0], places[last][1], f"entity {number}")
+            for number, cluster in enumerate(prediction["clusters"], start=1)
+            for first, last in cluster
+        ]
+        note = f"{len(prediction['clusters'])} entities with several mentions"
+        return Marked("Who and what is meant", note, example["id"], text, spans)
 
     def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
         """A file of CoNLL-2012's columns for the document, the part, the word's number, the word, and coreference."""

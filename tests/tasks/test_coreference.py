@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from longformer_jax import InputError, LongformerConfig
 from longformer_jax.data.packing import Packer
 from longformer_jax.evaluation import evaluate
+from longformer_jax.scripts.page import page
 from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.conll import chain_columns, read_documents
 from longformer_jax.tasks.coreference import Coreference
@@ -233,6 +235,14 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
     assert TASK.score(predictions, made.examples)["conll_f1"] == 1.0
     assert TASK.describe(predictions[1]) == "The captain = his = the captain\this ship = it"
     assert TASK.describe(predictions[2]) == "no coreference"
+    shown = page([TASK.marked(examples[1], predictions[1])])
+    assert re.sub(r' style="[^"]*"', "", shown.partition("<article>")[2].partition("</article>")[0]) == (
+        '<mark class="entity">The captain</mark><sub>1</sub> lost <mark class="entity">his</mark><sub>1</sub>'
+        '<mark class="entity"> ship</mark><sub>2</sub> .\n'
+        'Nobody found <mark class="entity">it</mark><sub>2</sub> , and <mark class="entity">the captain</mark>'
+        "<sub>1</sub> wept ."
+    )
+    assert len(set(re.findall(r"hsl\(\d+", shown))) == 2
     TASK.write_predictions(tmp_path / "out.conll", predictions)
     for document, example in zip(read_documents(tmp_path / "out.conll"), examples, strict=True):
         assert (f"{document.name}_{document.part}", document.words) == (example["id"], example["words"])
