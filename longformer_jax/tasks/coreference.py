@@ -34,7 +34,7 @@ _WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Coreference(Task):
+class Coreference(CoreferenceSettings, Task):
     """`data.path` is a folder with train, dev and test in files of CoNLL-2012 or in JSON lines.
 
     The files are SPLIT.english.v4_gold_conll, or all *_conll in a folder train, development or test; or SPLIT.jsonl,
@@ -46,36 +46,19 @@ class Coreference(Task):
     decoded independently: no entity goes from one into another. Entities with a single mention, which OntoNotes does
     not have, are neither learnt nor found.
 
-    Attributes:
-      the others: as of `CoreferenceSettings`.
+    Its settings are those of the head.
     """
 
     kind: str = "coreference"
-    max_span_width: int = 30
-    spans_per_token: float = 0.4
-    max_antecedents: int = 50
-    hidden_size: int = 1000
-    feature_size: int = 20
-    depth: int = 2
-    crossing: bool = True
-    dropout_rate: float = 0.3
+    genres: int = len(GENRES) + 1
 
     unit: ClassVar[str] = "documents"
     kept: ClassVar[Sequence[str]] = ("id", "words", "sentences", "clusters")
     targets: ClassVar[Sequence[str]] = ("mention_starts", "mention_ends", "mention_clusters")
 
-    def __post_init__(self) -> None:
-        _ = self.settings
-
     @property
     def selection(self) -> str:
         return "conll_f1"
-
-    @property
-    def settings(self) -> CoreferenceSettings:
-        """Of the model; raises InputError where they do not fit."""
-        fields = {field.name for field in dataclasses.fields(CoreferenceSettings)} - {"genres"}
-        return CoreferenceSettings(genres=len(GENRES) + 1, **{name: getattr(self, name) for name in fields})
 
     # Reading.
 
@@ -211,7 +194,7 @@ class Coreference(Task):
 
     def head(self, model: LongformerConfig) -> nn.Module:
         """Mentions and their antecedents."""
-        return FindCoreference(model, self.settings)
+        return FindCoreference(model, self)
 
     def inputs(self, batch: Mapping[str, jax.Array], model: LongformerConfig, sequence_length: int) -> dict[str, Any]:
         """With what is known of the tokens."""
