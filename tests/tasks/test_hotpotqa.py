@@ -11,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from longformer_jax import InputError, LongformerConfig
+from longformer_jax import InputError
 from longformer_jax.data.packing import Packer
 from longformer_jax.evaluation import evaluate
 from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.extraction import best_pair, sentences_of
 from longformer_jax.tasks.features import FeatureSet, make_features
 from longformer_jax.tasks.hotpotqa import Evidence, HotpotQA
-from longformer_jax.training import MeshConfig, OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase, train
+from longformer_jax.training import MeshConfig, train
 from longformer_jax.training.prediction import Predictor
 from longformer_jax.training.sharding import make_mesh
 from tests.data.tiny_tokenizer import tiny_tokenizer
 from tests.tasks.sets import SHARED
+from tests.training.tiny_task import by_heart
 
 SAMPLE = SHARED / "hotpotqa_50_examples.json"
 TRAIN, DEV = "hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json"
@@ -347,31 +348,6 @@ def test_sentences() -> None:
 # ---- Training --------------------------------------------------------------------------------------------------------
 
 
-def experiment(path: Path, cache: Path, task: HotpotQA, length: int, steps: int) -> TaskExperiment:
-    return TaskExperiment(
-        model=LongformerConfig(
-            vocab_size=1000,
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=length + 2,
-            attention_window=32,
-            initializer_range=0.2,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        ),
-        task=task,
-        phases=(TaskPhase(sequence_length=length, learning_rate=5e-3, batch_size=8, steps=steps),),
-        lengths=(length,),
-        eval_interval=steps,
-        checkpoint_interval=steps,
-        data=TaskDataConfig(path=str(path), cache_dir=str(cache)),
-        optimizer=OptimizerConfig(clip_norm=1.0, decay="linear", warmup_steps=5),
-        log_interval=20,
-    )
-
-
 def _all_right(metrics: dict[str, float]) -> bool:
     return {value for name, value in metrics.items() if name != "loss"} == {1.0}
 
@@ -380,12 +356,12 @@ def _all_right(metrics: dict[str, float]) -> bool:
 def test_both_stages_and_a_question_about_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Learnt by heart, by a tiny model from random weights."""
     path = written(tmp_path / "hotpot", [{**r, "_id": f"{r['_id']}-{i}"} for i in range(4) for r in RECORDS])
-    train(experiment(path, tmp_path / "cache", TASK, 128, 60), tmp_path / "one")
+    train(by_heart(TASK, path, tmp_path / "cache", length=128, steps=60), tmp_path / "one")
     scores = tmp_path / "scores.json"
     result = evaluate(tmp_path / "one", split="train", predictions=scores)
     assert _all_right(result.metrics)
     task = dataclasses.replace(TASK, stage_one=(str(scores),))
-    train(experiment(path, tmp_path / "cache", task, 128, 60), tmp_path / "two")
+    train(by_heart(task, path, tmp_path / "cache", length=128, steps=60), tmp_path / "two")
     assert _all_right(evaluate(tmp_path / "two", split="validation").metrics)
     (tmp_path / "text.txt").write_text("Jam is boiled. It is.\n\nAnna Tolk dug the harbour.\n")
     capsys.readouterr()
@@ -402,13 +378,13 @@ def test_it_learns_the_sample(tmp_path: Path) -> None:
     """Eight of its questions by heart; the ceiling is 1."""
     path = written(tmp_path / "hotpot", json.loads(SAMPLE.read_text())[:8])
     task = HotpotQA(loss_weights=(1.0, 1.0, 10.0, 1.0))
-    config = experiment(path, tmp_path / "cache", task, 4096, 100)
+    config = by_heart(task, path, tmp_path / "cache", length=4096, steps=100)
     train(dataclasses.replace(config, phases=(dataclasses.replace(config.phases[0], batch_size=4),)), tmp_path / "run")
     assert _all_right(evaluate(tmp_path / "run", split="train").metrics)
 
 
 def test_many_at_once_are_as_one_at_a_time(tmp_path: Path) -> None:
-    config = experiment(tmp_path, tmp_path, TASK, 256, 10)
+    config = by_heart(TASK, tmp_path, tmp_path, length=256, steps=10)
     head = TASK.head(config.task_model)
     params = head.init(jax.random.key(0), **config._one_row())["params"]
     found = examples(RECORDS, tmp_path)

@@ -7,41 +7,22 @@ from typing import Any
 
 import pytest
 
-from longformer_jax import InputError, LongformerConfig, load_task
+from longformer_jax import InputError, load_task
 from longformer_jax.evaluation import evaluate
 from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.answers import triviaqa_score
 from longformer_jax.tasks.triviaqa import TriviaQA
-from longformer_jax.training import OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase, train
+from longformer_jax.training import TaskExperiment, train
 from tests.tasks import sets
 from tests.tasks.sets import SHARED
+from tests.training.tiny_task import by_heart
 
 SAMPLE = SHARED / "triviaqa-sample.tgz"
 LENGTH = 128
 
 
 def experiment(path: Path, cache: Path, length: int, steps: int) -> TaskExperiment:
-    return TaskExperiment(
-        model=LongformerConfig(
-            vocab_size=1000,
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=length + 2,
-            attention_window=32,
-            initializer_range=0.2,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        ),
-        task=TriviaQA(),
-        phases=(TaskPhase(sequence_length=length, learning_rate=1e-2, batch_size=8, steps=steps),),
-        lengths=(length,),
-        eval_interval=steps,
-        data=TaskDataConfig(path=str(path), cache_dir=str(cache)),
-        optimizer=OptimizerConfig(clip_norm=1.0, decay="linear", warmup_steps=5),
-        log_interval=10,
-    )
+    return by_heart(TriviaQA(), path, cache, length=length, steps=steps, learning_rate=1e-2)
 
 
 @pytest.mark.slow

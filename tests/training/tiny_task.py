@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 from longformer_jax import LongformerConfig
+from longformer_jax.tasks import Task
 from longformer_jax.tasks.classification import TextClassification
 from longformer_jax.training import OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase
 from tests.data.tiny_tokenizer import WORDS, tiny_tokenizer
@@ -56,3 +57,31 @@ def with_data(folder: Path, config: TaskExperiment = CONFIG) -> TaskExperiment:
         path=str(folder), tokenizer=str(folder / "tokenizer.json"), cache_dir=str(folder.parent / "cache")
     )
     return dataclasses.replace(config, data=data)
+
+
+def by_heart(
+    task: Task, path: Path, cache: Path, *, length: int, steps: int, learning_rate: float = 5e-3
+) -> TaskExperiment:
+    """One narrow layer that learns a few examples by heart, with a tokenizer of its own."""
+    return TaskExperiment(
+        model=LongformerConfig(
+            vocab_size=1000,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=length + 2,
+            attention_window=32,
+            initializer_range=0.2,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        task=task,
+        phases=(TaskPhase(sequence_length=length, learning_rate=learning_rate, batch_size=8, steps=steps),),
+        lengths=(length,),
+        eval_interval=steps,
+        checkpoint_interval=steps,
+        data=TaskDataConfig(path=str(path), cache_dir=str(cache)),
+        optimizer=OptimizerConfig(clip_norm=1.0, decay="linear", warmup_steps=5),
+        log_interval=20,
+    )
