@@ -1,5 +1,8 @@
 """Attention dropout by a counter hash, so that every implementation, pass and blocking draws the same mask."""
 
+import dataclasses
+from typing import Any, Self
+
 import jax
 import jax.numpy as jnp
 
@@ -14,9 +17,43 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def batch_streams(seed: jax.Array, batch: jax.Array) -> jax.Array:
-    """uint32, of the shape of `batch`: all that keep_mask needs to know of an integer `seed` and the batch entries."""
+    """uint32, of the shape of `batch`: where the hashes of an integer `seed` and the batch entries begin."""
     seed, batch = (jnp.asarray(x).astype(jnp.uint32) for x in (seed, batch))
     return _mix(seed + batch * jnp.uint32(_BATCH))
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where arrays begin within larger ones, of which they are a part: integers, or traced ones."""
+
+    batch: Any = 0
+    head: Any = 0
+    query: Any = 0
+    key: Any = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Streams:
+    """What `keep_mask` needs to know besides head and positions.
+
+    Attributes:
+      rows: uint32 [B], where the hashes of rows begin.
+      first_key: int32 [B], the position of key 0 where the arrays are part of a longer sequence; None is 0.
+    """
+
+    rows: Any
+    first_key: Any = None
+
+    @classmethod
+    def of(cls, seed: jax.Array, batch_size: int, origin: Origin | None = None) -> Self:
+        """Of an integer `seed`, for arrays [B, …], which are a part of larger ones if there is an origin."""
+        batch = jnp.arange(batch_size)
+        if origin is None:
+            return cls(batch_streams(seed, batch))
+        head, query = (jnp.asarray(x).astype(jnp.uint32) for x in (origin.head, origin.query))
+        rows = batch_streams(seed, batch + origin.batch) + head * jnp.uint32(_HEAD) + query * jnp.uint32(_QUERY)
+        return cls(rows, jnp.broadcast_to(jnp.asarray(origin.key, jnp.int32), (batch_size,)))
 
 
 def keep_mask(rate: float, streams: jax.Array, head, query, key) -> jax.Array:
@@ -24,9 +61,9 @@ def keep_mask(rate: float, streams: jax.Array, head, query, key) -> jax.Array:
 
     Args:
       rate: the probability of dropping, in [0, 1).
-      streams: of the batch entries, from `batch_streams`.
-      head, query, key: integer arrays that broadcast against each other and against streams; positions count from the
-        start of the caller's query and key arrays.
+      streams: `Streams.rows` of the batch entries.
+      head, query, key: integer arrays that broadcast against each other and against streams. Heads and queries count
+        from the start of the caller's arrays, keys from the start of the whole sequence.
 
     Returns:
       Booleans of the broadcast shape, True with probability 1 - rate.

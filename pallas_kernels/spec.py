@@ -51,22 +51,22 @@ class Limits:
 
     query_ids: Any = None  # int32 [B, T]
     key_ids: Any = None  # int32 [B, S]
-    dropout_streams: Any = None  # uint32 [B]
+    dropout: Any = None  # Streams
 
     @classmethod
     def of(
-        cls, query_shape: tuple[int, int], key_mask: Any = None, segment_ids: Any = None, dropout_streams: Any = None
+        cls, query_shape: tuple[int, int], key_mask: Any = None, segment_ids: Any = None, dropout: Any = None
     ) -> Self:
         """Of queries [B, T]; key_mask as in `banded_attention`, segment_ids a pair of int32, none of them NO_ID."""
         if key_mask is None and segment_ids is None:
-            return cls(dropout_streams=dropout_streams)
+            return cls(dropout=dropout)
         if segment_ids is None:
             query_ids, key_ids = jnp.zeros(query_shape, jnp.int32), jnp.zeros(key_mask.shape, jnp.int32)
         else:
             query_ids, key_ids = segment_ids
         if key_mask is not None:
             key_ids = jnp.where(key_mask, key_ids, NO_ID)
-        return cls(query_ids, key_ids, dropout_streams)
+        return cls(query_ids, key_ids, dropout)
 
     def ids(self, own_is_query: bool) -> tuple[Any, Any]:
         """The own side's and the other side's."""

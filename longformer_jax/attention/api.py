@@ -11,11 +11,13 @@ import numpy as np
 
 from longformer_jax.attention.band import make_band
 from longformer_jax.attention.choice import choose
+from longformer_jax.attention.halo import halo_sizes, with_halo
 from longformer_jax.attention.pallas import at_home, hopper_attention, mma_attention, triton_attention
 from longformer_jax.attention.reference import reference_attention
 from longformer_jax.attention.xla import xla_attention
 from longformer_jax.errors import InputError
 from longformer_jax.integers import as_integer
+from pallas_kernels.dropout import Origin, Streams
 from pallas_kernels.spec import NO_ID
 
 IMPLEMENTATIONS = {
@@ -45,7 +47,9 @@ def banded_attention(
     scale: float | None = None,
     dropout_rate: float = 0.0,
     dropout_seed: jax.Array | int | None = None,
+    dropout_origin: Sequence[jax.Array | int] | None = None,
     key_offset: int = 0,
+    axis_name: str | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -84,7 +88,12 @@ def banded_attention(
       dropout_rate: the probability with which an attention probability is dropped, in [0, 1).
       dropout_seed: integer scalar, needed where dropout_rate > 0. The mask is a hash of (seed, batch, head, query
         position, key position), hence the same in every implementation.
+      dropout_origin: the batch entry, head, query and key with which these arrays begin within larger ones, where the
+        parts are to draw the mask of the whole; four integers, traced or not.
       key_offset: the key position that is aligned with query 0; a Python int.
+      axis_name: the mesh axis over which the sequence is split, inside `jax.shard_map`. All arrays are this device's
+        parts then, equally long on all devices, key's as long as query's, and in the order of the devices; band, offset
+        and dropout are those of the whole. What the band reaches of other devices' keys is sent, and nothing else.
       return_lse: whether to return the log-sum-exp of the scores too.
       implementation: how it is computed:
         - "reference": dense.
@@ -120,8 +129,9 @@ def banded_attention(
     if shared_key is not None and shared_key.ndim == 2:
         shared_key = shared_key[None]
     band = make_band(window, dilation, causal, key_offset, H)
+    parts = 1 if axis_name is None else _count_parts(axis_name, T, S)
     # What is farther is beyond all keys, too, and would not fit int32, or memory where lengths are padded to a step.
-    beyond = T + S + abs(band.key_offset)
+    beyond = parts * (T + S) + abs(band.key_offset)
     steps = tuple(min(step, beyond) for step in band.dilation)
     band = dataclasses.replace(band, left=min(band.left, beyond), right=min(band.right, beyond), dilation=steps)
     if key_mask is not None:
@@ -156,6 +166,20 @@ def banded_attention(
             raise InputError(
                 f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
             )
+    origin = None
+    if dropout_origin is not None or axis_name is not None:
+        origin = Origin(*_check_origin((0, 0, 0, 0) if dropout_origin is None else dropout_origin))
+    if axis_name is not None:
+        before, behind = halo_sizes(band, T, axis_name)
+        if before or behind:  # beyond the ends of the sequence nothing is seen
+            key_mask = jnp.ones((B, S), bool) if key_mask is None else key_mask
+        fetch = functools.partial(with_halo, before=before, behind=behind, axis_name=axis_name)
+        key, value, key_mask = fetch(key), fetch(value), None if key_mask is None else fetch(key_mask)
+        shared_key = None if shared_key is None else fetch(shared_key)
+        segment_ids = None if segment_ids is None else (segment_ids[0], fetch(segment_ids[1]))
+        band = dataclasses.replace(band, key_offset=band.key_offset + before)
+        first = jax.lax.axis_index(axis_name) * T
+        origin = dataclasses.replace(origin, query=origin.query + first, key=origin.key + first - before)
     dims = key.shape[-1], value.shape[-1], 0 if shared_key is None else shared_key.shape[-1]
     with at_home(query):
         out, lse = _select(implementation, str(query.dtype), *dims)(
@@ -168,9 +192,29 @@ def banded_attention(
             segment_ids=segment_ids,
             scale=scale,
             dropout_rate=dropout_rate,
-            dropout_seed=dropout_seed,
+            dropout=Streams.of(dropout_seed, B, origin) if dropout_rate else None,
         )
     return (out, lse) if return_lse else out
+
+
+def _count_parts(axis_name: object, T: int, S: int) -> int:
+    """Of how many devices each holds a part of the sequence."""
+    try:
+        parts = jax.lax.axis_size(axis_name)
+    except (NameError, TypeError, ValueError):
+        raise InputError(
+            f"axis_name is {axis_name!r}; expected an axis of the mesh that jax.shard_map is over, here"
+        ) from None
+    if T != S:
+        raise InputError(f"key has {S} positions on a device; expected query's {T}, as axis_name is {axis_name!r}")
+    return parts
+
+
+def _check_origin(origin: object) -> tuple[jax.Array, ...]:
+    found = tuple(_array("dropout_origin", x) for x in origin) if isinstance(origin, tuple | list) else ()
+    if len(found) != 4 or not all(x.shape == () and jnp.issubdtype(x.dtype, jnp.integer) for x in found):
+        raise InputError(f"dropout_origin is {origin!r}; expected four integers: batch entry, head, query, key")
+    return found
 
 
 def _number(name: str, value: object) -> float:

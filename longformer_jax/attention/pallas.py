@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax._src.lib  # knows CUDA's version, as nothing public does
-import jax.numpy as jnp
 
 from longformer_jax.attention.band import Band
 from pallas_kernels import mosaic, triton
-from pallas_kernels.dropout import batch_streams
+from pallas_kernels.dropout import Streams
 from pallas_kernels.spec import Limits, Spec
 
 AMPERE, HOPPER = 8.0, 9.0  # compute capabilities: of the oldest GPUs, and of the only ones with their instructions
@@ -158,7 +157,15 @@ def _check(name: str, key: jax.Array, value: jax.Array, shared_key: jax.Array | 
 
 
 def _spec_and_limits(
-    query, *, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed, interpret: bool
+    query,
+    *,
+    band: Band,
+    key_mask,
+    segment_ids,
+    scale: float,
+    dropout_rate: float,
+    dropout: Streams | None,
+    interpret: bool,
 ) -> tuple[Spec, Limits]:
     spec = Spec(
         left=band.left,
@@ -169,5 +176,4 @@ def _spec_and_limits(
         dropout_rate=dropout_rate,
         interpret=interpret,
     )
-    streams = batch_streams(dropout_seed, jnp.arange(query.shape[0])) if dropout_rate else None
-    return spec, Limits.of(query.shape[:2], key_mask, segment_ids, streams)
+    return spec, Limits.of(query.shape[:2], key_mask, segment_ids, dropout)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from longformer_jax.attention.band import Band
-from pallas_kernels.dropout import batch_streams, keep_mask
+from pallas_kernels.dropout import Streams, keep_mask
 
 
 def visible_mask(band: Band, query_length: int, key_length: int) -> jax.Array:
@@ -18,7 +18,17 @@ def visible_mask(band: Band, query_length: int, key_length: int) -> jax.Array:
 
 
 def reference_attention(
-    query, key, value, *, shared_key, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed
+    query,
+    key,
+    value,
+    *,
+    shared_key,
+    band: Band,
+    key_mask,
+    segment_ids,
+    scale: float,
+    dropout_rate: float,
+    dropout: Streams | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Shapes as in `banded_attention`; returns (out, lse)."""
     B, T, H, _ = query.shape
@@ -39,9 +49,12 @@ def reference_attention(
     scores = jnp.where(visible, scores, jnp.where(any_visible, -jnp.inf, 0.0)[..., None])
     lse = jax.nn.logsumexp(scores, axis=-1)
     probabilities = jnp.where(visible, jnp.exp(scores - lse[..., None]), 0.0)
-    if dropout_rate:
-        b, h, i, j = jnp.ogrid[:B, :H, :T, :S]
-        keep = keep_mask(dropout_rate, batch_streams(dropout_seed, b), h, i, j)
+    if dropout is not None:
+        _, h, i, j = jnp.ogrid[:B, :H, :T, :S]
+        rows = dropout.rows[:, None, None, None]
+        if dropout.first_key is not None:
+            j = j + dropout.first_key[:, None, None, None]
+        keep = keep_mask(dropout_rate, rows, h, i, j)
         probabilities = jnp.where(keep, probabilities / (1 - dropout_rate), 0.0)
     out = jnp.einsum("bhts,bshd->bthd", probabilities, value.astype(jnp.float32))
     lse = jnp.where(any_visible, lse, -jnp.inf).transpose(0, 2, 1)

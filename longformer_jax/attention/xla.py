@@ -22,11 +22,21 @@ from jax.ad_checkpoint import checkpoint_name
 
 from longformer_jax.attention.band import Band, HeadGroup
 from longformer_jax.attention.ring import Walk, count_lanes, load_tile, tile_size
-from pallas_kernels.dropout import batch_streams, keep_mask
+from pallas_kernels.dropout import Streams, keep_mask
 
 
 def xla_attention(
-    query, key, value, *, shared_key, band: Band, key_mask, segment_ids, scale: float, dropout_rate: float, dropout_seed
+    query,
+    key,
+    value,
+    *,
+    shared_key,
+    band: Band,
+    key_mask,
+    segment_ids,
+    scale: float,
+    dropout_rate: float,
+    dropout: Streams | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Shapes as in `banded_attention`, but shared_key [B or 1, S, R]; returns (out, lse)."""
     T = query.shape[1]
@@ -44,7 +54,7 @@ def xla_attention(
         key_mask=None if key_mask is None else take_keys(key_mask),
         query_segment=None if segment_ids is None else take_queries(segment_ids[0]),
         key_segment=None if segment_ids is None else take_keys(segment_ids[1]),
-        dropout_seed=dropout_seed if dropout_rate else None,
+        dropout=dropout,
     )
     spec = _Spec(
         band=dataclasses.replace(band, key_offset=offset + front),
@@ -91,7 +101,7 @@ class _Side:
     key_mask: jax.Array | None  # [B, S]
     query_segment: jax.Array | None  # [B, T]
     key_segment: jax.Array | None  # [B, S]
-    dropout_seed: jax.Array | None
+    dropout: Streams | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -203,7 +213,8 @@ class _GroupMask:
         b, r, h = jnp.meshgrid(
             jnp.arange(batch), jnp.arange(group.dilation), jnp.arange(group.start, group.stop), indexing="ij"
         )
-        self.batch, self.residue, self.head = (x.reshape(1, -1, 1, 1) for x in (b, r, h))
+        batch, self.residue, self.head = (x.reshape(1, -1, 1, 1) for x in (b, r, h))
+        self.streams = jax.tree.map(lambda x: x[batch], side.dropout)
 
     def clip(self, query_length: int, key_length: int) -> tuple[int, int]:
         """The band's (lower, upper) without what no query of these lengths can reach; lower > upper where empty."""
@@ -231,13 +242,15 @@ class _GroupMask:
 
     def keep(self, i, j) -> jax.Array | None:
         """Which probabilities dropout keeps, [lanes * N, ...]; None where there is no dropout."""
-        if self.side.dropout_seed is None:
+        streams = self.streams
+        if streams is None:
             return None
         d = self.group.dilation
         query, key = (x[:, None] * d + self.residue for x in (i, j))
-        streams = batch_streams(self.side.dropout_seed, self.batch)
         query, key = query - self.spec.first_query, key - self.spec.first_key
-        keep = keep_mask(self.spec.dropout_rate, streams, self.head, query, key)
+        if streams.first_key is not None:
+            key = key + streams.first_key
+        keep = keep_mask(self.spec.dropout_rate, streams.rows, self.head, query, key)
         return keep.reshape(-1, *keep.shape[2:])
 
 

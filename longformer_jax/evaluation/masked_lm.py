@@ -17,7 +17,7 @@ from longformer_jax.files import user_path
 from longformer_jax.integers import check_integer
 from longformer_jax.models import ForMaskedLM
 from longformer_jax.training import MaskedLMExperiment, MeshConfig, Phase, TokenDataConfig
-from longformer_jax.training.sharding import make_mesh, replicated
+from longformer_jax.training.sharding import batch_devices, make_mesh, replicated
 from longformer_jax.training.step import make_eval_step
 from longformer_jax.training.workdir import restore_checkpoint
 from longformer_jax.weights import load_tokenizer
@@ -151,7 +151,7 @@ def _score(
     config = dataclasses.replace(config, model=model, mesh=MeshConfig())
     mesh = make_mesh(config.mesh)
     params = jax.device_put(params, replicated(mesh))
-    batch_size = math.ceil(min(batch_size, len(rows)) / mesh.size) * mesh.size
+    batch_size = math.ceil(min(batch_size, len(rows)) / batch_devices(mesh)) * batch_devices(mesh)
     eval_step = make_eval_step(config, phase, mesh)
     nats, masked = 0.0, 0
     began = time.perf_counter()

@@ -12,6 +12,8 @@ import numpy as np
 from jax import lax
 
 from longformer_jax.attention import banded_attention, merge_attention
+from longformer_jax.attention.halo import with_halo
+from longformer_jax.attention.split import Part, flat_rows, over_devices, spread
 from longformer_jax.errors import InputError
 from longformer_jax.integers import as_integer
 from longformer_jax.models.checks import (
@@ -27,7 +29,7 @@ from longformer_jax.models.checks import (
 from longformer_jax.models.embedding import look_up
 from longformer_jax.models.parameters import names_wrong_params, stacked_layers
 from longformer_jax.models.positions import further, relative_key, relative_query, rotate
-from longformer_jax.models.sub_bands import cut_window
+from longformer_jax.models.sub_bands import Heads, cut_window
 
 _POSITIONS = ("transformer_xl", "rotary")
 _DTYPES = ("float32", "bfloat16")
@@ -170,18 +172,17 @@ class Block(nn.Module):
         residual_init = nn.initializers.variance_scaling(0.5 / cfg.num_layers, "fan_in", "truncated_normal")
         dropout = nn.Dropout(cfg.dropout_rate, deterministic=self.deterministic)
 
-        # Dense layers run on [B * T, E]: XLA's CPU backward is several times slower over three dimensions.
-        x = x.reshape(B * T, E)
+        x = flat_rows(x)
         y = nn.LayerNorm(dtype=dtype, name="attention_norm")(x)
         qkv = dense(3 * E, use_bias=False, name="qkv")(y).reshape(B, T, 3, H, D)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        query_positions = position + jnp.arange(T)
         if cfg.positions == "rotary":
-            query, key = rotate(query, query_positions), rotate(key, query_positions)
+            positions = position + jnp.arange(T)
+            query, key = rotate(query, positions), rotate(key, positions)
         if past is not None:
             key, value = (jnp.concatenate(pair, axis=1) for pair in zip(past, (key, value), strict=True))
-        y = self._attend(query, key, value, query_positions)
-        y = dense(E, use_bias=False, kernel_init=residual_init, name="attention_out")(y.reshape(B * T, E))
+        y = self._attend(query, key, value, position)
+        y = dense(E, use_bias=False, kernel_init=residual_init, name="attention_out")(flat_rows(y.reshape(B, T, E)))
         x += dropout(y)
 
         y = nn.LayerNorm(dtype=dtype, name="mlp_norm")(x)
@@ -190,29 +191,30 @@ class Block(nn.Module):
         x += dropout(y)
         return x.reshape(B, T, E), (key, value)
 
-    def _attend(self, query, key, value, query_positions) -> Any:
-        """The attention's output [B, T, H, D]; queries and keys end with the same position."""
+    def _attend(self, query, key, value, position) -> Any:
+        """The attention's output [B, T, H, D] of queries from `position` on; queries and keys end with the same one."""
         cfg = self.config
-        B, T, H, D = query.shape
-        past = key.shape[1] - T
-        key_positions = query_positions[0] - past + jnp.arange(past + T)
+        _, T, H, D = query.shape
+        S = key.shape[1]
         dilations = (self.dilation,) * cfg.dilated_heads + (1,) * (H - cfg.dilated_heads)
         dropout_rate = 0.0 if self.deterministic else cfg.attention_dropout_rate
-        attend: Any = functools.partial(
-            banded_attention,
-            key_mask=jnp.broadcast_to(key_positions >= 0, (B, past + T)) if past else None,
-            scale=D**-0.5,
-            dropout_rate=dropout_rate,
-            implementation=cfg.implementation,
-        )
+        options = {"scale": D**-0.5, "dropout_rate": dropout_rate, "implementation": cfg.implementation}
 
         def draw_seeds(count):
             return jax.random.bits(self.make_rng("dropout"), (count,), jnp.uint32) if dropout_rate else [None] * count
 
+        def on_devices(attend, heads, queries, keys, *others, seed):
+            """attend(part, …) for heads of these dilations; a cache of earlier keys lies on each device as a whole."""
+            h = "H" if len(set(heads)) == 1 else "h"
+            query_axes, key_axes = f"BT{h}D", f"BT{h}D" if T == S else f"BS{h}D"
+            operands = [(x, query_axes) for x in queries] + [(x, key_axes) for x in keys]
+            operands += [(x, axes.replace("H", h)) for x, axes in others]
+            return over_devices(attend, *operands, (position, ""), (seed, ""), results=query_axes)
+
         if cfg.positions == "rotary":
             (seed,) = draw_seeds(1)
-            band = {"window": (self.window, 0), "dilation": dilations, "key_offset": past}
-            return attend(query, key, value, dropout_seed=seed, **band)
+            attend = functools.partial(_rotary_attention, window=self.window, dilations=dilations, options=options)
+            return on_devices(attend, dilations, [query], [key, value], seed=seed)
 
         width = cfg.sinusoid_dim
         relative = self.param("relative", nn.initializers.lecun_normal(), (width, H * D), jnp.float32)
@@ -222,30 +224,69 @@ class Block(nn.Module):
             for name in ("u", "v")
         )
         by_content, by_position = query + content_bias, query + position_bias
-        cut = cut_window(width, D, self.window, dilations, past + T - 1)
+        cut = cut_window(width, D, self.window, dilations, S - 1)
         outs = []
         for heads, seed in zip(cut, draw_seeds(len(cut)), strict=True):
-            own, kept = (slice(None), slice(None), slice(heads.start, heads.stop)), heads.basis.frequencies
-            sinusoid = relative_key(key_positions, kept).astype(key.dtype)
-            parts = []  # out and lse of each sub-band
-            for sub_band in heads.sub_bands:
-                away = heads.distance(sub_band)
-                coefficients = further(heads.basis.coefficients, away, width)
-                by_sinusoid = _seen_from(coefficients, relative[:, heads.start : heads.stop], by_position[own])
-                rotated = relative_query(by_sinusoid, query_positions - away, kept)
-                parts += attend(
-                    jnp.concatenate([by_content[own], rotated], axis=-1),
-                    key[own],
-                    value[own],
-                    window=(sub_band.window, 0),
-                    dilation=heads.dilations,
-                    shared_key=sinusoid,
-                    key_offset=past - away,
-                    dropout_seed=seed,
-                    return_lse=True,
-                )
-            outs.append(merge_attention(*parts)[0] if len(heads.sub_bands) > 1 else parts[0])
+            own = (slice(None), slice(None), slice(heads.start, heads.stop))
+            attend = functools.partial(_relative_attention, heads=heads, options=options)
+            queries, keys = (by_content[own], by_position[own]), (key[own], value[own])
+            outs.append(on_devices(attend, heads.dilations, queries, keys, (relative[:, own[2]], "WHD"), seed=seed))
         return jnp.concatenate(outs, axis=2)
+
+
+def _reached(part: Part, reach: int, T: int, key, value, position) -> tuple[Any, ...]:
+    """What T queries of a device see: keys, values, the positions of the keys, and what the op is told of them.
+
+    The keys are those of a cache before those of the queries' own positions, or what has come from the devices before.
+    """
+    first = part.first(T)
+    if part.axis_name is not None:
+        before = min(reach, (lax.axis_size(part.axis_name) - 1) * T)
+        key, value = (with_halo(x, before, 0, part.axis_name) for x in (key, value))
+    B, S = key.shape[:2]
+    past = S - T
+    positions = position + first - past + jnp.arange(S)
+    return key, value, positions, {
+        "key_mask": jnp.broadcast_to(positions >= 0, (B, S)) if past else None,
+        "dropout_origin": part.dropout_origin(first, first - past),
+    }  # fmt: skip
+
+
+def _rotary_attention(part, query, key, value, position, seed, *, window, dilations, options):
+    T = query.shape[1]
+    key, value, _, limits = _reached(part, window * max(dilations), T, key, value, position)
+    band = {"window": (window, 0), "dilation": dilations[: query.shape[2]], "key_offset": key.shape[1] - T}
+    return banded_attention(query, key, value, dropout_seed=seed, **band, **limits, **options)
+
+
+def _relative_attention(part, by_content, by_position, key, value, relative, position, seed, *, heads: Heads, options):
+    """One call of the op for each sub-band, merged: queries [B, T, H, D], keys and values [B, S, H, D],
+    relative [W, H, D] -> [B, T, H, D]."""
+    T, H = by_content.shape[1:3]
+    key, value, key_positions, limits = _reached(part, heads.reach, T, key, value, position)
+    past = key.shape[1] - T
+    kept = heads.basis.frequencies
+    sinusoid = relative_key(key_positions, kept).astype(key.dtype)
+    parts: list[Any] = []  # out and lse of each sub-band
+    for sub_band in heads.sub_bands:
+        away = heads.distance(sub_band)
+        coefficients = further(heads.basis.coefficients, away, len(relative))
+        by_sinusoid = _seen_from(coefficients, relative, by_position)
+        rotated = relative_query(by_sinusoid, key_positions[past:] - away, kept)
+        parts += banded_attention(
+            jnp.concatenate([by_content, rotated], axis=-1),
+            key,
+            value,
+            window=(sub_band.window, 0),
+            dilation=heads.dilations[:H],
+            shared_key=sinusoid,
+            key_offset=past - away,
+            dropout_seed=seed,
+            return_lse=True,
+            **limits,
+            **options,
+        )
+    return merge_attention(*parts)[0] if len(heads.sub_bands) > 1 else parts[0]
 
 
 def _seen_from(coefficients: np.ndarray | None, relative: jax.Array, query: jax.Array) -> jax.Array:
@@ -304,7 +345,7 @@ class CharLM(nn.Module):
         layers = stacked_layers(self, _init_layers)
         position = jnp.int32(0) if cache is None else cache["position"]
 
-        x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(look_up(embed, tokens))
+        x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(spread(look_up(embed, tokens)))
         new_layers = []
         for index, group in enumerate(cfg.layer_groups):
             block = Block(cfg, group.window, group.dilation, deterministic, parent=None)
@@ -331,9 +372,7 @@ class CharLM(nn.Module):
             kernel = embed.embedding.T
         else:
             kernel = self.param("head", nn.initializers.lecun_normal(), (cfg.embed_dim, cfg.vocab_size), jnp.float32)
-        # [B * T, E]: see Block.
-        flat = x.reshape(-1, cfg.embed_dim)
-        logits = jnp.dot(flat, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.dot(flat_rows(x), kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         logits = logits.reshape(*tokens.shape, cfg.vocab_size)
         return logits if cache is None else (logits, {"position": position + T, "layers": tuple(new_layers)})
 

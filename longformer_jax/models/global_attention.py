@@ -9,7 +9,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from longformer_jax.attention.split import Part
 from longformer_jax.errors import InputError
 from longformer_jax.models.checks import check_size, dtype_kind, is_known, why_unknown
 
@@ -21,23 +23,32 @@ class GlobalTokens:
     Attributes:
       mask: booleans [B, T], True for global tokens.
       index: int32 [B, G], their positions in ascending order; T where a row has fewer than G.
+      part: what the arrays are of longer ones.
     """
 
     mask: jax.Array
     index: jax.Array
+    part: Part = flax.struct.field(pytree_node=False, default=Part())
 
     @property
     def valid(self) -> jax.Array:
         """Booleans [B, G]: whether there is a token behind `index`."""
-        return self.index < self.mask.shape[1]
+        return self.index < self.mask.shape[1] * self.part.count
 
     def gather(self, x: jax.Array) -> jax.Array:
         """The rows [B, G, ...] of the global tokens in x [B, T, ...]; zeros where there is none."""
-        return jax.vmap(lambda x, index: x.at[index].get(mode="fill", fill_value=0))(x, self.index)
+        rows = jax.vmap(lambda x, index: x.at[index].get(mode="fill", fill_value=0))(x, self._own_index())
+        return rows if self.part.axis_name is None else lax.psum(rows, self.part.axis_name)
 
     def scatter(self, x: jax.Array, rows: jax.Array) -> jax.Array:
         """x [B, T, ...] with the rows [B, G, ...] in place of the global tokens'."""
-        return jax.vmap(lambda x, index, rows: x.at[index].set(rows, mode="drop"))(x, self.index, rows)
+        return jax.vmap(lambda x, index, rows: x.at[index].set(rows, mode="drop"))(x, self._own_index(), rows)
+
+    def _own_index(self) -> jax.Array:
+        """`index` counted from the part's first row; the part's length where a token is elsewhere."""
+        length = self.mask.shape[1]
+        own = self.index - self.part.first(length)
+        return jnp.where((own >= 0) & (own < length), own, length)
 
 
 def check_masks(attention_mask: Any, global_attention_mask: Any) -> None:

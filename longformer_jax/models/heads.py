@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from longformer_jax.attention.split import flat_rows
 from longformer_jax.errors import InputError
 from longformer_jax.models.checks import check_integers, check_within, is_known, why_unknown
 from longformer_jax.models.longformer import EncoderOutput, Longformer, check_shapes, dense, layer_norm
@@ -71,14 +72,14 @@ class _LMHead(nn.Module):
     def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
         """x [B, n, E] and table [V, E] -> float32 [B, n, V]"""
         cfg = self.config
-        y = dense(cfg, cfg.hidden_size, "dense")(x.reshape(-1, cfg.hidden_size))
+        y = dense(cfg, cfg.hidden_size, "dense")(flat_rows(x))
         y = layer_norm(cfg, "norm")(nn.gelu(y, approximate=False))
         if not cfg.tie_word_embeddings:
             init = nn.initializers.normal(cfg.initializer_range)
             table = nn.Embed(cfg.vocab_size, cfg.hidden_size, embedding_init=init, name="decoder").embedding
-        logits = jnp.einsum("ne,ve->nv", y, table.astype(y.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...e,ve->...v", y, table.astype(y.dtype), preferred_element_type=jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (cfg.vocab_size,), jnp.float32)
-        return (logits + bias[None]).reshape(*x.shape[:2], cfg.vocab_size)
+        return logits.reshape(*x.shape[:2], cfg.vocab_size) + bias[None, None]
 
 
 class ForSequenceClassification(nn.Module):
@@ -262,5 +263,5 @@ def _classifier_dropout(config: LongformerConfig) -> float:
 
 def _per_token(config: LongformerConfig, features: int, name: str, x: jax.Array) -> jax.Array:
     """float32 [B, T, features]"""
-    logits = dense(config, features, name)(x.reshape(-1, config.hidden_size))
+    logits = dense(config, features, name)(flat_rows(x))
     return logits.astype(jnp.float32).reshape(*x.shape[:2], features)

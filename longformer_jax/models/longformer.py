@@ -1,5 +1,6 @@
 """The Longformer encoder (sections 3 and 5), number for number that of Hugging Face's PyTorch code."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,8 @@ import numpy as np
 from jax import lax
 
 from longformer_jax.attention import banded_attention, merge_attention
+from longformer_jax.attention.halo import merge_parts
+from longformer_jax.attention.split import Part, flat_rows, over_devices, spread
 from longformer_jax.errors import InputError
 from longformer_jax.models.activations import ACTIVATIONS
 from longformer_jax.models.attention_probabilities import attention_probabilities
@@ -81,9 +84,8 @@ class EncoderLayer(nn.Module):
         dropout = nn.Dropout(cfg.hidden_dropout_prob, deterministic=self.deterministic)
         y, probabilities = self._self_attention(x, attention_mask, global_tokens)
 
-        # Dense layers run on [B * T, E]: XLA's CPU backend is several times slower over three dimensions.
-        x = x.reshape(B * T, E)
-        y = dense(cfg, E, "attention_out")(y.reshape(B * T, E))
+        x = flat_rows(x)
+        y = dense(cfg, E, "attention_out")(flat_rows(y.reshape(B, T, E)))
         x = layer_norm(cfg, "attention_norm")(x + dropout(y))
         y = ACTIVATIONS[cfg.hidden_act](dense(cfg, cfg.intermediate_size, "mlp_in")(x))
         y = dense(cfg, E, "mlp_out")(y)
@@ -93,40 +95,41 @@ class EncoderLayer(nn.Module):
     def _self_attention(self, x, attention_mask, global_tokens):
         cfg = self.config
         query, key, value = (self._project(name, x) for name in ("query", "key", "value"))
-        T = x.shape[1]
-        if self.window is None:
-            out = self._attend(query, key, value, window=T, key_mask=attention_mask)
-            probabilities = (query, key, None, None)
-        elif global_tokens is None:
-            out = self._attend(query, key, value, window=self.window, dilation=self.dilation, key_mask=attention_mask)
-            probabilities = (query, key, None, None)
-        else:
-            # Every key is counted once: the band leaves out the global ones.
-            band_mask = ~global_tokens.mask if attention_mask is None else attention_mask & ~global_tokens.mask
-            out, lse = self._attend(
-                query, key, value, window=self.window, dilation=self.dilation, key_mask=band_mask, return_lse=True
-            )
-            out, _ = merge_attention(
-                out, lse, *self._attend(
-                    query, global_tokens.gather(key), global_tokens.gather(value),
-                    window=T, key_mask=global_tokens.valid, return_lse=True,
-                )
-            )  # fmt: skip
-            rows = global_tokens.gather(x)
+        has_global = self.window is not None and global_tokens is not None
+        of_global = [None] * 3
+        if has_global:
+            rows = _rows_of_global(global_tokens, x)
             if cfg.global_projections:
-                query_of_global = self._project("query_global", rows)
-                key_for_global, value_for_global = self._project("key_global", x), self._project("value_global", x)
+                of_global = [self._project("query_global", rows)]
+                of_global += [self._project(name, x) for name in ("key_global", "value_global")]
             else:
-                query_of_global, key_for_global, value_for_global = global_tokens.gather(query), key, value
-            rows = self._attend(query_of_global, key_for_global, value_for_global, window=T, key_mask=attention_mask)
-            out = global_tokens.scatter(out, rows)
-            probabilities = (query, key, query_of_global, key_for_global)
+                of_global = [_rows_of_global(global_tokens, query), key, value]
+        rate = 0.0 if self.deterministic else cfg.attention_probs_dropout_prob
+        calls = 3 if has_global else 1
+        seeds = [jax.random.bits(self.make_rng("dropout"), dtype=jnp.uint32) if rate else None for _ in range(calls)]
+
+        out = over_devices(
+            functools.partial(
+                _attend,
+                window=x.shape[1] if self.window is None else self.window,
+                dilation=1 if self.window is None else self.dilation,
+                options={"dropout_rate": rate, "implementation": cfg.implementation},
+            ),
+            *((array, "BTHD") for array in (query, key, value)),
+            (attention_mask, "BT"),
+            (global_tokens if has_global else None, _AXES_OF_GLOBAL),
+            *zip(of_global, ("BGHD", "BTHD", "BTHD"), strict=True),
+            (seeds, [""] * calls),
+            results="BTHD",
+        )
         if attention_mask is not None and self.window is not None:
             out *= attention_mask[:, :, None, None]  # as in the original: padding attends to nothing
         if not self.output_attentions:
             return out, None
         return out, attention_probabilities(
-            *probabilities,
+            query,
+            key,
+            *of_global[:2],
             window=self.window,
             dilation=self.dilation,
             attention_mask=attention_mask,
@@ -136,16 +139,82 @@ class EncoderLayer(nn.Module):
     def _project(self, name: str, x: jax.Array) -> jax.Array:
         """[B, n, E] -> [B, n, H, D]"""
         cfg = self.config
-        y = dense(cfg, cfg.hidden_size, name)(x.reshape(-1, cfg.hidden_size))
+        y = dense(cfg, cfg.hidden_size, name)(flat_rows(x))
         return y.reshape(*x.shape[:2], cfg.num_attention_heads, cfg.head_dim)
 
-    def _attend(self, query, key, value, **kwargs) -> Any:
-        cfg = self.config
-        rate = 0.0 if self.deterministic else cfg.attention_probs_dropout_prob
-        seed = jax.random.bits(self.make_rng("dropout"), dtype=jnp.uint32) if rate else None
-        return banded_attention(
-            query, key, value, dropout_rate=rate, dropout_seed=seed, implementation=cfg.implementation, **kwargs
-        )
+
+_AXES_OF_GLOBAL = GlobalTokens("BT", "BG")  # type: ignore
+
+
+def _rows_of_global(global_tokens: GlobalTokens, x: jax.Array) -> jax.Array:
+    """[B, T, …] -> [B, G, …], on every device that has a part of the sequence."""
+    axes = "BTHD" if x.ndim == 4 else "BTE"
+    return over_devices(
+        lambda part, tokens, x: tokens.replace(part=part).gather(x),
+        (global_tokens, _AXES_OF_GLOBAL),
+        (x, axes),
+        results=axes.replace("T", "G"),
+    )
+
+
+def _attend(
+    part: Part,
+    query,
+    key,
+    value,
+    attention_mask,
+    global_tokens: GlobalTokens | None,
+    query_of_global,
+    key_for_global,
+    value_for_global,
+    seeds,
+    *,
+    window: int,
+    dilation: int,
+    options: dict[str, Any],
+) -> jax.Array:
+    """The attention [B, T, H, D] of the tokens that a device has: to their neighbours, and from and to global ones."""
+    T = query.shape[1]
+    band = {
+        "window": window,
+        "dilation": dilation,
+        "axis_name": part.axis_name,
+        "dropout_origin": part.dropout_origin(),
+    }
+    if global_tokens is None:
+        return banded_attention(query, key, value, key_mask=attention_mask, dropout_seed=seeds[0], **band, **options)
+    global_tokens = global_tokens.replace(part=part)
+    # Every key is counted once: the band leaves out the global ones.
+    band_mask = ~global_tokens.mask if attention_mask is None else attention_mask & ~global_tokens.mask
+    to_neighbours = banded_attention(
+        query, key, value, key_mask=band_mask, dropout_seed=seeds[0], return_lse=True, **band, **options
+    )
+    to_global = banded_attention(
+        query,
+        global_tokens.gather(key),
+        global_tokens.gather(value),
+        window=T * part.count,
+        key_mask=global_tokens.valid,
+        dropout_seed=seeds[1],
+        dropout_origin=part.dropout_origin(query=part.first(T)),
+        return_lse=True,
+        **options,
+    )
+    out, _ = merge_attention(*to_neighbours, *to_global)
+    rows, lse = banded_attention(
+        query_of_global,
+        key_for_global,
+        value_for_global,
+        window=T * part.count,
+        key_mask=attention_mask,
+        dropout_seed=seeds[2],
+        dropout_origin=part.dropout_origin(key=part.first(T)),
+        return_lse=True,
+        **options,
+    )
+    if part.axis_name is not None:
+        rows, _ = merge_parts(rows, lse, part.axis_name)
+    return global_tokens.scatter(out, rows)
 
 
 class Longformer(nn.Module):
@@ -213,7 +282,7 @@ class Longformer(nn.Module):
             token_type_ids = jnp.zeros(shape, jnp.int32)
 
         embed = nn.remat(Longformer._embed) if cfg.remat else Longformer._embed
-        x = embed(self, input_ids, position_ids, token_type_ids)
+        x = spread(embed(self, input_ids, position_ids, token_type_ids))
         x = nn.Dropout(cfg.hidden_dropout_prob, deterministic=deterministic)(x)
         for rows in (overflow, invalid):
             if rows is not None:

@@ -44,6 +44,12 @@ class Heads:
     basis: Basis
     sub_bands: tuple[SubBand, ...]
 
+    @property
+    def reach(self) -> int:
+        """How many positions back they see."""
+        last = self.sub_bands[-1]
+        return (last.first + last.window) * max(self.dilations)
+
     def distance(self, sub_band: SubBand) -> int:
         """From the query to the nearest key of the sub-band, in positions."""
         return sub_band.first * self.dilations[0]

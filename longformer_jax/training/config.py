@@ -151,17 +151,32 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How the devices are arranged: the batch is split over both axes, parameters over `fsdp`; -1 is all the rest."""
+    """How the devices are arranged; one number may be -1, for all that remain.
+
+    Attributes:
+      data, fsdp: the batch is split over both, parameters over `fsdp`.
+      sequence: over how many devices each sequence is split.
+      tensor: over how many devices the heads and the feed-forward layers are split.
+    """
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
 
     def __post_init__(self) -> None:
         convert_fields(self)
-        for field in ("data", "fsdp"):
-            value = getattr(self, field)
+        rest = None
+        for field, value in self.sizes.items():
             check(value == -1 or value >= 1, field, value, "at least 1, or -1 for the devices that remain")
-        check((self.data, self.fsdp) != (-1, -1), "data", -1, "a number, as fsdp is -1 too")
+            if value == -1:
+                check(rest is None, field, -1, f"a number, as {rest} is -1 too")
+                rest = field
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The axes in the order of the mesh: neighbouring devices have parts of one layer, or of one sequence."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

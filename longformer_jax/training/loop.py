@@ -33,7 +33,7 @@ from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.processes import check_same, together
 from longformer_jax.training.resumption import check_resumes, longer_run
 from longformer_jax.training.selection import BEST_DIRECTORY, Selection, save_best
-from longformer_jax.training.sharding import accumulation_steps, check_memory, make_mesh, put_batch
+from longformer_jax.training.sharding import accumulation_steps, check_memory, describe_mesh, make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
 from longformer_jax.training.workdir import MODEL_DIRECTORY, leave_model
 
@@ -125,7 +125,7 @@ def _run(
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
                 f"{short_count(parameters)} parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
-                f"(data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}), " + _where_it_begins(config, workdir, start)
+                f"({describe_mesh(mesh)}), " + _where_it_begins(config, workdir, start)
             )
             run = _Loop(config, workdir, data, mesh, checkpoints, log, stop, profile, start, selection)
             try:

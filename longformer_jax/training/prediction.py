@@ -13,7 +13,7 @@ from longformer_jax.data.buckets import in_order
 from longformer_jax.models import LongformerConfig
 from longformer_jax.tasks import Task
 from longformer_jax.tasks.features import FeatureSet
-from longformer_jax.training.sharding import BATCH_AXES, replicated
+from longformer_jax.training.sharding import BATCH_AXES, batch_devices, in_use, replicated
 
 # Rows at once at most, however short they are.
 _MOST_ROWS = 256
@@ -57,12 +57,12 @@ class Predictor:
         self.task, self._model, self._lengths, self._mesh = task, model, tuple(lengths), mesh
         self._sequence_length, tokens = sequence_length, batch_size * sequence_length
         rows = (max(1, min(tokens // length, _MOST_ROWS)) for length in self._lengths)
-        self._sizes = [-(-count // mesh.size) * mesh.size for count in rows]
+        self._sizes = [-(-count // batch_devices(mesh)) * batch_devices(mesh) for count in rows]
         split = NamedSharding(mesh, P(BATCH_AXES))
         self._put: Callable[[np.ndarray], jax.Array] = lambda array: jax.make_array_from_callback(
             array.shape, split, array.__getitem__
         )
-        self._step = jax.jit(self._outputs, static_argnums=2, out_shardings=replicated(mesh))
+        self._step = jax.jit(in_use(mesh, self._outputs), static_argnums=2, out_shardings=replicated(mesh))
 
     def _outputs(self, params: Any, batch: dict[str, jax.Array], labelled: bool) -> Any:
         """The outputs of rows and, if they are labelled, their losses; traced."""

@@ -1,8 +1,10 @@
 """The mesh, and where parameters and batches lie on it."""
 
+import functools
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,10 +12,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from longformer_jax.attention.split import BATCH_AXES, SEQUENCE_AXIS
 from longformer_jax.errors import InputError
 from longformer_jax.training.config import ExperimentConfig, MeshConfig
-
-BATCH_AXES = ("data", "fsdp")
 
 # The first pattern found in a tensor's path decides; what it leaves open is replicated. The matrices of all layers,
 # [L, in, out], and the encoder's tables, [V, E], hold nearly all parameters. The optimizer's moments have the paths of
@@ -26,19 +27,39 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh (data, fsdp) over all devices of all processes; raises InputError where their number does not fit."""
+    """A mesh (data, fsdp, sequence, tensor) over all devices of all processes; raises InputError where their number
+    does not fit."""
     devices = jax.device_count()
-    data, fsdp = config.data, config.fsdp
-    if data == -1:
-        data = devices // fsdp
-    elif fsdp == -1:
-        fsdp = devices // data
-    if data * fsdp != devices:
+    given = math.prod(size for size in config.sizes.values() if size != -1)
+    sizes = {axis: devices // given if size == -1 else size for axis, size in config.sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        named = " by ".join(f"{axis}={size}" for axis, size in config.sizes.items() if size != 1)
         raise InputError(
-            f"mesh is data={config.data} by fsdp={config.fsdp}; expected their product to be {devices}, the number of "
-            "devices that JAX sees"
+            f"mesh is {named or 'of one device'}; expected the product to be {devices}, the number of devices that JAX "
+            "sees"
         )
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def describe_mesh(mesh: Mesh) -> str:
+    """The axes with more than one device; "data=1" where there is none."""
+    return ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "data=1"
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """How many parts a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def in_use[**P, R](mesh: Mesh, traced: Callable[P, R]) -> Callable[P, R]:
+    """The same function with the mesh in use, by which models spread their attention."""
+
+    @functools.wraps(traced)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return traced(*args, **kwargs)
+
+    return call
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
@@ -85,12 +106,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def microbatch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of a batch `[A, B / A, …]`: each of the A microbatches over all devices."""
+    """Of a batch `[A, B / A, …]`: each of the A microbatches over the axes that split it."""
     return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
 def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh, length: int | None = None) -> int:
     """A, the fewest microbatches of a phase's batch that give each device at most `sequences_per_device` at once.
+
+    Devices that have one sequence together count as one.
 
     Of shorter sequences, of `length` tokens, as many more as have the same number of tokens; of longer ones fewer.
 
@@ -98,11 +121,17 @@ def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh, length:
       InputError: the batch cannot be split evenly over the devices.
     """
     batch_size, most = config.phases[phase].batch_size, config.phases[phase].sequences_per_device
-    if batch_size % mesh.size:
+    if batch_size % (devices := batch_devices(mesh)):
         raise InputError(
-            f"phases[{phase}].batch_size is {batch_size}; expected a multiple of {mesh.size}, the number of devices"
+            f"phases[{phase}].batch_size is {batch_size}; expected a multiple of {devices}, the number of devices that "
+            "it is split over"
         )
-    per_device = batch_size // mesh.size
+    if (length or config.phases[phase].sequence_length) % mesh.shape[SEQUENCE_AXIS]:
+        field = f"phases[{phase}].sequence_length is {config.phases[phase].sequence_length}"
+        raise InputError(
+            f"{field}; expected a multiple of mesh.sequence, {mesh.shape[SEQUENCE_AXIS]}, as the lengths that go with it"
+        )
+    per_device = batch_size // devices
     if most is not None and length is not None:
         most = max(1, most * config.phases[phase].sequence_length // length)
     return next(

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.optimizer import learning_rate_schedule, make_optimizer, trained
 from longformer_jax.training.processes import check_same
-from longformer_jax.training.sharding import BATCH_AXES, microbatch_sharding, replicated, state_shardings
+from longformer_jax.training.sharding import BATCH_AXES, in_use, microbatch_sharding, replicated, state_shardings
 
 State = dict[str, Any]
 
@@ -110,7 +110,7 @@ def compile_train_step(
         config.batch_spec(phase) if spec is None else spec,
     )
     shardings = jax.tree.map(lambda tensor: tensor.sharding, state)
-    jitted = jax.jit(train_step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
+    jitted = jax.jit(in_use(mesh, train_step), out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
     lowered = jitted.lower(state, batch)
     if jax.process_count() > 1:
         # Different programs that run as one may compute anything. They differ where processors round the bases of
@@ -127,5 +127,5 @@ def make_eval_step(config: Any, phase: int, mesh: Mesh) -> Callable[[Any, Any, j
     """
     shardings = jax.tree.map(lambda tensor: tensor.sharding, abstract_state(config, mesh)["params"])
     batch = NamedSharding(mesh, P(BATCH_AXES))
-    nats = functools.partial(config.nats, phase)
+    nats = in_use(mesh, functools.partial(config.nats, phase))
     return jax.jit(nats, in_shardings=(shardings, batch, batch), out_shardings=replicated(mesh))

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from longformer_jax.attention.split import BATCH_AXES
 from longformer_jax.training.config import ExperimentConfig
-from longformer_jax.training.sharding import BATCH_AXES
 from longformer_jax.training.step import make_eval_step
 
 

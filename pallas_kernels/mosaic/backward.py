@@ -245,6 +245,6 @@ def _probabilities(
 
 def _dropped(rows: OwnRows, p: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The probabilities, those that are kept, not scaled up, and the gradient of the former."""
-    if rows.item.stream is None:
+    if rows.item.dropout is None:
         return p, p, dp
     return jnp.maximum(p, -p), jnp.maximum(p, 0.0), jnp.where(p > 0, dp / (1 - rows.spec.dropout_rate), 0.0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.dropout import hash_column, hash_row, is_kept
+from pallas_kernels.dropout import Streams, hash_column, hash_row, is_kept
 from pallas_kernels.mosaic.tiles import across, count_per_row, down, load_per_column, load_per_row
 from pallas_kernels.mosaic.tiling import ROWS, Gpu, MmaTiling, Tiling
 from pallas_kernels.mosaic.views import ALIGNMENT, rows_of
@@ -20,12 +20,12 @@ class Scalars(NamedTuple):
     """What a kernel reads number by number, in global memory; None where it does not apply.
 
     Attributes:
-      streams: dropout's, uint32 [B].
+      dropout: of each batch entry.
       spans: of the other side's rows that an item shares documents with, int32 [B, 1, 4, items of a head].
       head: int32 [1], which head of all the launch's only one is.
     """
 
-    streams: Any
+    dropout: Streams | None
     spans: Any
     head: Any
 
@@ -79,13 +79,13 @@ class Schedule[AnyTiling: Tiling | MmaTiling]:
         block, number = lax.rem(number, per_head), lax.div(number, per_head)
         heads = jnp.int32(len(self.walk.dilations))
         head, entry = lax.rem(number, heads), lax.div(number, heads)
-        stream = scalars.streams[entry] if scalars.streams is not None else None
+        dropout = jax.tree.map(lambda x: x[entry], scalars.dropout)
         span = None
         if scalars.spans is not None:
             span = tuple(scalars.spans[entry, 0, k, block] for k in range(scalars.spans.shape[2]))
         walked = aligned(self.walk.block(block, 0, span), self.tiling.columns)
         first_head = self.first_head if scalars.head is None else scalars.head[0]
-        return Item(self, entry, head, head + first_head, stream, walked)
+        return Item(self, entry, head, head + first_head, dropout, walked)
 
 
 def aligned(block: Block, columns: int) -> Block:
@@ -108,7 +108,7 @@ class Item:
       batch: which batch entry.
       launch_head: among the launch's heads.
       head: among all heads.
-      stream: the batch entry's dropout; None without dropout.
+      dropout: the batch entry's streams, scalars; None without dropout.
       block: of the walk.
     """
 
@@ -116,7 +116,7 @@ class Item:
     batch: Any
     launch_head: Any
     head: Any
-    stream: Any
+    dropout: Streams | None
     block: Block
 
     def first_of(self, n: Any) -> Any:
@@ -213,16 +213,20 @@ class OwnRows:
 
     def keep(self, n: Any) -> jax.Array | None:
         """Which probabilities dropout keeps, booleans [64, columns]; None where there is no dropout."""
-        stream, block, head = self.item.stream, self.item.block, self.item.head
-        if stream is None:
+        dropout, block, head = self.item.dropout, self.item.block, self.item.head
+        if dropout is None:
             return None
         own, other = self._numbers(block.dilation)
         own = own + (self.first * block.dilation + block.residue)
         other = other + (self.item.first_of(n) * block.dilation + block.other_residue)
+        queries, keys = (own, other) if self.item.schedule.own_is_query else (other, own)
+        if dropout.first_key is not None:
+            keys = keys + dropout.first_key
+        row, column = hash_row(dropout.rows, head, queries), hash_column(keys)
         if self.item.schedule.own_is_query:
-            row, column = down(hash_row(stream, head, own), self.columns), across(hash_column(other))
+            row, column = down(row, self.columns), across(column)
         else:
-            row, column = across(hash_row(stream, head, other)), down(hash_column(own), self.columns)
+            row, column = across(row), down(column, self.columns)
         return is_kept(self.spec.dropout_rate, row, column)
 
     def _numbers(self, step: int = 1) -> tuple[jax.Array, jax.Array]:

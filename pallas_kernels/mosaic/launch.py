@@ -77,7 +77,7 @@ def _launch(
     if own_ids is not None:
         own, other = own | {"ids": own_ids}, other | {"ids": other_ids}
         spans = visible_spans(walk, own_ids, other_ids)
-    scalars = Scalars(limits.dropout_streams, spans, head)
+    scalars = Scalars(limits.dropout, spans, head)
     arrays = Arrays(
         own=jax.tree.map(lambda x: view(x, dilation, ROWS), own),
         other=jax.tree.map(lambda x: view(x, dilation, tiling.columns), other),

@@ -187,8 +187,11 @@ class Program:
 
     def keep(self, positions: jax.Array) -> jax.Array | None:
         """Which probabilities dropout keeps, [own rows, rows]; None where there is no dropout."""
-        if self.limits.dropout_streams is None:
+        streams = self.limits.dropout
+        if streams is None:
             return None
         own, other = self.own_positions[:, None], positions[None, :]
         queries, keys = (own, other) if self.own_is_query else (other, own)
-        return keep_mask(self.spec.dropout_rate, self.limits.dropout_streams[0], self.head, queries, keys)
+        if streams.first_key is not None:
+            keys = keys + streams.first_key[0]
+        return keep_mask(self.spec.dropout_rate, streams.rows[0], self.head, queries, keys)
