@@ -98,7 +98,8 @@ def evaluate(
         name, text = _own_text(data)
     total = _count(text, config.model, protocol, paper, limit)
     step, model, params = restore_char_lm(workdir, step)
-    return _score(model, params, text, total, paper, Result(protocol, name, step))
+    options = {**paper, "mesh": config.mesh} if protocol == "paper" else {}
+    return _score(model, params, text, total, options, Result(protocol, name, step))
 
 
 def evaluate_model(
@@ -164,7 +165,7 @@ def _count(text: np.ndarray, model: CharLMConfig, protocol: str, paper: dict[str
 
 
 def _score(
-    model: CharLMConfig, params: Any, text: np.ndarray, total: int, paper: dict[str, int], result: Result
+    model: CharLMConfig, params: Any, text: np.ndarray, total: int, paper: dict[str, Any], result: Result
 ) -> Result:
     """`result` with the figures of the first `total` characters that its protocol scores."""
     if result.protocol == "paper":

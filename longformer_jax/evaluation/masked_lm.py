@@ -16,8 +16,8 @@ from longformer_jax.evaluation.own_data import check_own_data
 from longformer_jax.files import user_path
 from longformer_jax.integers import check_integer
 from longformer_jax.models import ForMaskedLM
-from longformer_jax.training import MaskedLMExperiment, MeshConfig, Phase, TokenDataConfig
-from longformer_jax.training.sharding import batch_devices, make_mesh, replicated
+from longformer_jax.training import MaskedLMExperiment, Phase, TokenDataConfig
+from longformer_jax.training.sharding import batch_devices, evaluation_mesh, replicated
 from longformer_jax.training.step import make_eval_step
 from longformer_jax.training.workdir import restore_checkpoint
 from longformer_jax.weights import load_tokenizer
@@ -148,8 +148,8 @@ def _score(
     """`result` with the figures of rows `[N, T]`."""
     # Whatever the training ran on, these devices may be others.
     model = dataclasses.replace(config.model, remat=False, implementation=None)
-    config = dataclasses.replace(config, model=model, mesh=MeshConfig())
-    mesh = make_mesh(config.mesh)
+    config = dataclasses.replace(config, model=model)
+    mesh = evaluation_mesh(config.mesh, [rows.shape[1]])
     params = jax.device_put(params, replicated(mesh))
     batch_size = math.ceil(min(batch_size, len(rows)) / batch_devices(mesh)) * batch_devices(mesh)
     eval_step = make_eval_step(config, phase, mesh)

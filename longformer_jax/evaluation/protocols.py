@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from longformer_jax.attention.split import BATCH_AXES
 from longformer_jax.errors import InputError
 from longformer_jax.integers import check_integer
 from longformer_jax.models import CharLM, CharLMConfig, extend, init_cache
+from longformer_jax.training import MeshConfig
+from longformer_jax.training.sharding import batch_devices, evaluation_mesh, in_use, replicated
 
 PAPER_LENGTH = 32_256
 PAPER_STEP = 512
@@ -76,6 +79,7 @@ def score_overlapping(
     sequence_length: int = PAPER_LENGTH,
     stride: int = PAPER_STEP,
     batch_size: int = 8,
+    mesh: MeshConfig | None = None,
 ) -> Iterator[Scored]:
     """The paper's protocol (section 4.2.3): overlapping sequences, of which the last `stride` characters are scored.
 
@@ -88,29 +92,29 @@ def score_overlapping(
       sequence_length: characters that a sequence reads.
       stride: how far one sequence begins after the last.
       batch_size: sequences at once, rounded up to a multiple of the local devices, over which they are spread.
+      mesh: whose `sequence` and `tensor` say how many devices have a sequence together; None is one.
 
     Raises:
       InputError: as `overlapping_count`, or batch_size is no integer >= 1.
     """
     batch_size = check_integer("batch_size", batch_size)
     count = overlapping_count(len(text), sequence_length, stride) // stride
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
-    split = NamedSharding(mesh, P("batch"))
-    batch_size = math.ceil(min(batch_size, count) / len(devices)) * len(devices)
-    params = jax.device_put(params, NamedSharding(mesh, P()))
+    devices = evaluation_mesh(mesh or MeshConfig(), [sequence_length])
+    split = NamedSharding(devices, P(BATCH_AXES))
+    batch_size = math.ceil(min(batch_size, count) / batch_devices(devices)) * batch_devices(devices)
+    params = jax.device_put(params, replicated(devices))
     for first in range(0, count, batch_size):
         # The last batch is filled up with its last sequence, whose scores are then left out.
         index = np.minimum(np.arange(first, first + batch_size), count - 1)
         windows = text[index[:, None] * stride + np.arange(sequence_length + 1)]
-        nats = _overlapping_nats(config, stride, params, jax.device_put(windows, split))
+        nats = _overlapping_nats(config, stride, devices, params, jax.device_put(windows, split))
         for i in range(min(batch_size, count - first)):
             yield Scored((first + i) * stride + sequence_length - stride + 1, nats[i])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _overlapping_nats(config: CharLMConfig, stride: int, params, windows: jax.Array) -> jax.Array:
-    logits: Any = CharLM(config).apply({"params": params}, windows[:, :-1])
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _overlapping_nats(config: CharLMConfig, stride: int, mesh: Mesh, params, windows: jax.Array) -> jax.Array:
+    logits: Any = in_use(mesh, CharLM(config).apply)({"params": params}, windows[:, :-1])
     return _nats(logits[:, -stride:], windows[:, -stride:])
 
 

@@ -17,9 +17,9 @@ from longformer_jax.integers import check_integer
 from longformer_jax.settings import pinned
 from longformer_jax.tasks import Example, Task
 from longformer_jax.tasks.features import FeatureSet, make_features
-from longformer_jax.training import MeshConfig, TaskExperiment
+from longformer_jax.training import TaskExperiment
 from longformer_jax.training.prediction import Predictions, Predictor
-from longformer_jax.training.sharding import make_mesh, replicated
+from longformer_jax.training.sharding import evaluation_mesh, replicated
 from longformer_jax.training.task import describe_features
 from longformer_jax.training.workdir import restore_best, restore_checkpoint
 
@@ -61,10 +61,10 @@ class TaskModel:
         phase = experiment.last_phase(self.step)
         # Whatever the training ran on, these devices may be others.
         model = dataclasses.replace(experiment.task_model, remat=False, implementation=None)
-        mesh = make_mesh(MeshConfig())
+        length, lengths = experiment.phases[phase].sequence_length, experiment.phase_lengths(phase)
+        mesh = evaluation_mesh(experiment.mesh, lengths)
         self._params = jax.device_put(params, replicated(mesh))
         self._packer = experiment.packers(experiment.tokenizer(workdir))[phase]
-        length, lengths = experiment.phases[phase].sequence_length, experiment.phase_lengths(phase)
         self._predictor = Predictor(experiment.task, model, length, lengths, batch_size, mesh)
 
     @property

@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,15 +12,22 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longformer_jax.attention.split import BATCH_AXES, SEQUENCE_AXIS
+from longformer_jax.attention.split import BATCH_AXES, SEQUENCE_AXIS, TENSOR_AXIS
 from longformer_jax.errors import InputError
 from longformer_jax.training.config import ExperimentConfig, MeshConfig
+
+# What has one output for each head or hidden unit, and what takes them in.
+_OUT_OF_UNITS = r"layers/(attention_out|mlp_out)"
+_INTO_UNITS = r"layers/((query|key|value)(_global)?|mlp_in)"
 
 # The first pattern found in a tensor's path decides; what it leaves open is replicated. The matrices of all layers,
 # [L, in, out], and the encoder's tables, [V, E], hold nearly all parameters. The optimizer's moments have the paths of
 # their parameters.
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (
-    (r"layers/.*(kernel|relative)", P(None, "fsdp")),
+    (rf"{_INTO_UNITS}/kernel|layers/relative", P(None, "fsdp", "tensor")),
+    (rf"{_INTO_UNITS}/bias|layers/[uv]$", P(None, "tensor")),
+    (rf"{_OUT_OF_UNITS}/kernel", P(None, "tensor", "fsdp")),
+    (r"layers/.*kernel", P(None, "fsdp")),  # a character LM's qkv, whose heads do not lie in one piece
     (r"(word|position)_embeddings/", P(None, "fsdp")),
     (r"", P()),
 )
@@ -39,6 +46,17 @@ def make_mesh(config: MeshConfig) -> Mesh:
             "sees"
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def evaluation_mesh(config: MeshConfig, lengths: Sequence[int]) -> Mesh:
+    """A run's mesh over the devices of this process, as far as their number and the sequences' lengths allow; else each
+    device has whole sequences."""
+    devices = jax.local_devices()
+    sizes = {axis: max(config.sizes[axis], 1) for axis in (SEQUENCE_AXIS, TENSOR_AXIS)}
+    if len(devices) % math.prod(sizes.values()) or any(length % sizes[SEQUENCE_AXIS] for length in lengths):
+        sizes = dict.fromkeys(sizes, 1)
+    sizes = {"data": len(devices) // math.prod(sizes.values()), "fsdp": 1, **sizes}
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
 def describe_mesh(mesh: Mesh) -> str:
@@ -126,10 +144,10 @@ def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh, length:
             f"phases[{phase}].batch_size is {batch_size}; expected a multiple of {devices}, the number of devices that "
             "it is split over"
         )
-    if (length or config.phases[phase].sequence_length) % mesh.shape[SEQUENCE_AXIS]:
-        field = f"phases[{phase}].sequence_length is {config.phases[phase].sequence_length}"
+    longest, parts = length or config.phases[phase].sequence_length, mesh.shape[SEQUENCE_AXIS]
+    if longest % parts:
         raise InputError(
-            f"{field}; expected a multiple of mesh.sequence, {mesh.shape[SEQUENCE_AXIS]}, as the lengths that go with it"
+            f"phases[{phase}] has sequences of {longest} tokens; expected a multiple of mesh.sequence, {parts}"
         )
     per_device = batch_size // devices
     if most is not None and length is not None:

@@ -17,36 +17,50 @@ from longformer_jax.training.step import abstract_params
 from tests.training.tiny import CONFIG
 
 
+def abstract_mesh(data: int, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> jax.sharding.AbstractMesh:
+    return jax.sharding.AbstractMesh((data, fsdp, sequence, tensor), ("data", "fsdp", "sequence", "tensor"))
+
+
 def test_mesh_takes_all_devices() -> None:
-    assert dict(make_mesh(MeshConfig()).shape) == {"data": jax.device_count(), "fsdp": 1}
-    assert dict(make_mesh(MeshConfig(data=1, fsdp=-1)).shape) == {"data": 1, "fsdp": jax.device_count()}
+    devices = jax.device_count()
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": devices, "fsdp": 1, "sequence": 1, "tensor": 1}
+    for axis in ("fsdp", "sequence", "tensor"):
+        assert make_mesh(MeshConfig(**{"data": 1, axis: -1})).shape[axis] == devices
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=2), MeshConfig(fsdp=3), MeshConfig(data=4, fsdp=-1)])
+@pytest.mark.parametrize("config", [MeshConfig(data=2, tensor=2), MeshConfig(fsdp=3), MeshConfig(data=4, sequence=-1)])
 def test_mesh_that_the_devices_do_not_fill(config: MeshConfig) -> None:
     with pytest.raises(
-        InputError, match=r"^mesh is data=.* by fsdp=.*; expected their product to be 1, the number of dev"
+        InputError, match=r"^mesh is data=.* by .*; expected the product to be 1, the number of devices that JAX sees$"
     ):
         make_mesh(config)
 
 
 def test_matrices_of_layers_are_split_and_the_rest_is_replicated() -> None:
-    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
+    mesh = abstract_mesh(2, 4)
     params = abstract_params(CONFIG)
     state = {"params": params, "opt_state": ({"mu": params},), "step": jax.ShapeDtypeStruct((), np.int32)}
     shardings: Any = state_shardings(mesh, state)  # pyrefly: ignore[bad-argument-type]
-    split, whole = P(None, "fsdp"), P()
-    kernel, norm = {"kernel": split}, {"bias": whole, "scale": whole}
-    biases = {"relative": split, "u": whole, "v": whole}
-    mlp = kernel | {"bias": whole}
-    layers = {"attention_norm": norm, "attention_out": kernel, "mlp_in": mlp, "mlp_norm": norm, "mlp_out": mlp}
-    expected = {"embed": {"embedding": whole}, "final_norm": norm, "layers": layers | biases | {"qkv": kernel}}
+    whole, into_units, out_of_units = P(), P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")
+    by_unit, norm = P(None, "tensor"), {"bias": whole, "scale": whole}
+    layers = {
+        "attention_norm": norm,
+        "qkv": {"kernel": P(None, "fsdp")},
+        "relative": into_units,
+        "u": by_unit,
+        "v": by_unit,
+        "attention_out": {"kernel": out_of_units},
+        "mlp_norm": norm,
+        "mlp_in": {"kernel": into_units, "bias": by_unit},
+        "mlp_out": {"kernel": out_of_units, "bias": whole},
+    }
+    expected = {"embed": {"embedding": whole}, "final_norm": norm, "layers": layers}
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
     assert specs == {"params": expected, "opt_state": ({"mu": expected},), "step": whole}
 
 
 def test_matrix_that_the_mesh_cannot_split() -> None:
-    mesh = jax.sharding.AbstractMesh((1, 3), ("data", "fsdp"))
+    mesh = abstract_mesh(1, 3)
     message = r"^mesh\.fsdp is 3; expected a divisor of 16, as params/layers/attention_out/kernel is \(2, 16, 16\)$"
     with pytest.raises(InputError, match=message):
         state_shardings(mesh, {"params": abstract_params(CONFIG)})  # pyrefly: ignore[bad-argument-type]
@@ -70,16 +84,24 @@ def test_accumulation_is_as_little_as_memory_allows(
     batch_size: int, most: int | None, devices: int, expected: int
 ) -> None:
     phase = dataclasses.replace(CONFIG.phases[0], batch_size=batch_size, sequences_per_device=most)
-    mesh = jax.sharding.AbstractMesh((devices, 1), ("data", "fsdp"))
+    mesh = abstract_mesh(devices)
     assert accumulation_steps(dataclasses.replace(CONFIG, phases=(phase,)), 0, mesh) == expected  # pyrefly: ignore[bad-argument-type]
 
 
 def test_batch_that_the_devices_cannot_share() -> None:
-    mesh = jax.sharding.AbstractMesh((3, 1), ("data", "fsdp"))
+    mesh = abstract_mesh(3)
     with pytest.raises(
-        InputError, match=r"^phases\[1\]\.batch_size is 8; expected a multiple of 3, the number of devices$"
+        InputError, match=r"^phases\[1\]\.batch_size is 8; expected a multiple of 3, the number of devices that it is"
     ):
         accumulation_steps(CONFIG, 1, mesh)  # pyrefly: ignore[bad-argument-type]
+
+
+def test_sequence_that_the_devices_cannot_share() -> None:
+    mesh = abstract_mesh(1, sequence=5)
+    with pytest.raises(
+        InputError, match=r"^phases\[0\] has sequences of 32 tokens; expected a multiple of mesh\.seq.*, 5$"
+    ):
+        accumulation_steps(CONFIG, 0, mesh)  # pyrefly: ignore[bad-argument-type]
 
 
 def test_microbatches_take_every_nth_row() -> None:
@@ -91,17 +113,17 @@ def test_microbatches_take_every_nth_row() -> None:
 
 
 LOSSES = """
-import dataclasses, json, sys, tempfile
+import dataclasses, json, math, sys, tempfile
 import jax
-data, fsdp = map(int, sys.argv[1:])
-jax.config.update("jax_num_cpu_devices", data * fsdp)
+sizes = dict(zip(("data", "fsdp", "sequence", "tensor"), map(int, sys.argv[1:])))
+jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
 from longformer_jax.training import MeshConfig, train
 from longformer_jax.training.step import abstract_params
 from tests.training.tiny import CONFIG
 with tempfile.TemporaryDirectory() as workdir:
     # Not accumulated, so that microbatches and with them dropout are the same on any number of devices.
     phase = dataclasses.replace(CONFIG.phases[0], sequences_per_device=None)
-    config = dataclasses.replace(CONFIG, mesh=MeshConfig(data=data, fsdp=fsdp), phases=(phase,), log_interval=1)
+    config = dataclasses.replace(CONFIG, mesh=MeshConfig(**sizes), phases=(phase,), log_interval=1)
     state = train(config, workdir)
     with open(f"{workdir}/metrics.jsonl") as file:
         records = [json.loads(line) for line in file]
@@ -116,16 +138,16 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(run_python: Callable) -> None:
-    def measure(data: int, fsdp: int) -> dict[str, list[float]]:
-        result = run_python("-W", "error", "-c", LOSSES, data, fsdp)
+    def measure(*sizes: int) -> dict[str, list[float]]:
+        result = run_python("-W", "error", "-c", LOSSES, *sizes)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.splitlines()[-1])
 
-    one = measure(1, 1)
+    one = measure(1, 1, 1, 1)
     assert len(one["train"]) == 12 and len(one["validation"]) == 2
     assert one["train"][-1] < one["train"][0] - 0.5
-    for data, fsdp in ((8, 1), (2, 4)):
-        many = measure(data, fsdp)
-        assert set(many["parts"]) == {fsdp}
+    for data, fsdp, sequence, tensor in ((8, 1, 1, 1), (2, 4, 1, 1), (1, 2, 2, 2)):
+        many = measure(data, fsdp, sequence, tensor)
+        assert set(many["parts"]) <= {fsdp, fsdp * tensor}
         np.testing.assert_allclose(many["train"], one["train"], rtol=2e-5)
         np.testing.assert_allclose(many["validation"], one["validation"], rtol=2e-5)

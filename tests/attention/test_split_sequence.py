@@ -1,0 +1,70 @@
+"""A sequence that is split over devices: the same numbers as of the whole, and nothing sent but edges."""
+
+import json
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from longformer_jax import banded_attention
+from longformer_jax.errors import InputError
+from tests.attention.cases import CASES, SHARED_CASES
+
+FEW = ["several_hops", "documents", "shared_by_heads_ahead"]
+# A device has its own keys, as many as queries; segment_ids of one array.
+ALL = [c.name for c in (*CASES, *SHARED_CASES) if c.num_keys == c.T and c.T > 1 and c.segments != "pair"]
+ALL += ["ragged_end", "causal_shared", "far_behind"]
+
+
+def measure(run_python: Callable, implementation: str, names: list[str]) -> tuple[dict[str, float], list[int]]:
+    ran = run_python("-m", "tests.attention.split_program", implementation, *names)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    differences, sent = map(json.loads, ran.stdout.splitlines()[-2:])
+    assert set(differences) == set(names)
+    return differences, sent
+
+
+def test_parts_give_what_the_whole_gives_and_send_edges_only(run_python: Callable) -> None:
+    differences, sent = measure(run_python, "xla", FEW)
+    assert max(differences.values()) < 1e-5, differences
+    short, long = sent
+    assert short == long
+    # Keys, values and their gradients, 27 + 12 rows of two heads with 8 numbers, and as many of the mask and the ids.
+    assert long == 39 * (4 * 2 * 8 * 4 + 1 + 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("implementation", "names"),
+    [("xla", ALL), ("pallas_triton_interpret", FEW)],
+)
+def test_every_case_in_parts(run_python: Callable, implementation: str, names: list[str]) -> None:
+    differences, _ = measure(run_python, implementation, names)
+    assert max(differences.values()) < 2e-5, differences
+
+
+X = jnp.zeros((1, 4, 2, 8))
+
+
+def test_axis_that_there_is_none_of() -> None:
+    with pytest.raises(InputError, match=r"^axis_name is 'sequence'; expected an axis of the mesh that jax\.shard_map"):
+        banded_attention(X, X, X, window=1, axis_name="sequence")
+
+
+def test_parts_of_other_lengths() -> None:
+    def attend(x):
+        return banded_attention(x, x[:, :2], x[:, :2], window=1, axis_name="sequence")
+
+    mesh = jax.make_mesh((1,), ("sequence",), axis_types=(AxisType.Auto,))
+    split = P(None, "sequence")
+    with pytest.raises(InputError, match=r"^key has 2 positions on a device; expected query's 4, as axis_name is 'seq"):
+        jax.shard_map(attend, mesh=mesh, in_specs=split, out_specs=split)(X)
+
+
+@pytest.mark.parametrize("origin", [3, (1, 2), (0, 0, 0, 0.5), "abcd"])
+def test_origin_of_dropout_that_is_none(origin: object) -> None:
+    with pytest.raises(InputError, match=r"^dropout_origin (is|holds) .*; expected (four integers|an array)"):
+        banded_attention(X, X, X, window=1, dropout_rate=0.1, dropout_seed=1, dropout_origin=origin)  # pyrefly: ignore
