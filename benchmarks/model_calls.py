@@ -16,6 +16,7 @@ from longformer_jax.models import CharLM
 from longformer_jax.training.char_lm import CharLMExperiment
 from longformer_jax.training.config import MeshConfig
 from longformer_jax.training.sharding import accumulation_steps, make_mesh
+from pallas_kernels.dropout import Streams
 
 EXPERIMENTS = ("enwik8_small", "enwik8_large", "text8_small")
 PHASES = range(5)
@@ -47,7 +48,8 @@ class ModelCall:
         seed = jax.ShapeDtypeStruct((), "uint32") if self.dropout_rate else None
 
         def both(query, key, value, shared_key, dropout_seed, cotangents):
-            dropout = {"dropout_rate": self.dropout_rate, "dropout_seed": dropout_seed}
+            streams = Streams.of(dropout_seed, len(query)) if self.dropout_rate else None
+            dropout = {"dropout_rate": self.dropout_rate, "dropout": streams}
             attend = functools.partial(implementation, shared_key=shared_key, **options, **dropout)
             outputs, pullback = jax.vjp(attend, query, key, value)
             return outputs, pullback(cotangents)

@@ -46,7 +46,7 @@ class Streams:
     first_key: Any = None
 
     @classmethod
-    def of(cls, seed: jax.Array, batch_size: int, origin: Origin | None = None) -> Self:
+    def of(cls, seed: Any, batch_size: int, origin: Origin | None = None) -> Self:
         """Of an integer `seed`, for arrays [B, …], which are a part of larger ones if there is an origin."""
         batch = jnp.arange(batch_size)
         if origin is None:

@@ -24,6 +24,7 @@ from longformer_jax.attention import pallas
 from longformer_jax.attention.band import Band
 from longformer_jax.data import mask_tokens
 from longformer_jax.models import generate
+from pallas_kernels.dropout import Streams
 from tests.models import encoders, small
 from tests.training import tiny, tiny_masked
 
@@ -57,7 +58,7 @@ def kernels(run_kernels: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
         ids = np.arange(144).reshape(2, 72) // 40
         band = Band(left=9, right=5, key_offset=0, dilation=(1, 1))
         options = {"band": band, "key_mask": None, "segment_ids": (ids, ids), "scale": 1.0, "dropout_rate": 0.1}
-        option = functools.partial(run_kernels, interpret=True, dropout_seed=1, **options)
+        option = functools.partial(run_kernels, interpret=True, dropout=Streams.of(jnp.int32(1), 2), **options)
         out, pull_back = jax.vjp(option, query, query, query)
         return pull_back(out)
 

@@ -166,9 +166,7 @@ def banded_attention(
             raise InputError(
                 f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
             )
-    origin = None
-    if dropout_origin is not None or axis_name is not None:
-        origin = Origin(*_check_origin((0, 0, 0, 0) if dropout_origin is None else dropout_origin))
+    origin = None if dropout_origin is None else Origin(*_check_origin(dropout_origin))
     if axis_name is not None:
         before, behind = halo_sizes(band, T, axis_name)
         if before or behind:  # beyond the ends of the sequence nothing is seen
@@ -178,8 +176,9 @@ def banded_attention(
         shared_key = None if shared_key is None else fetch(shared_key)
         segment_ids = None if segment_ids is None else (segment_ids[0], fetch(segment_ids[1]))
         band = dataclasses.replace(band, key_offset=band.key_offset + before)
-        first = jax.lax.axis_index(axis_name) * T
-        origin = dataclasses.replace(origin, query=origin.query + first, key=origin.key + first - before)
+        first, within = jax.lax.axis_index(axis_name) * T, origin or Origin()
+        origin = dataclasses.replace(within, query=within.query + first, key=within.key + first - before)
+    streams = Streams.of(dropout_seed, B, origin) if dropout_rate else None
     dims = key.shape[-1], value.shape[-1], 0 if shared_key is None else shared_key.shape[-1]
     with at_home(query):
         out, lse = _select(implementation, str(query.dtype), *dims)(
@@ -192,7 +191,7 @@ def banded_attention(
             segment_ids=segment_ids,
             scale=scale,
             dropout_rate=dropout_rate,
-            dropout=Streams.of(dropout_seed, B, origin) if dropout_rate else None,
+            dropout=streams,
         )
     return (out, lse) if return_lse else out
 

@@ -213,8 +213,8 @@ class _GroupMask:
         b, r, h = jnp.meshgrid(
             jnp.arange(batch), jnp.arange(group.dilation), jnp.arange(group.start, group.stop), indexing="ij"
         )
-        batch, self.residue, self.head = (x.reshape(1, -1, 1, 1) for x in (b, r, h))
-        self.streams = jax.tree.map(lambda x: x[batch], side.dropout)
+        entries, self.residue, self.head = (x.reshape(1, -1, 1, 1) for x in (b, r, h))
+        self.streams = jax.tree.map(lambda x: x[entries], side.dropout)
 
     def clip(self, query_length: int, key_length: int) -> tuple[int, int]:
         """The band's (lower, upper) without what no query of these lengths can reach; lower > upper where empty."""

@@ -1,5 +1,6 @@
 """The Longformer encoder (sections 3 and 5), number for number that of Hugging Face's PyTorch code."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -150,7 +151,7 @@ def _rows_of_global(global_tokens: GlobalTokens, x: jax.Array) -> jax.Array:
     """[B, T, …] -> [B, G, …], on every device that has a part of the sequence."""
     axes = "BTHD" if x.ndim == 4 else "BTE"
     return over_devices(
-        lambda part, tokens, x: tokens.replace(part=part).gather(x),
+        lambda part, tokens, x: dataclasses.replace(tokens, part=part).gather(x),
         (global_tokens, _AXES_OF_GLOBAL),
         (x, axes),
         results=axes.replace("T", "G"),
@@ -172,7 +173,7 @@ def _attend(
     window: int,
     dilation: int,
     options: dict[str, Any],
-) -> jax.Array:
+) -> Any:
     """The attention [B, T, H, D] of the tokens that a device has: to their neighbours, and from and to global ones."""
     T = query.shape[1]
     band = {
@@ -183,7 +184,7 @@ def _attend(
     }
     if global_tokens is None:
         return banded_attention(query, key, value, key_mask=attention_mask, dropout_seed=seeds[0], **band, **options)
-    global_tokens = global_tokens.replace(part=part)
+    global_tokens = dataclasses.replace(global_tokens, part=part)
     # Every key is counted once: the band leaves out the global ones.
     band_mask = ~global_tokens.mask if attention_mask is None else attention_mask & ~global_tokens.mask
     to_neighbours = banded_attention(
