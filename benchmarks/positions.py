@@ -3,6 +3,7 @@
     python benchmarks/positions.py errors   against the dense model in float64, at the windows of each phase
     python benchmarks/positions.py times    forward and backward of character models, both forms call by call
     python benchmarks/positions.py costs    counted, by phase: what the paper's small model computes and reads
+    python benchmarks/positions.py memory   temporary memory of its compiled forward and backward, by phase
 
 Writes benchmarks/results/positions_PART_cpu.json and prints it. `--only=0,2` measures these cases of a part; the file
 keeps the others.
@@ -35,7 +36,7 @@ from longformer_jax.models import CharLM, CharLMConfig, char_lm, positions
 from longformer_jax.models.sub_bands import Heads, SubBand, cut_window
 from longformer_jax.training import CharLMExperiment
 from tests.models import dense
-from tests.models.small import random_cotangent, random_params
+from tests.models.small import abstract_params, random_cotangent, random_params
 
 LENGTH = 2048  # of the comparison with float64, whose scores are dense
 # Experiment, variant, phase; rows and length. Fewer than in training where they would take too long on two cores.
@@ -186,11 +187,29 @@ def _counted(config: CharLMConfig, length: int, cut: Callable[..., tuple[Heads, 
     return {"columns": sorted(columns), "calls": calls, "flops_per_character": flops, "key_bytes": key_bytes}
 
 
+# ---- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory(phases: Sequence[int]) -> Iterator[dict]:
+    """Temporary memory of forward and backward of one sequence of the phase's length, compiled and not run."""
+    for phase in phases:
+        config, length = model_in_phase("enwik8_small", "", phase, dtype="float32"), paper.SEQUENCE_LENGTHS[phase - 1]
+        tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        cotangent = jax.ShapeDtypeStruct((1, length, config.vocab_size), jnp.float32)
+        record: dict[str, Any] = {"phase": phase, "length": length, "dtype": config.dtype}
+        for name, form in FORMS.items():
+            with form():
+                compiled = value_and_gradients(config).lower(abstract_params(config), tokens, cotangent).compile()
+            record[name] = {"temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
+        yield record
+
+
 PHASES = range(1, 6)
 PARTS: dict[str, tuple[Callable[..., Iterator[dict]], Sequence[Any]]] = {
     "errors": (errors, PHASES),
     "times": (times, STEPS),
     "costs": (costs, PHASES),
+    "memory": (memory, PHASES),
 }
 
 
