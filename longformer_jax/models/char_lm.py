@@ -32,6 +32,7 @@ from longformer_jax.models.positions import further, relative_key, relative_quer
 from longformer_jax.models.sub_bands import Heads, cut_window
 
 _POSITIONS = ("transformer_xl", "rotary")
+_KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention")
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -267,13 +268,13 @@ def _relative_attention(part, by_content, by_position, key, value, relative, pos
     past = key.shape[1] - T
     kept = heads.basis.frequencies
     sinusoid = relative_key(key_positions, kept).astype(key.dtype)
-    parts: list[Any] = []  # out and lse of each sub-band
-    for sub_band in heads.sub_bands:
+
+    def attend(sub_band, by_content, by_position, key, value, relative):
         away = heads.distance(sub_band)
         coefficients = further(heads.basis.coefficients, away, len(relative))
         by_sinusoid = _seen_from(coefficients, relative, by_position)
         rotated = relative_query(by_sinusoid, key_positions[past:] - away, kept)
-        parts += banded_attention(
+        return banded_attention(
             jnp.concatenate([by_content, rotated], axis=-1),
             key,
             value,
@@ -286,7 +287,13 @@ def _relative_attention(part, by_content, by_position, key, value, relative, pos
             **limits,
             **options,
         )
-    return merge_attention(*parts)[0] if len(heads.sub_bands) > 1 else parts[0]
+
+    arrays = by_content, by_position, key, value, relative
+    if len(heads.sub_bands) == 1:
+        return attend(heads.sub_bands[0], *arrays)[0]
+    # Each sub-band has its own query half, which takes more memory than it takes time to compute again.
+    attend = jax.checkpoint(attend, static_argnums=0, policy=_KEEP_ATTENTION)
+    return merge_attention(*(x for sub_band in heads.sub_bands for x in attend(sub_band, *arrays)))[0]
 
 
 def _seen_from(coefficients: np.ndarray | None, relative: jax.Array, query: jax.Array) -> jax.Array:
@@ -363,7 +370,7 @@ class CharLM(nn.Module):
                 return x, None if past is None else tuple(s[:, s.shape[1] - reach :] for s in seen)
 
             if cfg.remat:
-                layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("attention"))
+                layer = jax.checkpoint(layer, policy=_KEEP_ATTENTION)
             x, seen = lax.scan(layer, x, (params, keys, past))
             new_layers.append(seen)
 

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longformer_jax import models
-from longformer_jax.models import CharLMConfig, LongformerConfig
+from longformer_jax.models import CharLMConfig, LongformerConfig, sub_bands
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 B, T = 2, 48
@@ -37,6 +37,7 @@ ENCODER_DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0
 CASES: dict[str, tuple[tuple[int, ...], str, dict[str, Any], dict[str, Any]]] = {
     "char_lm": ((2, 1, 4, 1), "CharLM", DROPOUT | {"remat": True}, {}),
     "char_lm_wide": ((1, 1, 8, 1), "CharLM", {"windows": 40}, {}),
+    "char_lm_sub_bands": ((1, 1, 8, 1), "CharLM", DROPOUT | {"windows": 30, "dilations": (1, 2, 1)}, {}),
     "char_lm_rotary": ((1, 2, 4, 1), "CharLM", DROPOUT | {"positions": "rotary"}, {}),
     "char_lm_tensor": ((2, 1, 2, 2), "CharLM", DROPOUT, {}),
     "encoder": ((1, 1, 4, 2), "Longformer", ENCODER_DROPOUT, {}),
@@ -103,4 +104,6 @@ def run(case: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
+    sub_bands.LARGEST_DIM = 8  # of 16, so that wide windows are cut
+    assert len(sub_bands.cut_window(16, 4, 30, (1,) * 4, T - 1)[0].sub_bands) > 1
     print(json.dumps({case: run(case) for case in sys.argv[1:]}))
