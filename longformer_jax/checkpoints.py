@@ -6,8 +6,6 @@ notice changed bytes or another name. `params/` of a model's directory is a chec
 `params` alone.
 """
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,13 +17,13 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from longformer_jax.checksums import CHECKSUMS, file_sum, write_sums
 from longformer_jax.errors import InputError
 from longformer_jax.files import error_number, naming, read_json, user_path
 from longformer_jax.integers import as_integer
 
 DIRECTORY = "checkpoints"
 _PARAMS = "params"
-_CHECKSUMS = "checksums.json"
 _STEP = "step"  # the entry of the checksums that is none
 
 # {"params", "opt_state", "step"}
@@ -233,7 +231,7 @@ def _load(checkpoint: Path, abstract_params: Any) -> Any:
 
 def _write_checksums(directory: Path, step: int | None = None) -> None:
     entries = {} if step is None else {_STEP: step}
-    (directory / _CHECKSUMS).write_text(json.dumps(entries | _checksums(directory), indent=1) + "\n")
+    write_sums(directory, entries | _checksums(directory))
 
 
 def _checksums(directory: Path, part: str = "") -> dict[str, str]:
@@ -242,8 +240,7 @@ def _checksums(directory: Path, part: str = "") -> dict[str, str]:
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_file() and name.startswith(part) and "/" in name and path.name != "commit_success.txt":
-            with path.open("rb") as file:
-                sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[name] = file_sum(path)
     return sums
 
 
@@ -253,7 +250,7 @@ def _verify(directory: Path, part: str) -> None:
     And unless the directory of a run's checkpoint is named after its step.
     """
     try:
-        recorded = read_json(directory / _CHECKSUMS)
+        recorded = read_json(directory / CHECKSUMS)
     except (OSError, InputError):
         recorded = {}
     step = recorded.pop(_STEP, None)  # not of an earlier version, nor of parameters alone
@@ -261,7 +258,7 @@ def _verify(directory: Path, part: str) -> None:
         raise InputError(
             f"checkpoint {str(directory)!r} is of step {step}, and has been renamed; expected {step} as its name"
         )
-    expected = {name: digest for name, digest in recorded.items() if name.startswith(part)} or {_CHECKSUMS: ""}
+    expected = {name: digest for name, digest in recorded.items() if name.startswith(part)} or {CHECKSUMS: ""}
     found = _checksums(directory, part)
     damaged = sorted(name for name, digest in expected.items() if found.get(name) != digest)
     if damaged:

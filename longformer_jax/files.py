@@ -32,6 +32,11 @@ def user_path(field: str, path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{field} is {text!r}, whose user has no home here; expected another path") from None
 
 
+def user_cache() -> Path:
+    """Where the library keeps what it can make again: $XDG_CACHE_HOME/longformer_jax, or ~/.cache/longformer_jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longformer_jax"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises InputError where there is none in it, and OSError where it cannot be read."""
     check_kinds(path)

@@ -1,9 +1,18 @@
-"""JAX's settings that change numbers, pinned where equal seeds promise equal numbers."""
+"""JAX's settings: what changes numbers, pinned where equal seeds promise equal ones; the cache of compiled programs."""
 
+import importlib.util
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
+
+from longformer_jax.files import user_cache
+
+# Compiled programs are kept where compiling takes at least so long, and in all at most so much of them.
+_LEAST_SECONDS = 0.1
+_MOST_BYTES = 2**31
 
 
 @contextmanager
@@ -18,3 +27,28 @@ def pinned() -> Iterator[None]:
     """As `pinned_random`; in it numbers have 32 bits, and what is jitted is compiled, whatever the environment says."""
     with pinned_random(), jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.disable_jit(False):
         yield
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs in the user's cache directory, from which the next start of a command takes them.
+
+    JAX tells them by all that they are made of and for, the features of the processor among it.
+    What the user has set of JAX's cache, in the environment or in this process, stays as it is. Where the directory
+    cannot be written to, or is full, everything is compiled as ever.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return
+    try:
+        place = user_cache() / "compiled"
+        place.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # read-only, or without a home
+        return
+    if not os.access(place, os.W_OK | os.X_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ and importlib.util.find_spec("filelock"):
+        jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+    for message in ("Error (reading|writing) persistent compilation cache", "Cache value for key"):
+        warnings.filterwarnings("ignore", message)

@@ -84,7 +84,7 @@ def experiment_gradients(config: Any) -> Callable[..., Any]:
         key = jax.random.key(0)
         batch = jax.tree.map(lambda x: jnp.ones((2, x.shape[0] // 2, *x.shape[1:]), x.dtype), config.batch_spec(0))
         prepared = jax.tree.map(lambda x: x[0], config.prepare(batch, key))
-        return jax.grad(lambda params: config.loss(0, params, prepared, key))(config.init_params())
+        return jax.grad(lambda params: config.loss(0, params, prepared, key)[0])(config.init_params())
 
     return run
 

@@ -83,6 +83,7 @@ def test_imports_point_one_way(package: str) -> None:
 def test_checkpoints_import_nothing_of_the_library_but_its_foundations() -> None:
     modules = imported_modules(ROOT / "longformer_jax" / "checkpoints.py")
     assert {name.rpartition(".")[0] for name in modules if name.startswith("longformer_jax")} == {
+        "longformer_jax.checksums",
         "longformer_jax.errors",
         "longformer_jax.files",
         "longformer_jax.integers",

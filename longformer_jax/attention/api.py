@@ -276,7 +276,7 @@ def _check_arrays(query, key, value, shared_key) -> None:
         if getattr(x, "ndim", None) not in ranks:
             found = list(x.shape) if hasattr(x, "shape") else type(x).__name__
             raise InputError(f"{name} is {found}; expected an array {expected}")
-        if min(x.shape) < 1:
+        if any(size < 1 for size in x.shape):  # one by one, as sizes may be symbols
             raise InputError(f"{name} has the shape {list(x.shape)}; expected every dimension to be at least 1")
         if str(x.dtype) not in _DTYPES:
             raise InputError(f"{name} has the dtype {x.dtype}; expected one of {', '.join(_DTYPES)}")

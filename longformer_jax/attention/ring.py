@@ -98,9 +98,11 @@ def tile_size(shortest: int, width: int, backward: bool) -> int:
 def count_lanes(sequences: int, tiles: int) -> int:
     """Two where a step has few matrices to multiply: XLA's CPU backend shares them badly between threads.
 
-    A lane must be longer than a tile that sticks out of the array, lest it overwrite rows of the next lane.
+    A lane must be longer than a tile that sticks out of the array, lest it overwrite rows of the next lane. Of a batch
+    whose size is a symbol there may be many.
     """
-    return 2 if jax.default_backend() == "cpu" and sequences <= 16 and tiles >= 16 else 1
+    few = isinstance(sequences, int) and sequences <= 16
+    return 2 if jax.default_backend() == "cpu" and few and tiles >= 16 else 1
 
 
 def _empty_ring(tile: dict[str, jax.Array], slots: int) -> dict[str, jax.Array]:

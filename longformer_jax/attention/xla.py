@@ -172,7 +172,7 @@ def _view(x: jax.Array, group: HeadGroup) -> jax.Array:
 def _shared_rows(x: jax.Array, group: HeadGroup, starts, size: int, batch: int) -> jax.Array:
     """As `_rows`, of what all heads share, and perhaps the batch: [B or 1, T, D] -> [lanes * G, size, D]."""
     rows = _rows(x[:, :, None], _one_head(group), starts, size)
-    if len(x) == batch:
+    if x.shape[0] == batch:
         return rows
     rows = rows.reshape(len(starts), 1, group.dilation, size, -1)
     return jnp.broadcast_to(rows, (len(starts), batch, *rows.shape[2:])).reshape(-1, *rows.shape[3:])
@@ -386,7 +386,7 @@ def _attend(q, k, v, shared, visible, keep, spec: _Spec) -> tuple[jax.Array, jax
     Dk = k.shape[-1]
     scores = jnp.einsum("nqd,nkd->nqk", q[..., :Dk], k, preferred_element_type=jnp.float32)
     if shared is not None:  # one product for all heads
-        q_shared = q[..., Dk:].reshape(len(shared), -1, shared.shape[-1])
+        q_shared = q[..., Dk:].reshape(shared.shape[0], -1, shared.shape[-1])
         scores += jnp.einsum("gqr,gkr->gqk", q_shared, shared, preferred_element_type=jnp.float32).reshape(scores.shape)
     scores *= spec.scale
     # Finite, so that max, subtract and exp stay cheap; a row that sees nothing is blanked at the end.

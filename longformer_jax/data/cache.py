@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import user_path
+from longformer_jax.files import user_cache, user_path
 
 MANIFEST = "manifest.json"  # written last: what is in it is whole
 
@@ -25,10 +25,7 @@ def cache_directory(cache_dir: str | os.PathLike[str] | None, name: str, key: An
       name: what the data is called, for people.
       key: JSON values that differ wherever what is kept may differ.
     """
-    if cache_dir is None:
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longformer_jax"
-    else:
-        place = user_path("cache_dir", cache_dir)
+    place = user_cache() if cache_dir is None else user_path("cache_dir", cache_dir)
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     return place / f"{re.sub(r'[^\w.-]+', '_', name)[:64]}-{digest[:16]}"
 

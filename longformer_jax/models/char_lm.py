@@ -27,6 +27,7 @@ from longformer_jax.models.checks import (
     per_layer,
 )
 from longformer_jax.models.embedding import look_up
+from longformer_jax.models.finite import finite_tokens, leave_marks, wants_marks
 from longformer_jax.models.parameters import names_wrong_params, stacked_layers
 from longformer_jax.models.positions import further, relative_key, relative_query, rotate
 from longformer_jax.models.sub_bands import Heads, cut_window
@@ -307,7 +308,8 @@ def _seen_from(coefficients: np.ndarray | None, relative: jax.Array, query: jax.
     if coefficients is not None:
         R, W = coefficients.shape
         exact = functools.partial(jnp.einsum, precision="highest")
-        if B * T * (D + R) * W < R * W * D + B * T * D * R:  # multiplications of a head
+        queries = B * T if isinstance(B, int) else T  # of a batch whose size is a symbol, as of one row
+        if queries * (D + R) * W < R * W * D + queries * D * R:  # multiplications of a head
             full = exact("bthd,whd->bthw", query.astype(jnp.float32), relative)
             return exact("bthw,rw->bthr", full, coefficients).astype(query.dtype)
         relative = exact("rw,whd->rhd", coefficients, relative)
@@ -353,6 +355,8 @@ class CharLM(nn.Module):
         position = jnp.int32(0) if cache is None else cache["position"]
 
         x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(spread(look_up(embed, tokens)))
+        marked = wants_marks(self)
+        finite: list[Any] = [finite_tokens(x)[None]] if marked else []
         new_layers = []
         for index, group in enumerate(cfg.layer_groups):
             block = Block(cfg, group.window, group.dilation, deterministic, parent=None)
@@ -367,12 +371,16 @@ class CharLM(nn.Module):
                 rngs = {} if key is None else {"dropout": key}
                 outputs: Any = block.apply({"params": params}, x, position, past, rngs=rngs)
                 x, seen = outputs
-                return x, None if past is None else tuple(s[:, s.shape[1] - reach :] for s in seen)
+                kept = None if past is None else tuple(s[:, s.shape[1] - reach :] for s in seen)
+                return x, (kept, finite_tokens(x) if marked else None)
 
             if cfg.remat:
                 layer = jax.checkpoint(layer, policy=_KEEP_ATTENTION)
-            x, seen = lax.scan(layer, x, (params, keys, past))
+            x, (seen, is_finite) = lax.scan(layer, x, (params, keys, past))
             new_layers.append(seen)
+            finite.append(is_finite)
+        if marked:
+            leave_marks(self, finite)
 
         x = nn.LayerNorm(dtype=cfg.dtype, name="final_norm")(x)
         if cfg.tie_embeddings:

@@ -115,6 +115,6 @@ def check_within(field: str, ids: Any, size: int) -> None:
 def check_tokens(field: str, ids: Any, vocab_size: int) -> None:
     """Ids [batch, length], at least one of them."""
     check_integers(field, ids, "batch, length")
-    if min(ids.shape) < 1:
+    if any(size < 1 for size in ids.shape):  # one by one, as the batch may be a symbol
         raise InputError(f"{field} has the shape {list(ids.shape)}; expected at least one row and one token")
     check_within(field, ids, vocab_size)

@@ -19,6 +19,7 @@ from longformer_jax.models.activations import ACTIVATIONS
 from longformer_jax.models.attention_probabilities import attention_probabilities
 from longformer_jax.models.checks import check_integers, check_tokens, check_within
 from longformer_jax.models.embedding import look_up
+from longformer_jax.models.finite import finite_tokens, leave_marks, wants_marks
 from longformer_jax.models.global_attention import GlobalTokens, check_masks, find_global_tokens, invalid_rows
 from longformer_jax.models.longformer_config import LongformerConfig
 from longformer_jax.models.parameters import names_wrong_params, stacked_layers
@@ -291,6 +292,8 @@ class Longformer(nn.Module):
 
         layers = stacked_layers(self, _init_layers)  # global projections that are not wanted are passed over
         hidden_states, probabilities = [x[None]], []
+        marked = wants_marks(self)
+        finite: list[Any] = [finite_tokens(x)[None]] if marked else []
         for group in cfg.layer_groups:
             module = EncoderLayer(cfg, group.window, group.dilation, deterministic, output_attentions, parent=None)
             params = jax.tree.map(lambda p, group=group: p[group.start : group.stop], layers)
@@ -303,15 +306,22 @@ class Longformer(nn.Module):
                 rngs = {} if key is None else {"dropout": key}
                 outputs: Any = module.apply({"params": params}, x, attention_mask, global_tokens, rngs=rngs)
                 x, layer_probabilities = outputs
-                return x, (x if output_hidden_states else None, layer_probabilities)
+                return x, (
+                    x if output_hidden_states else None,
+                    layer_probabilities,
+                    finite_tokens(x) if marked else None,
+                )
 
             if cfg.remat:
                 layer = jax.checkpoint(layer)
-            x, (states, group_probabilities) = lax.scan(layer, x, (params, keys))
+            x, (states, group_probabilities, is_finite) = lax.scan(layer, x, (params, keys))
             hidden_states.append(states)
+            finite.append(is_finite)
             if output_attentions:
                 count = group.stop - group.start
                 probabilities += [jax.tree.map(lambda p, i=i: p[i], group_probabilities) for i in range(count)]
+        if marked:
+            leave_marks(self, finite)
 
         pooled = None
         if self.add_pooling_layer:

@@ -1,4 +1,4 @@
-"""The commands longformer-train and longformer-eval; train.py and eval.py of a checkout are the same."""
+"""The commands longformer-train and longformer-eval, as train.py and eval.py of a checkout, and longformer-export."""
 
 from longformer_jax.loading import run_command
 
@@ -11,3 +11,8 @@ def longformer_train() -> None:
 def longformer_eval() -> None:
     """See evaluate.py here."""
     run_command(f"{__name__}.evaluate")
+
+
+def longformer_export() -> None:
+    """See export.py here."""
+    run_command(f"{__name__}.export")

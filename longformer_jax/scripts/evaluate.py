@@ -21,6 +21,7 @@ from longformer_jax.command_line import check_devices, one_line_for_errors, pars
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, evaluate_model, sample_from_model, sample_text
 from longformer_jax.host_memory import reuse_freed_memory
+from longformer_jax.settings import keep_compiled
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _MODEL = flags.DEFINE_string("model", None, "Instead of a run: the directory of a model, or its name on the hub.")
@@ -94,6 +95,7 @@ def main(arguments: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax tells every step of a restore
     print_log()
     reuse_freed_memory()
+    keep_compiled()
     print_anything()
     if len(arguments) > 1:
         raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")

@@ -22,6 +22,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.evaluation import load_task
 from longformer_jax.files import user_path, write_text
 from longformer_jax.scripts.page import page
+from longformer_jax.settings import keep_compiled
 from longformer_jax.tasks import Example, Task
 
 _TEXTS = ("", ".txt", ".text")
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     with one_line_for_errors():
         options = parser.parse_args(arguments)
         print_anything()
+        keep_compiled()
         check_devices()
         model = load_task(options.workdir, step=options.step, batch_size=options.batch_size)
         if options.html is not None and type(model.task).marked is Task.marked:

@@ -29,6 +29,7 @@ from longformer_jax.command_line import (
 from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.scripts.configurations import configuration_first, configurations_help, overrides, variants
+from longformer_jax.settings import keep_compiled
 from longformer_jax.training import DivergenceError, ExperimentConfig, train, train_seeds
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax tells every step of a save, and what fails in each of its threads
     print_log()
     reuse_freed_memory()
+    keep_compiled()
     print_anything()
     if len(arguments) > 1:
         raise InputError(f"argument {arguments[1]!r} is not a flag; expected flags that begin with --")

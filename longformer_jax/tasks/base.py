@@ -25,6 +25,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from longformer_jax.checksums import recording
 from longformer_jax.data.buckets import bucket_lengths
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
@@ -261,5 +262,5 @@ def save_encoder_and_head(directory: Path, model: LongformerConfig, params: Any)
     """Writes the encoder for `load_pretrained` and transformers, and what is on it to a file of its own beside it."""
     save_pretrained(directory, model, params["longformer"], functools.partial(Longformer, add_pooling_layer=False))
     head = flatten_dict({name: part for name, part in params.items() if name != "longformer"}, sep="/")
-    with replacing(directory / HEAD_FILE) as partial:
+    with recording(directory / HEAD_FILE) as partial:
         save_file({name: np.ascontiguousarray(jax.device_get(x)) for name, x in head.items()}, partial)

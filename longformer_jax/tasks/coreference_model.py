@@ -104,12 +104,14 @@ class FindCoreference(nn.Module):
         x = encoder(input_ids, attention_mask, **kwargs).last_hidden_state.astype(jnp.float32)
         params = _parameters(self, x.shape[-1])
         rate = 0.0 if kwargs.get("deterministic", True) else self.settings.dropout_rate
-        keys = jax.random.split(self.make_rng("dropout") if rate else jax.random.key(0), len(x))
+        keys, axis = jax.random.key(0), None  # of no use without dropout
+        if rate:
+            keys, axis = jax.random.split(self.make_rng("dropout"), len(x)), 0
 
         def one(x: jax.Array, mask: jax.Array, document: Mapping[str, jax.Array], key: jax.Array) -> Antecedents:
             return find_antecedents(params, self.settings, x, mask, document, rate, key)
 
-        return jax.vmap(one)(x, attention_mask != 0, dict(document), keys)
+        return jax.vmap(one, in_axes=(0, 0, 0, axis))(x, attention_mask != 0, dict(document), keys)
 
 
 def _parameters(module: FindCoreference, size: int) -> dict[str, jax.Array]:

@@ -100,7 +100,7 @@ def best_pair(
     if part is not None:
         of_first, of_last = (jnp.take_along_axis(part, tokens, axis=1) for tokens in (firsts, lasts))
         fits &= of_first[:, :, None] == of_last[:, None, :]
-    scores = jnp.where(fits, scores, -jnp.inf).reshape(len(logits), -1)
+    scores = jnp.where(fits, scores, -jnp.inf).reshape(logits.shape[0], -1)
     best = jnp.argmax(scores, axis=-1)  # of equal ones the first, whose first token comes first
     count = lasts.shape[1]
     first, last, score = (

@@ -211,7 +211,7 @@ class WikiHop(Task):
     def inputs(self, batch: Mapping[str, jax.Array], model: LongformerConfig, sequence_length: int) -> dict[str, Any]:
         """Rows as pieces."""
         ids = batch["input_ids"].astype(jnp.int32)
-        ids = ids.reshape(len(ids), -1, min(sequence_length, ids.shape[1]))
+        ids = ids.reshape(ids.shape[0], -1, min(sequence_length, ids.shape[1]))
         inputs = {"input_ids": ids, "candidates": batch["candidates"], "global_attention_mask": None}
         if self.global_attention:
             first = jnp.minimum(batch["prefix"], self.max_global_tokens)[:, :, None]  # [B, 1, 1]

@@ -15,6 +15,7 @@ from longformer_jax.data import Corpus, check_vocab, load_corpus, train_batches
 from longformer_jax.data.batches import MAX_SEQUENCES
 from longformer_jax.errors import InputError
 from longformer_jax.models import CharLM, CharLMConfig
+from longformer_jax.models.finite import apply_marked
 from longformer_jax.training.config import ExperimentConfig, Phase
 from longformer_jax.training.flops import training_flops_per_character
 from longformer_jax.training.serialization import check, convert_fields
@@ -175,9 +176,10 @@ class CharLMExperiment(ExperimentConfig):
         """Writes the model, with the windows of the phase."""
         save_pretrained(directory, self.model_in_phase(phase), params)
 
-    def loss(self, phase: int, params: Any, microbatch: jax.Array, key: jax.Array) -> jax.Array:
+    def loss(self, phase: int, params: Any, microbatch: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean nats a character."""
-        return self._nats(phase, params, microbatch, deterministic=False, rngs={"dropout": key}).mean()
+        nats, marks = self._nats(phase, params, microbatch, deterministic=False, rngs={"dropout": key})
+        return nats.mean(), marks
 
     def validation_rows(self, phase: int, text: np.ndarray) -> np.ndarray:
         """The first non-overlapping sequences of a text uint8 `[N]`, at most `eval_sequences`: uint8 `[n, T + 1]`."""
@@ -197,13 +199,16 @@ class CharLMExperiment(ExperimentConfig):
 
     def nats(self, phase: int, params: Any, rows: jax.Array, weights: jax.Array) -> jax.Array:
         """The sum of nats over the sequences uint8 `[B, T + 1]` whose weight, float32 `[B]`, is 1 and not 0."""
-        return jnp.sum(self._nats(phase, params, rows, deterministic=True) * weights[:, None])
+        return jnp.sum(self._nats(phase, params, rows, deterministic=True)[0] * weights[:, None])
 
-    def _nats(self, phase: int, params: Any, sequences: jax.Array, **kwargs: Any) -> jax.Array:
-        """The cross entropy of each character but the first: sequences uint8 `[B, T + 1]`, result float32 `[B, T]`."""
+    def _nats(self, phase: int, params: Any, sequences: jax.Array, **kwargs: Any) -> tuple[jax.Array, jax.Array]:
+        """The cross entropy of each character but the first, and the model's marks.
+
+        Sequences are uint8 `[B, T + 1]`, results float32 `[B, T]`.
+        """
         sequences = sequences.astype(jnp.int32)
-        logits: Any = CharLM(self.model_in_phase(phase)).apply({"params": params}, sequences[:, :-1], **kwargs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, sequences[:, 1:])
+        logits, marks = apply_marked(CharLM(self.model_in_phase(phase)), params, sequences[:, :-1], **kwargs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, sequences[:, 1:]), marks
 
     def flops_per_token(self, phase: int, params: Any) -> float:
         """See `training_flops_per_character`."""

@@ -108,6 +108,8 @@ class OptimizerConfig:
       head_factor: by how much the rate of what is on top of an encoder is larger than the encoder's.
       train_only: a regular expression; only parameters with a match in their path, such as
         "longformer/position_embeddings/embedding", are trained. None: all.
+      max_skipped_steps: how many steps in a row may be skipped as their loss or gradient is not finite: parameters and
+        Adam's moments stay, while the schedule goes on. One more ends the run. 0: the first one does.
     """
 
     b1: float = 0.9
@@ -123,6 +125,7 @@ class OptimizerConfig:
     power: float = 1.0
     head_factor: float = 1.0
     train_only: str | None = None
+    max_skipped_steps: int = 0
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -132,7 +135,7 @@ class OptimizerConfig:
         for field in ("eps", "clip_norm", "power", "head_factor"):
             value = getattr(self, field)
             check(value is None or 0 < value < math.inf, field, value, "a positive number")
-        for field in ("weight_decay", "warmup_steps", "max_warmup_steps"):
+        for field in ("weight_decay", "warmup_steps", "max_warmup_steps", "max_skipped_steps"):
             value = getattr(self, field)
             check(value is None or 0 <= value < math.inf, field, value, "at least 0")
         check(self.decay in DECAYS, "decay", self.decay, f"one of {', '.join(DECAYS)}")
@@ -301,8 +304,11 @@ class ExperimentConfig(abc.ABC):
         return batch
 
     @abc.abstractmethod
-    def loss(self, phase: int, params: Any, microbatch: Any, key: jax.Array) -> jax.Array:
-        """A scalar, whose mean over the microbatches, trees of arrays `[B / A, …]`, is minimised; traced."""
+    def loss(self, phase: int, params: Any, microbatch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A scalar, whose mean over the microbatches, trees of arrays `[B / A, …]`, is minimised; traced.
+
+        And beside it the marks of `apply_marked`.
+        """
 
     @abc.abstractmethod
     def validator(self, phase: int, data: Any, batch_size: int, mesh: Mesh) -> Validator:

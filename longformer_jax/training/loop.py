@@ -18,6 +18,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import check_kinds, locked, user_path
 from longformer_jax.settings import pinned
 from longformer_jax.training.config import CONFIG_FILE, DATA_FILE, ExperimentConfig, Validator
+from longformer_jax.training.finite import places
 from longformer_jax.training.flops import peak_flops
 from longformer_jax.training.metrics import (
     BOARD_DIRECTORY,
@@ -65,7 +66,8 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
       InputError: the data, the devices, the workdir or its checkpoint do not fit `config`, another run is in the
         workdir, or the processes differ in what they are to do; before anything compiles.
       OSError: the system refused a file, such as for a full disk. What had been saved stays.
-      DivergenceError: the loss or the gradient norm is not finite. The latest checkpoint is from before that.
+      DivergenceError: the loss or the gradient norm is not finite, in more steps than `optimizer.max_skipped_steps`
+        allows. The latest checkpoint is from before that.
     """
     workdir = user_path("workdir", workdir)
     # Where the data lies may differ, as long as they are the same.
@@ -134,7 +136,10 @@ def _run(
                 checkpoints.wait()
                 last = checkpoints.latest_step
                 kept = f"checkpoint {last} in {workdir / DIRECTORY} is the last good one" if last else "none was saved"
-                raise DivergenceError(f"{error}; {kept}; in another workdir, a lower learning_rate may help") from None
+                raise DivergenceError(
+                    f"{error}; {kept}; in another workdir, a lower learning_rate may help, or "
+                    "--config.optimizer.max_skipped_steps in this one"
+                ) from None
     if jax.process_index() == 0:
         plot_curve(workdir, config.unit, config.score, config.score_name, config.selection[0])
     return state
@@ -268,7 +273,14 @@ class _Loop:
             self.log.say(f"validation is of {validate.sees}")
             if self._is_due(step):  # before the first step, or as the run was stopped before it
                 self._validate(index, step, state, validate)
-        monitor = StepMonitor(config.log_interval, self._reporter(index, state["params"]))
+        monitor = StepMonitor(
+            config.log_interval,
+            self._reporter(index, state["params"]),
+            places(state["params"]),
+            phase=index + 1,
+            most_skipped=config.optimizer.max_skipped_steps,
+            say=self.log.say,
+        )
         while step < end and not self.stopped and not self.is_over:
             self._trace(step, monitor)
             batch = next(batches)
@@ -333,12 +345,15 @@ class _Loop:
             }
             if peak and flops:
                 values["mfu"] = flops * rate / peak
+            if config.optimizer.max_skipped_steps:
+                values["skipped_steps"] = int(means["skipped"])
             self.log.write("train", step, values)
             utilisation = f"mfu {values['mfu']:.1%}  " if "mfu" in values else ""
+            skipped = f"skipped {values['skipped_steps']}  " if values.get("skipped_steps") else ""
             self.log.say(
                 f"step {step:,}/{config.total_steps:,}  phase {index + 1}  {config.score} {values[config.score]:.4f}  "
                 f"grad {means['grad_norm']:.3f}  lr {means['learning_rate']:.2e}  {rate:,.0f} {config.unit_symbol}/s  "
-                f"{utilisation}eta {datetime.timedelta(seconds=round((total - tokens) / rate))}"
+                f"{utilisation}{skipped}eta {datetime.timedelta(seconds=round((total - tokens) / rate))}"
             )
 
         return report

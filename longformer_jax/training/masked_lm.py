@@ -15,11 +15,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from longformer_jax.checksums import recording
 from longformer_jax.data import TokenCorpus, load_token_corpus, mask_tokens, row_batches
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
-from longformer_jax.files import replacing
 from longformer_jax.models import ForMaskedLM, LongformerConfig
+from longformer_jax.models.finite import apply_marked
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.encoder_init import KEPT, load_init
 from longformer_jax.training.flops import encoder_flops_per_token
@@ -227,7 +228,7 @@ class MaskedLMExperiment(ExperimentConfig):
 
     def save_data(self, workdir: Path, data: TokenData) -> None:
         """As in the base class; the tokenizer, too, so that the run needs no other directory from then on."""
-        with replacing(workdir / TOKENIZER_FILE) as partial:
+        with recording(workdir / TOKENIZER_FILE) as partial:
             data.tokenizer.save(str(partial))
         super().save_data(workdir, data)
 
@@ -290,24 +291,26 @@ class MaskedLMExperiment(ExperimentConfig):
 
         return jax.vmap(mask_row)(rows, index)
 
-    def loss(self, phase: int, params: Any, microbatch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    def loss(
+        self, phase: int, params: Any, microbatch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Nats of the targets, by their weights."""
-        nats = self._nats(params, microbatch, deterministic=False, rngs={"dropout": key})
-        return jnp.sum(nats * microbatch["weights"])
+        nats, marks = self._nats(params, microbatch, deterministic=False, rngs={"dropout": key})
+        return jnp.sum(nats * microbatch["weights"]), marks
 
-    def _nats(self, params: Any, rows: dict[str, jax.Array], **kwargs: Any) -> jax.Array:
-        """The cross entropy of the targets, float32 `[B, M]`."""
+    def _nats(self, params: Any, rows: dict[str, jax.Array], **kwargs: Any) -> tuple[jax.Array, jax.Array]:
+        """The cross entropy of the targets, float32 `[B, M]`, and the model's marks."""
         inputs = (rows["input_ids"], rows["attention_mask"])
-        output: Any = ForMaskedLM(self.trained_model).apply(
-            {"params": params}, *inputs, positions=rows["positions"], **kwargs
-        )
-        return optax.softmax_cross_entropy_with_integer_labels(output.logits, rows["targets"])
+        model = ForMaskedLM(self.trained_model)
+        output, marks = apply_marked(model, params, *inputs, positions=rows["positions"], **kwargs)
+        return optax.softmax_cross_entropy_with_integer_labels(output.logits, rows["targets"]), marks
 
     # Validation.
 
     def nats(self, phase: int, params: Any, rows: dict[str, jax.Array], weights: jax.Array) -> jax.Array:
         """The sum of nats over the targets of rows from `validation_rows` with weight 1, not 0, in float32 `[B]`."""
-        return jnp.sum(self._nats(params, rows, deterministic=True) * rows["weights"] * weights[:, None])
+        nats, _ = self._nats(params, rows, deterministic=True)
+        return jnp.sum(nats * rows["weights"] * weights[:, None])
 
     def validation_rows(self, rows: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
         """Masks rows `[N, T]` of a split, whose numbers in it are `index` `[N]`; a row always gets the same masks."""

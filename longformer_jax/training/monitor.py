@@ -3,7 +3,7 @@
 import collections
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import jax
@@ -22,10 +22,32 @@ class StepMonitor:
     The metrics of a step travel to the host while the next steps run.
     """
 
-    def __init__(self, interval: int, report: Callable[[int, dict[str, float], float], None]) -> None:
-        """Calls `report(step, means, seconds_per_step)` whenever a step that `interval` divides has finished."""
+    def __init__(
+        self,
+        interval: int,
+        report: Callable[[int, dict[str, float], float], None],
+        places: Sequence[str],
+        *,
+        phase: int = 1,
+        most_skipped: int = 0,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Follows the steps of a phase.
+
+        Args:
+          interval: of reports, in steps.
+          report: called with (step, means, seconds_per_step) whenever a step that `interval` divides has finished. The
+            means are of steps that are finite; `skipped` is the number of the others.
+          places: what `fault`, one of the metrics, counts.
+          phase: its number, for sentences.
+          most_skipped: how many steps in a row may be not finite, as they are skipped.
+          say: is told of each of these.
+        """
         self._interval = interval
         self._report = report
+        self._phase, self._places = phase, places
+        self._most_skipped, self._say = most_skipped, say
+        self._skipped = self._in_a_row = 0  # since the last report, and up to now
         self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._finished: list[dict[str, float]] = []
         self._last_step = 0
@@ -36,7 +58,7 @@ class StepMonitor:
         """Takes the scalars of step `step` (counted from 1), just given to the devices; waits for an earlier step.
 
         Raises:
-          DivergenceError: `loss` or `grad_norm` of an earlier step is not finite.
+          DivergenceError: `loss` or `grad_norm` of an earlier step is not finite, one time too often.
         """
         for value in metrics.values():
             value.copy_to_host_async()
@@ -62,19 +84,35 @@ class StepMonitor:
     def _read(self) -> None:
         step, metrics = self._in_flight.popleft()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(values[name]):
-                raise DivergenceError(f"{name} is {values[name]} at step {step}; expected a finite number")
+        fault = int(values.pop("fault"))
         self._last_step = step
-        self._finished.append(values)
-        if step % self._interval == 0:
+        wrong = next((name for name in ("loss", "grad_norm") if not math.isfinite(values[name])), None)
+        if wrong is None:
+            self._in_a_row = 0
+            self._finished.append(values)
+        else:
+            place = f"at step {step} in phase {self._phase}, first in {self._places[fault]}"
+            self._skip(f"{wrong} is {values[wrong]} {place}")
+        if step % self._interval == 0 and self._finished:
             self._flush()
+
+    def _skip(self, what: str) -> None:
+        """Counts a step that is not finite; raises DivergenceError where there may be no more."""
+        most = self._most_skipped
+        if self._in_a_row == most:
+            after = f" after {most} such steps in a row" if most else ""
+            raise DivergenceError(f"{what}{after}; expected a finite number")
+        self._in_a_row += 1
+        self._skipped += 1
+        self._say(f"{what}; skipped")
 
     def _flush(self) -> None:
         now = time.perf_counter()
         seconds = self._seconds + now - self._since
         count = len(self._finished)
         means = {name: sum(values[name] for values in self._finished) / count for name in self._finished[0]}
+        means["skipped"] = self._skipped
+        count += self._skipped
         self._finished.clear()
-        self._seconds, self._since = 0.0, now
+        self._seconds, self._since, self._skipped = 0.0, now, 0
         self._report(self._last_step, means, seconds / count)

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from longformer_jax.errors import InputError
@@ -58,6 +59,18 @@ def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:
         return jax.tree.map(lambda yes: "train" if yes else "freeze", trained(optimizer, params))
 
     return optax.multi_transform({"train": chain, "freeze": optax.set_to_zero()}, label)
+
+
+def choose_state(condition: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where the condition holds, else `old`, but for the learning rate's schedule, which goes on in any case."""
+
+    def is_schedule(state: Any) -> bool:
+        return isinstance(state, optax.ScaleByScheduleState)
+
+    def choose(new: Any, old: Any) -> Any:
+        return new if is_schedule(new) else jnp.where(condition, new, old)
+
+    return jax.tree.map(choose, new, old, is_leaf=is_schedule)
 
 
 def trained(optimizer: OptimizerConfig, params: Any) -> Any:

@@ -11,7 +11,7 @@ from longformer_jax.training.config import MAX_STEPS, ExperimentConfig
 # follow from how a batch is cut. That the data at another path are the same, their digest tells.
 _HARMLESS = re.compile(
     r"(log|eval|checkpoint)_interval|eval_sequences|evaluations_per_epoch|keep_checkpoints|patience|mesh\..*|data\.(path|validation_path|data_dir|cache_dir)"
-    r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device"
+    r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device|optimizer\.max_skipped_steps"
 )
 # What may differ as long as the steps that are done would be the same.
 _SCHEDULE = re.compile(r"phases\[\d+\]\.(steps|epochs)|optimizer\.(warmup_steps|warmup_fraction|max_warmup_steps)")

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longformer_jax.training.config import ExperimentConfig
-from longformer_jax.training.optimizer import learning_rate_schedule, make_optimizer, trained
+from longformer_jax.training.finite import first_fault
+from longformer_jax.training.optimizer import choose_state, learning_rate_schedule, make_optimizer, trained
 from longformer_jax.training.processes import check_same
 from longformer_jax.training.sharding import BATCH_AXES, in_use, microbatch_sharding, replicated, state_shardings
 
@@ -59,8 +60,9 @@ def compile_train_step(
     """The compiled step of a phase, for batches like `spec`, one of its `batch_specs`; None is its `batch_spec`.
 
     It takes a state, which is donated, and a batch, a tree of arrays `[A, B / A, …]`, and returns the next state and
-    float32 scalars: `loss`, `grad_norm` (global, before clipping) and `learning_rate`. Loss and gradients are means
-    over the A microbatches, taken one after the other.
+    scalars: float32 `loss`, `grad_norm` (global, before clipping) and `learning_rate`, and int32 `fault`, which of the
+    places in finite.py is the first that is not finite. Loss and gradients are means over the A microbatches, taken one
+    after the other.
 
     Raises:
       InputError: the processes of the run are about to compile different programs.
@@ -68,38 +70,46 @@ def compile_train_step(
     optimizer = make_optimizer(config)
     schedule = learning_rate_schedule(config)
 
-    def loss_fn(params: Any, microbatch: Any, dropout_key: jax.Array) -> jax.Array:
+    def loss_fn(params: Any, microbatch: Any, dropout_key: jax.Array) -> tuple[jax.Array, jax.Array]:
         if config.optimizer.train_only:  # no gradient is computed that nothing would come of
             is_trained = trained(config.optimizer, params)
             params = jax.tree.map(lambda p, yes: p if yes else jax.lax.stop_gradient(p), params, is_trained)
         return config.loss(phase, params, microbatch, dropout_key)
 
-    def loss_and_grads(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        if accumulate == 1:
-            return jax.value_and_grad(loss_fn)(params, jax.tree.map(lambda x: x[0], batch), key)
+    loss_and_grads_of = jax.value_and_grad(loss_fn, has_aux=True)
 
-        def add(total: Any, inputs: tuple[Any, jax.Array]) -> tuple[Any, None]:
+    def loss_and_grads(params: Any, batch: Any, key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Any]:
+        if accumulate == 1:
+            return loss_and_grads_of(params, jax.tree.map(lambda x: x[0], batch), key)
+
+        def add(total: Any, inputs: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
             microbatch, index = inputs
-            value = jax.value_and_grad(loss_fn)(params, microbatch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, value), None
+            (loss, marks), grads = loss_and_grads_of(params, microbatch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, (loss, grads)), marks
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-        total, _ = jax.lax.scan(add, zeros, (batch, jnp.arange(accumulate)))
-        return jax.tree.map(lambda x: x / accumulate, total)
+        total, marks = jax.lax.scan(add, zeros, (batch, jnp.arange(accumulate)))
+        loss, grads = jax.tree.map(lambda x: x / accumulate, total)
+        return (loss, marks.all(0)), grads
 
     def train_step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        loss, grads = loss_and_grads(state["params"], config.prepare(batch, key), key)
+        (loss, marks), grads = loss_and_grads(state["params"], config.prepare(batch, key), key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state["step"]), jnp.float32),
+            "fault": first_fault(marks, loss, grads),
         }
         params = optax.apply_updates(state["params"], updates)
         if config.optimizer.train_only:  # to the last bit: adding zero would make zeros of negative ones
             is_trained = trained(config.optimizer, params)
             params = jax.tree.map(lambda new, old, yes: new if yes else old, params, state["params"], is_trained)
+        if config.optimizer.max_skipped_steps:
+            is_finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+            old = state["params"], state["opt_state"]
+            params, opt_state = choose_state(is_finite, (params, opt_state), old)
         return {"params": params, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
     state = abstract_state(config, mesh)

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from longformer_jax.checksums import recording
 from longformer_jax.data.buckets import EpochBatches
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
-from longformer_jax.files import replacing, user_path
+from longformer_jax.files import user_path
 from longformer_jax.models import Longformer, LongformerConfig
+from longformer_jax.models.finite import apply_marked
 from longformer_jax.tasks import Task, build_task
 from longformer_jax.tasks.base import Counts
 from longformer_jax.tasks.features import FeatureSet, load_features, whole_texts
@@ -281,7 +283,7 @@ class TaskExperiment(ExperimentConfig):
 
     def save_data(self, workdir: Path, data: TaskData) -> None:
         """As in the base class; the tokenizer, too, so that the run needs no other directory from then on."""
-        with replacing(workdir / TOKENIZER_FILE) as partial:
+        with recording(workdir / TOKENIZER_FILE) as partial:
             data.tokenizer.save(str(partial))
         super().save_data(workdir, data)
 
@@ -386,12 +388,15 @@ class TaskExperiment(ExperimentConfig):
         weight = batch["weight"]
         return batch | {"weight": weight * (weight.shape[0] / jnp.maximum(weight.sum(), 1))}
 
-    def loss(self, phase: int, params: Any, microbatch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    def loss(
+        self, phase: int, params: Any, microbatch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """The task's loss of the rows, by their weights."""
         model = self.task_model
         inputs = self.task.inputs(microbatch, model, self.phases[phase].sequence_length)
-        output = self.task.head(model).apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": key})
-        return jnp.sum(self.task.loss(output, microbatch) * microbatch["weight"])
+        head = self.task.head(model)
+        output, marks = apply_marked(head, params, **inputs, deterministic=False, rngs={"dropout": key})
+        return jnp.sum(self.task.loss(output, microbatch) * microbatch["weight"]), marks
 
     def flops_per_token(self, phase: int, params: Any) -> None:
         """Not counted, as rows differ in length."""

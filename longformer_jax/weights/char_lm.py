@@ -11,8 +11,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from longformer_jax.checksums import check_sum, recording
 from longformer_jax.errors import InputError
-from longformer_jax.files import replacing, user_path, write_text
+from longformer_jax.files import user_path
 from longformer_jax.models import CharLM, CharLMConfig
 from longformer_jax.weights.architectures import differences
 from longformer_jax.weights.hub import find_directory
@@ -38,9 +39,10 @@ def save_char_lm(directory: str | os.PathLike[str], config: CharLMConfig, params
     values = {"architectures": ["CharLM"], "model_type": CHAR_LM} | {
         name: value for name, value in fields.items() if name not in _NOT_WRITTEN
     }
-    with replacing(directory / SAFETENSORS) as partial:
+    with recording(directory / SAFETENSORS) as partial:
         save_file(tensors, partial, {"format": "flax"})
-    write_text(directory / CONFIG, json.dumps(values, indent=2) + "\n")
+    with recording(directory / CONFIG) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def load_char_lm_files(source: str | os.PathLike[str], revision: str | None = None) -> tuple[CharLMConfig, Any]:
@@ -52,6 +54,7 @@ def load_char_lm_files(source: str | os.PathLike[str], revision: str | None = No
     """
     directory = find_directory(source, revision)
     config = read_char_lm_config(directory)
+    check_sum(directory / SAFETENSORS)
     stored = {name.replace(".", "/"): tensor for name, tensor in read_tensors(directory).items()}
     if wrong := differences({path: x.shape for path, x in stored.items()}, CharLM(config)):
         raise InputError(f"the weights in {directory} are not what its {CONFIG} describes: {wrong}")

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from longformer_jax.checksums import recording
 from longformer_jax.errors import InputError
-from longformer_jax.files import check_unused, read_json, replacing, user_path, write_text
+from longformer_jax.files import check_unused, read_json, replacing, user_path
 from longformer_jax.integers import as_integer
 from longformer_jax.models import LongformerConfig
 from longformer_jax.models.checks import check_seed
@@ -148,7 +149,8 @@ def _copy_tokenizer(source: Path, out: Path, max_length: int) -> None:
     """The tokenizer's files, and the name of its class, which would not follow from a Longformer's config.json."""
     files = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in files:
-        shutil.copyfile(source / name, out / name)
+        with recording(out / name) as partial:
+            shutil.copyfile(source / name, partial)
     # Where texts are cut and how far they are padded, for a shorter model than this one.
     if TOKENIZER in files:
         _write_json(out / TOKENIZER, read_json(source / TOKENIZER) | {"truncation": None, "padding": None})
@@ -169,4 +171,5 @@ def _carry_fields(source: Path, out: Path) -> None:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    with recording(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from longformer_jax.checksums import CHECKSUMS
 from longformer_jax.errors import InputError
 from longformer_jax.files import user_path
 from longformer_jax.weights.tensor_files import has_tensors
@@ -44,7 +45,9 @@ def find_directory(source: str | os.PathLike[str], revision: str | None = None) 
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
     try:
-        path = download("config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES)
+        path = download(
+            *("config.json", "model*.safetensors", "model.safetensors.index.json", CHECKSUMS), *TOKENIZER_FILES
+        )
         return path if has_tensors(path) else download("pytorch_model*.bin", "pytorch_model.bin.index.json")
     except (OSError, ValueError, RuntimeError) as error:
         at = f" at revision {revision!r}" if revision else ""

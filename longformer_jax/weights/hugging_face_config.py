@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from longformer_jax.checksums import check_sum
 from longformer_jax.errors import InputError
 from longformer_jax.files import read_json
 from longformer_jax.models import LongformerConfig
@@ -49,6 +50,7 @@ def read_values(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
         raise InputError(f"{directory} has no {CONFIG}; expected the directory of a model")
+    check_sum(path)
     return read_json(path)
 
 

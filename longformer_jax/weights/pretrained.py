@@ -15,8 +15,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from longformer_jax.checksums import check_sum, recording
 from longformer_jax.errors import InputError
-from longformer_jax.files import replacing, user_path, write_text
+from longformer_jax.files import user_path
 from longformer_jax.models import CharLM, CharLMConfig, Longformer, LongformerConfig
 from longformer_jax.models.checks import check_bool, check_seed
 from longformer_jax.models.parameters import abstract_params
@@ -95,10 +96,10 @@ def load_pretrained(
       The configuration and the parameters, float32 on the default device.
 
     Raises:
-      InputError: the model cannot be found or is of another kind; its files are missing, damaged or dangerous; tensors
-        are missing or of other shapes; a masked language model's output projection is not the transposed embedding,
-        though config.json does not untie it;
-        the checkpoint's head has another number of labels than `num_labels`.
+      InputError: the model cannot be found or is of another kind; its files are missing, damaged or dangerous, or have
+        changed since `save_pretrained` wrote them; tensors are missing or of other shapes; a masked language model's
+        output projection is not the transposed embedding, though config.json does not untie it; the checkpoint's head
+        has another number of labels than `num_labels`.
     """
     check_seed(seed)
     check_bool("ignore_head", ignore_head)
@@ -108,6 +109,7 @@ def load_pretrained(
                 raise InputError(f"{name} is {value!r}; expected {expected!r}, as a CharLM has no such head")
         return load_char_lm_files(source, revision)
     directory = find_directory(source, revision)
+    check_sum(directory / SAFETENSORS)
     stored_config = read_model_config(directory)
     config = stored_config
     if num_labels is not None and num_labels != stored_config.num_labels:
@@ -158,6 +160,9 @@ def save_pretrained(
 ) -> None:
     """Writes model.safetensors and config.json, which transformers loads as its class of the same name.
 
+    And checksums.json, by which `load_pretrained` notices a changed byte. It refuses what has been changed on purpose,
+    too, until that file is removed.
+
     Full attention without global projections is written as RoBERTa, everything else as Longformer. transformers ignores
     dilation and all other settings that its Longformer does not have. A character LM, which transformers does not have,
     is written under the names of its parameters here, and with the windows of `config`.
@@ -191,7 +196,7 @@ def save_pretrained(
     if "lm_head.decoder.weight" in tensors:
         tensors[_DECODER_BIAS] = tensors[names.TIED[_DECODER_BIAS]]
     directory = user_path("directory", directory)
-    with replacing(directory / SAFETENSORS) as partial:
+    with recording(directory / SAFETENSORS) as partial:
         save_file(tensors, partial, {"format": "pt"})
     write_config(directory, values)
 
@@ -209,7 +214,8 @@ def save_converted(directory: Path, config: LongformerConfig, params: Any) -> No
 
 def write_config(directory: Path, values: Mapping[str, Any]) -> None:
     """Writes DIRECTORY/config.json."""
-    write_text(directory / CONFIG, json.dumps(values, indent=2) + "\n")
+    with recording(directory / CONFIG) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_tensors(directory: Path) -> dict[str, StoredTensor]:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from longformer_jax.checksums import check_sum, recording
 from longformer_jax.errors import InputError
-from longformer_jax.files import naming, read_json, user_path, write_text
+from longformer_jax.files import read_json, user_path
 from longformer_jax.weights.added_tokens import (
     SPECIAL_TOKENS,
     DeclaredTokens,
@@ -21,7 +22,7 @@ from longformer_jax.weights.added_tokens import (
     optional_json,
     read_declared_tokens,
 )
-from longformer_jax.weights.hub import find_directory
+from longformer_jax.weights.hub import TOKENIZER_FILES, find_directory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,9 +47,12 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "Tokenizer":
     """
     path = user_path("source", source)
     if path.is_file():
+        check_sum(path)
         _check_not_sentencepiece(source, path)
         return _parse(path)
     path = find_directory(source)
+    for name in TOKENIZER_FILES:
+        check_sum(path / name)
     file = path / TOKENIZER
     if not file.is_file() and not all((path / name).is_file() for name in ("vocab.json", "merges.txt")):
         _check_not_sentencepiece(source, *sorted(path.iterdir()))
@@ -82,9 +86,10 @@ def save_tokenizer(directory: Path, tokenizer: "Tokenizer", max_length: int) -> 
     vocabulary = tokenizer.get_vocab()
     roles = {role: token for role, token in SPECIAL_TOKENS.items() if token in vocabulary}
     values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **roles}
-    with naming(directory / TOKENIZER):
-        tokenizer.save(str(directory / TOKENIZER))
-    write_text(directory / TOKENIZER_CONFIG, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    with recording(directory / TOKENIZER) as partial:
+        tokenizer.save(str(partial))
+    with recording(directory / TOKENIZER_CONFIG) as partial:
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def tokenizer_class(directory: Path) -> str | None:

@@ -57,7 +57,16 @@ def scores(workdir: Path, split: str) -> dict[int, float]:
 
 def test_what_a_run_leaves(config: MaskedLMExperiment, finished: tuple[Path, str]) -> None:
     workdir, _ = finished
-    expected = {"config.json", "data.json", "tokenizer.json", "checkpoints", "metrics.jsonl", "curve.png", "model"}
+    expected = {
+        "config.json",
+        "data.json",
+        "tokenizer.json",
+        "checksums.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "curve.png",
+        "model",
+    }
     assert {path.name for path in workdir.iterdir()} - {"tensorboard"} == expected
     assert ExperimentConfig.load(workdir) == config
     train_records = [r for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]

@@ -58,7 +58,17 @@ def documents(config: TaskExperiment, split: str) -> list[dict[str, str]]:
 
 def test_what_a_run_leaves(config: TaskExperiment, finished: tuple[Path, str]) -> None:
     workdir, _ = finished
-    names = {"config.json", "data.json", "tokenizer.json", "checkpoints", "best", "metrics.jsonl", "curve.png", "model"}
+    names = {
+        "config.json",
+        "data.json",
+        "tokenizer.json",
+        "checksums.json",
+        "checkpoints",
+        "best",
+        "metrics.jsonl",
+        "curve.png",
+        "model",
+    }
     assert {path.name for path in workdir.iterdir()} - {"tensorboard"} == names
     assert ExperimentConfig.load(workdir) == config.completed(workdir)
     records = read_metrics(workdir / "metrics.jsonl")

@@ -293,7 +293,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: 
         return poisoned
 
     monkeypatch.setattr("longformer_jax.training.loop.compile_train_step", compile_and_poison)
-    message = r"^loss is inf at step 11; .*; checkpoint 10 in .* is the last good one; in another workdir, a lower "
+    message = r"^loss is inf at step 11 in phase 1, first in .*; checkpoint 10 in .* is the last good one; in another "
     with pytest.raises(DivergenceError, match=message):
         train(CONFIG, tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "5"]

@@ -55,7 +55,9 @@ def params() -> Any:
 def test_round_trip(tmp_path: Path, config: CharLMConfig) -> None:
     params = init(config)
     save_pretrained(tmp_path / "model", config, params)
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "checksums.json", "config.json", "model.safetensors"
+    ]  # fmt: skip
     found, loaded = load_pretrained(tmp_path / "model", CharLM)
     assert found == dataclasses.replace(config, remat=False, implementation=None)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
@@ -98,6 +100,7 @@ def test_each_kind_names_the_other(tmp_path: Path, params: Any) -> None:
 )
 def test_a_config_json_that_does_not_fit(tmp_path: Path, params: Any, fields: dict[str, Any], message: str) -> None:
     save_pretrained(tmp_path, CONFIG, params)
+    (tmp_path / "checksums.json").unlink()  # as the changes are meant
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(InputError, match=message):
@@ -106,6 +109,7 @@ def test_a_config_json_that_does_not_fit(tmp_path: Path, params: Any, fields: di
 
 def test_weights_that_do_not_fit(tmp_path: Path, params: Any) -> None:
     save_pretrained(tmp_path, CONFIG, params)
+    (tmp_path / "checksums.json").unlink()
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"embed.embedding": tensors["embed.embedding"].astype(np.float16)}, path)

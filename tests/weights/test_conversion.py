@@ -158,7 +158,7 @@ def test_command_line(tmp_path: Path, roberta, format: str, capsys, caplog) -> N
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     weights = "params" if format == "orbax" else "model.safetensors"
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["config.json", "tokenizer_config.json", "vocab.json", weights]
+        ["checksums.json", "config.json", "tokenizer_config.json", "vocab.json", weights]
     )
     assert json.loads((out / "tokenizer_config.json").read_text()) == {
         **{"model_max_length": 100, "errors": "strict", "tokenizer_class": "RobertaTokenizer"}
@@ -190,6 +190,7 @@ def test_converted_weights_for_other_models(tmp_path: Path, roberta, caplog) -> 
     out = tmp_path / "longer"
     convert(tmp_path, out, max_length=150)
     assert load_pretrained(out, ForMaskedLM)[0].max_length == 150
+    (tmp_path / "checksums.json").unlink()
     config_json = tmp_path / "config.json"
     config_json.write_text(config_json.read_text().replace("LongformerForMaskedLM", "Other"))
     with pytest.raises(InputError, match=r"architectures is \['Other'\]; expected the name of a Longformer"):

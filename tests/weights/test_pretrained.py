@@ -43,7 +43,7 @@ def test_round_trip(name: str, tmp_path: Path, caplog) -> None:
     assert config_again == config
     assert_same(params_again, params)
     assert not caplog.records
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checksums.json", "config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["LongformerModel", "RobertaModel"])

@@ -1,0 +1,272 @@
+"""Exported models, run where there is nothing but JAX: they compute what the library does."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longformer_jax import (
+    CharLM,
+    ForMaskedLM,
+    ForMultipleChoice,
+    ForQuestionAnswering,
+    ForSequenceClassification,
+    InputError,
+    Longformer,
+    save_pretrained,
+)
+from longformer_jax.checkpoints import Checkpoints
+from longformer_jax.evaluation.stablehlo import export_stablehlo
+from longformer_jax.scripts.export import run as export
+from longformer_jax.tasks.coreference import Coreference
+from longformer_jax.tasks.hotpotqa import HotpotQA
+from longformer_jax.tasks.triviaqa import TriviaQA
+from longformer_jax.tasks.wikihop import WikiHop
+from longformer_jax.training import MeshConfig, TaskPhase
+from longformer_jax.training.sharding import make_mesh
+from longformer_jax.training.step import init_state
+from tests.models import encoders, small
+from tests.training import tiny, tiny_masked, tiny_task
+
+NO_MORE = {"jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy", "flatbuffers"}
+# Runs the program of each README.txt, then the functions on given inputs; says what it has imported.
+PROGRAM = """
+import sys
+class Only:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, *arguments):
+        if name[0] == "_" or name.partition(".")[0] in sys.stdlib_module_names | {allowed}:
+            return self.finder.find_spec(name, *arguments)
+sys.meta_path[:] = map(Only, sys.meta_path)
+import os
+from pathlib import Path
+for directory in sys.argv[1:]:
+    os.chdir(directory)
+    names = {{}}
+    lines = Path("README.txt").read_text().splitlines()
+    exec("\\n".join(line[4:] for line in lines if line.startswith("    ")), names)
+    jax, np = names["jax"], names["np"]
+    cases, found = np.load("../cases.npz"), {{}}
+    for number in range(2):
+        inputs = {{key[2:]: x for key, x in cases.items() if key[0] == str(number)}}
+        if "token" in inputs:  # one after the other
+            state = names["init_cache"](names["params"], {{"token": inputs["token"][:, 0]}})
+            rows = []
+            for token in inputs["token"].T:
+                state = names["decode"](names["params"], {{"token": token, "cache": state["cache"]}})
+                rows.append(state["logits"])
+            found[f"{{number}}/logits"] = np.stack(rows, axis=1)
+        elif inputs:
+            (forward,) = (names[name] for name in names if name.startswith("forward"))
+            for key, x in forward(names["params"], inputs).items():
+                found[f"{{number}}/{{key}}"] = x
+    np.savez("../found.npz", **found)
+print({{name.partition(".")[0] for name in sys.modules}} - sys.stdlib_module_names)
+"""
+
+
+def compare(run_python: Callable, cases: dict[Path, list[tuple[dict[str, Any], dict[str, Any]]]]) -> None:
+    """Compares what has been exported to directories with what is expected of inputs.
+
+    It runs in a process that can import JAX and what it needs, and nothing else.
+    """
+    for out, pairs in cases.items():
+        inputs = {f"{number}/{key}": x for number, (given, _) in enumerate(pairs) for key, x in given.items()}
+        np.savez(out.parent / "cases.npz", **inputs)
+    result = run_python("-I", "-W", "error", "-c", PROGRAM.format(allowed=NO_MORE), *cases)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert {name for name in eval(result.stdout) if not name.startswith(("_", "cython"))} <= NO_MORE
+    for out, pairs in cases.items():
+        found = dict(np.load(out.parent / "found.npz"))
+        expected = {f"{number}/{key}": x for number, (_, wanted) in enumerate(pairs) for key, x in wanted.items()}
+        assert found.keys() == expected.keys()
+        for key, x in expected.items():
+            np.testing.assert_allclose(found[key], x, rtol=1e-4, atol=2e-5, err_msg=f"{out} {key}")
+
+
+def untrained(config: Any, workdir: Path) -> Any:
+    """A run after its first step, which it has not made; returns its parameters."""
+    state = init_state(config, make_mesh(MeshConfig())) | {"step": jnp.int32(1)}
+    workdir.mkdir()
+    config.save(workdir)
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        checkpoints.save(1, state)
+    return jax.device_get(state["params"])
+
+
+def test_a_character_model(tmp_path: Path, run_python: Callable) -> None:
+    """Forward and decoding, for batches of different sizes; long enough for tiles."""
+    config = dataclasses.replace(small.SMALL, windows=(3, 40, 40))
+    params = small.random_params(config)
+    save_pretrained(tmp_path / "model", config, params)
+    out = export_stablehlo(tmp_path / "model", tmp_path / "out", lengths=[300])
+    tokens = small.random_tokens(3, 300)
+    logits = small.logits_of(config, params, tokens)
+    decoded = {"token": tokens[:2, :60]}, {"logits": logits[:2, :60]}
+    compare(run_python, {out: [({"tokens": tokens}, {"logits": logits}), decoded]})
+    text = (out / "README.txt").read_text()
+    assert "  takes tokens: int32 [batch, 300]\n  gives logits: float32 [batch, 300, 29]\n" in text
+    assert "cache/layers/0/0: float32 [1, batch, 3, 4, 8]\n" in text
+
+
+@functools.cache
+def encoder(model: type, seed: int = 0, **fields: Any) -> tuple[Any, Any]:
+    config = dataclasses.replace(encoders.SMALL, **fields)
+    return config, encoders.random_params(config, model, seed)
+
+
+FULL = {"attention_mode": "full", "global_projections": False, "attention_dilation": 1}
+
+
+@pytest.mark.slow
+def test_encoders(tmp_path: Path, run_python: Callable) -> None:
+    cases = {}
+    for number, (model, options, fields) in enumerate(
+        [
+            (Longformer, {}, {}),
+            (ForMaskedLM, {"global_tokens": 3}, {}),
+            (ForMaskedLM, {}, FULL),
+            (ForSequenceClassification, {}, {}),
+            (ForQuestionAnswering, {"global_tokens": 9}, {}),
+            (ForMultipleChoice, {"global_tokens": 64}, {}),
+        ]
+    ):
+        config, params = encoder(model, **fields)
+        save_pretrained(tmp_path / f"{number}/model", config, params, model)
+        out = export_stablehlo(tmp_path / f"{number}/model", tmp_path / f"{number}/out", lengths=[64], **options)
+        ids, mask = encoders.random_ids([64, 40, 7])
+        ids[:, 5] = ids[:, 9] = config.sep_token_id
+        inputs = {"input_ids": ids, "attention_mask": mask != 0}
+        if model is ForMultipleChoice:
+            inputs = {name: np.stack([x, x[::-1]], axis=1) for name, x in inputs.items()}
+        if model is ForMaskedLM and options:
+            inputs["global_attention_mask"] = (np.arange(64) % 30 == 1) & inputs["attention_mask"]
+        output: Any = model(config).apply({"params": params}, **inputs)
+        names = ("last_hidden_state", "pooler_output") if model is Longformer else ("logits",)
+        cases[out] = [(inputs, {name: getattr(output, name) for name in names})]
+    compare(run_python, cases)
+
+
+@pytest.mark.slow
+def test_runs(tmp_path: Path, run_python: Callable) -> None:
+    cases = {}
+    for config in (tiny.CONFIG, tiny_masked.CONFIG):
+        folder = tmp_path / config.objective
+        folder.mkdir()
+        params = untrained(config, folder / "run")
+        export([str(folder / "run"), str(folder / "out")])
+        ids = np.random.default_rng(0).integers(5, 250, (3, 32)).astype(np.int32)
+        if config is tiny.CONFIG:
+            inputs = {"tokens": ids}
+            logits = CharLM(config.model_in_phase(0)).apply({"params": params}, ids)
+        else:
+            inputs = {"input_ids": ids, "attention_mask": ids % 7 > 0}
+            logits = ForMaskedLM(config.trained_model).apply({"params": params}, **inputs).logits
+        cases[folder / "out"] = [(inputs, {"logits": logits})]
+    compare(run_python, cases)
+
+
+TASKS = (
+    tiny_task.CONFIG.task,
+    WikiHop(max_pieces=2, max_candidates=3, max_global_tokens=8),
+    TriviaQA(max_question_tokens=6),
+    HotpotQA(max_question_tokens=6, max_paragraphs=2, max_sentences=3),
+    Coreference(max_span_width=4, hidden_size=8, feature_size=2, max_antecedents=5),
+)
+
+
+@pytest.mark.slow
+def test_tasks(tmp_path: Path, run_python: Callable) -> None:
+    cases = {}
+    for task in TASKS:
+        folder = tmp_path / task.kind
+        folder.mkdir()
+        phase = TaskPhase(sequence_length=32, learning_rate=1e-2, batch_size=8, steps=4)
+        config = dataclasses.replace(tiny_task.CONFIG, task=task, phases=(phase,), lengths=None)
+        params = untrained(config, folder / "run")
+        rng, inputs = np.random.default_rng(0), {}
+        for name, x in config.batch_spec(0, 32).items():
+            if name != "weight" and name not in task.targets:
+                most = {"input_ids": 300, "sentence": 1, "genre": 3}.get(name, 2 if x.dtype == bool else 8)
+                array = rng.integers(0, most, (3, x.shape[1]))
+                inputs[name] = array.astype("int32" if name == "input_ids" else x.dtype)
+        if "document" in inputs:
+            inputs["document"] = np.array([[4, 30]] * 3, np.int32)
+        model = config.task_model
+        output = task.head(model).apply({"params": params}, **task.inputs(inputs, model, 32))
+        found: Any = task.outputs(output, inputs)
+        out = export_stablehlo(folder / "run", folder / "out")
+        cases[out] = [(inputs, found if isinstance(found, dict) else {"outputs": found})]
+    compare(run_python, cases)
+
+
+def test_only_stable_calls_for_both_platforms(tmp_path: Path) -> None:
+    """What jax.export guarantees nothing for, it refuses; here even what it would let pass is not called."""
+    config, params = encoder(Longformer)
+    save_pretrained(tmp_path / "model", config, params)
+    out = export_stablehlo(tmp_path / "model", tmp_path / "out", lengths=[20, 64], global_tokens=2)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.txt", "forward_20.stablehlo", "forward_64.stablehlo", "params.npz"
+    ]  # fmt: skip
+    exported = jax.export.deserialize(bytearray((out / "forward_64.stablehlo").read_bytes()))
+    assert exported.platforms == ("cpu", "cuda")
+    calls = {*re.findall(r"custom_call @(\w+)", exported.mlir_module())}
+    assert calls <= {"shape_assertion"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"^length is not given; expected one, such as --length=512, as A character language model .* has none"),
+        ({"lengths": [0]}, r"^length is 0; expected an integer >= 1$"),
+        ({"lengths": [8, 8]}, r"^length is 8, 8; expected each number once$"),
+        ({"lengths": [8], "step": 3}, r"^step is 3, but '.*' is a model and no run; expected no step$"),
+        ({"lengths": [8], "global_tokens": 3}, r"^global_tokens is 3, but '.*' is a character LM; expected it for an "),
+        ({"lengths": [8], "global_tokens": 0}, r"^global_tokens is 0; expected an integer >= 1$"),
+    ],
+)
+def test_what_is_refused_of_a_character_model(tmp_path: Path, options: dict, message: str) -> None:
+    save_pretrained(tmp_path / "model", small.SMALL, small.random_params(small.SMALL))
+    with pytest.raises(InputError, match=message):
+        export_stablehlo(tmp_path / "model", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": [129]}, r"^length is 129; expected at most 128$"),
+        ({}, r"^global_tokens is None, but the model is a ForQuestionAnswering, whose questions are global; expected"),
+    ],
+)
+def test_what_is_refused_of_an_encoder(tmp_path: Path, options: dict, message: str) -> None:
+    model = ForQuestionAnswering if "global_tokens is None" in message else Longformer
+    config, params = encoder(model)
+    save_pretrained(tmp_path / "model", config, params, model)
+    with pytest.raises(InputError, match=message):
+        export_stablehlo(tmp_path / "model", tmp_path / "out", **options)
+
+
+def test_what_is_refused_of_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for arguments, sentence in (
+        (["empty", "out"], "has no config.json; expected the directory of a model"),
+        (["empty", "."], "which is there already; expected a new or empty directory"),
+        (["file", "out"], "which is no directory; expected the directory of a model or its name on the hub"),
+        (["empty", "out", "--length=long"], "argument --length: it is 'long'; expected a number of tokens"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            export([str(tmp_path / arguments[0]), str(tmp_path / arguments[1]), *arguments[2:]])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and sentence in line
