@@ -1,7 +1,7 @@
 """Checkpoints with Orbax: asynchronous, atomic, with checksums. The one file that knows Orbax.
 
 `checkpoints/STEP/` of a run holds `params` and `train` (the optimizer's state and the step) apart, so that evaluation
-reads the parameters alone, and `checksums.json`, the step and the SHA-256 of every file of the two, as Orbax does not
+reads the parameters alone, and `checksums.json`, the step and the sum of every file of the two, as Orbax does not
 notice changed bytes or another name. `params/` of a model's directory is a checkpoint of the same form that holds
 `params` alone.
 """
@@ -17,7 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from longformer_jax.checksums import CHECKSUMS, file_sum, write_sums
+from longformer_jax.checksums import CHECKSUMS, file_sum, is_unchanged, write_sums
 from longformer_jax.errors import InputError
 from longformer_jax.files import error_number, naming, read_json, user_path
 from longformer_jax.integers import as_integer
@@ -234,12 +234,12 @@ def _write_checksums(directory: Path, step: int | None = None) -> None:
     write_sums(directory, entries | _checksums(directory))
 
 
-def _checksums(directory: Path, part: str = "") -> dict[str, str]:
-    """{file: SHA-256} for the files of a checkpoint whose relative names begin with `part`, but the checksums' own."""
+def _checksums(directory: Path) -> dict[str, str]:
+    """The entries of the files of a checkpoint, but the checksums' own."""
     sums = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.is_file() and name.startswith(part) and "/" in name and path.name != "commit_success.txt":
+        if path.is_file() and "/" in name and path.name != "commit_success.txt":
             sums[name] = file_sum(path)
     return sums
 
@@ -258,9 +258,8 @@ def _verify(directory: Path, part: str) -> None:
         raise InputError(
             f"checkpoint {str(directory)!r} is of step {step}, and has been renamed; expected {step} as its name"
         )
-    expected = {name: digest for name, digest in recorded.items() if name.startswith(part)} or {CHECKSUMS: ""}
-    found = _checksums(directory, part)
-    damaged = sorted(name for name, digest in expected.items() if found.get(name) != digest)
+    expected = {name: entry for name, entry in recorded.items() if name.startswith(part)} or {CHECKSUMS: None}
+    damaged = sorted(name for name, entry in expected.items() if not is_unchanged(directory / name, entry))
     if damaged:
         raise InputError(
             f"checkpoint {str(directory)!r} is damaged: {', '.join(damaged[:3])} "

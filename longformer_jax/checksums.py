@@ -1,4 +1,7 @@
-"""SHA-256 sums of files, in a checksums.json beside them: neither Orbax nor safetensors notices a changed byte."""
+"""SHA-256 sums of files, in a checksums.json beside them: neither Orbax nor safetensors notices a changed byte.
+
+An entry is {name: "SUM SIZE"}; the size in bytes tells at once that a file, however large, is another.
+"""
 
 import hashlib
 import json
@@ -14,9 +17,19 @@ CHECKSUMS = "checksums.json"
 
 
 def file_sum(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """The entry of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {path.stat().st_size}"
+
+
+def is_unchanged(path: Path, entry: object) -> bool:
+    """Whether a file is there and has this entry, which may be of an earlier version, without a size."""
+    if not isinstance(entry, str) or not path.is_file():
+        return False
+    size = entry.partition(" ")[2]
+    if size and size != str(path.stat().st_size):
+        return False
+    return file_sum(path).startswith(entry)
 
 
 def write_sums(directory: Path, sums: Mapping[str, Any]) -> None:
@@ -36,8 +49,8 @@ def recording(path: Path) -> Iterator[Path]:
 
 def check_sum(path: Path) -> None:
     """Raises InputError where a file is not what `recording` has written; a file without a sum passes."""
-    expected = _read(path.parent).get(path.name)
-    if isinstance(expected, str) and path.is_file() and file_sum(path) != expected:
+    entries = _read(path.parent)
+    if path.name in entries and path.is_file() and not is_unchanged(path, entries[path.name]):
         raise InputError(
             f"{path} has changed since it was written, by the {CHECKSUMS} beside it; expected the file as it was (if "
             f"the change is meant, remove {CHECKSUMS})"

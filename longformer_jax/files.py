@@ -8,11 +8,13 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from longformer_jax.errors import InputError
 
 _LOCK = ".lock"
+# Of what is read into memory in one piece: more than any document, line or tokenizer in use has.
+_MOST_BYTES = 2**30
 # How libraries that are not written in Python tell what the system refused them: in Rust, and TensorStore for Orbax.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|os_error_code='(\d+)'")
 
@@ -40,7 +42,29 @@ def user_cache() -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; raises InputError where there is none in it, and OSError where it cannot be read."""
     check_kinds(path)
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """What is in a file, which may have a GiB; raises InputError where it has more."""
+    with path.open("rb") as file:
+        return read_stream(file, str(path), path.stat().st_size)
+
+
+def read_stream(file: IO[bytes], name: str, size: int = 0) -> bytes:
+    """As `read_file`, of what is open, by its name in a sentence, and its size, where that is known."""
+    content = b"" if size > _MOST_BYTES else file.read(_MOST_BYTES + 1)
+    if max(size, len(content)) > _MOST_BYTES:
+        raise InputError(f"{name} has more than {_MOST_BYTES:,} bytes; expected at most as many")
+    return content
+
+
+def read_lines[T: (str, bytes)](file: IO[T], name: str) -> Iterator[T]:
+    """The lines of a file, each of which may have a GiB; raises InputError, calling it `name`, where one has more."""
+    while line := file.readline(_MOST_BYTES + 1):
+        if len(line) > _MOST_BYTES:
+            raise InputError(f"{name} has a line of more than {_MOST_BYTES:,} bytes; expected shorter ones")
+        yield line
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def test_another_architecture(saved: Path, workdir: Path) -> None:
 
 
 def test_a_failed_save_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(directory: Path, part: str = "") -> dict[str, str]:
+    def fail(directory: Path) -> dict[str, str]:
         raise OSError("no space left")
 
     monkeypatch.setattr("longformer_jax.checkpoints._checksums", fail)
@@ -269,7 +269,7 @@ def test_params_are_replaced_among_other_files(tmp_path: Path) -> None:
 
 
 def test_a_failed_save_keeps_the_old_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(directory: Path, part: str = "") -> dict[str, str]:
+    def fail(directory: Path) -> dict[str, str]:
         raise OSError("no space left")
 
     save_params(tmp_path, PARAMS)

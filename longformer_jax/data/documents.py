@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import user_path
+from longformer_jax.files import read_lines, user_path
 
 BOUNDARIES = ("blank_line", "file")
 
@@ -247,7 +247,8 @@ def _read_lines(file: Path) -> Iterator[tuple[str, int]]:
     offset = 0
     with file.open("rb") as stored:
         try:
-            for line in gzip.GzipFile(fileobj=stored) if compressed else stored:
+            unpacked = cast(IO[bytes], gzip.GzipFile(fileobj=stored) if compressed else stored)
+            for line in read_lines(unpacked, repr(str(file))):
                 yield line.decode().removesuffix("\n").removesuffix("\r"), stored.tell()
                 offset += len(line)
         except UnicodeDecodeError as error:

@@ -20,7 +20,7 @@ from pathlib import Path
 from longformer_jax.command_line import Parser, check_devices, one_line_for_errors, print_anything
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import load_task
-from longformer_jax.files import user_path, write_text
+from longformer_jax.files import read_file, read_stream, user_path, write_text
 from longformer_jax.scripts.page import page
 from longformer_jax.settings import keep_compiled
 from longformer_jax.tasks import Example, Task
@@ -99,7 +99,7 @@ def _named(file: str) -> tuple[str, Path | None]:
 def _text(path: Path | None) -> str:
     name = "standard input" if path is None else str(path)
     try:
-        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
+        content = read_stream(sys.stdin.buffer, name) if path is None else read_file(path)
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is no UTF-8 at byte {error.start:,}; expected text in UTF-8") from None

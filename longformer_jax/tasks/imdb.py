@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import read_file, read_stream
 from longformer_jax.tasks.base import Counts, Example
 from longformer_jax.tasks.classification import Classification
 from longformer_jax.tasks.records import opened_archive
@@ -105,7 +106,7 @@ def _files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str
         for text in sorted(file.glob("*.txt")) if file.is_dir() else [file]:
             name = text.relative_to(folder).as_posix()
             if wanted(name):
-                yield name, _decode(name, text.read_bytes())
+                yield name, _decode(name, read_file(text))
 
 
 def _archive(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
@@ -114,7 +115,7 @@ def _archive(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, s
             name = PurePosixPath(*PurePosixPath(member.name).parts[1:]).as_posix()
             content = archive.extractfile(member) if member.isfile() and wanted(name) else None
             if content is not None:
-                yield name, _decode(name, content.read())
+                yield name, _decode(name, read_stream(content, name))
 
 
 def _decode(name: str, content: bytes) -> str:

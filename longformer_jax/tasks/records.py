@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from longformer_jax.errors import InputError
+from longformer_jax.files import read_lines
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 _LONGEST_FIELD = 2**31 - 1  # a document is longer than the 128 KiB that csv takes unless told otherwise
@@ -34,7 +35,8 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InputError(f"{str(path)!r} is no file of records; expected one whose name ends in {', '.join(SUFFIXES)}")
     with opened(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        yield from _json_lines(path, text) if kind == ".jsonl" else _table(path, text, kind)
+        lines = read_lines(text, str(path))
+        yield from _json_lines(path, lines) if kind == ".jsonl" else _table(path, lines, kind)
 
 
 def read_list(path: Path, where: str = "item") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -115,7 +117,7 @@ def text_field(place: str, record: dict[str, Any], name: str) -> str:
     return value
 
 
-def _json_lines(path: Path, lines: Iterator[str] | io.TextIOWrapper) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     for line in lines:
         if not line.strip():
@@ -131,7 +133,7 @@ def _json_lines(path: Path, lines: Iterator[str] | io.TextIOWrapper) -> Iterator
         yield place, record
 
 
-def _table(path: Path, lines: io.TextIOWrapper, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table(path: Path, lines: Iterator[str], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(_LONGEST_FIELD)
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
     rows = csv.reader(lines, **dialect)  # pyrefly: ignore[bad-argument-type]

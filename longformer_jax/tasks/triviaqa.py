@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import replacing
+from longformer_jax.files import read_file, replacing
 from longformer_jax.integers import check_integer
 from longformer_jax.models import ForQuestionAnswering, LongformerConfig
 from longformer_jax.tasks.answers import find_answers, triviaqa_score
@@ -380,7 +380,7 @@ def _answers(place: str, record: dict[str, Any]) -> list[str] | None:
 
 def _document(place: str, file: Path) -> str:
     try:
-        return file.read_bytes().decode()
+        return read_file(file).decode()
     except FileNotFoundError:
         raise InputError(f"{place} names {file.name!r}, which is not in {str(file.parent)!r}; expected it") from None
     except UnicodeDecodeError as error:

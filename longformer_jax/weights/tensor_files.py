@@ -55,7 +55,7 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         file: Any = safe_open(path, framework="numpy")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:  # the last where it is too large to be mapped
         raise InputError(f"{path} is damaged ({error}); expected a whole safetensors file") from None
     return {
         name: StoredTensor(

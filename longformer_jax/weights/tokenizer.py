@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longformer_jax.checksums import check_sum, recording
 from longformer_jax.errors import InputError
-from longformer_jax.files import read_json, user_path
+from longformer_jax.files import read_file, read_json, user_path
 from longformer_jax.weights.added_tokens import (
     SPECIAL_TOKENS,
     DeclaredTokens,
@@ -256,7 +256,7 @@ def _parse(path: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
+        tokenizer = Tokenizer.from_str(read_file(path).decode("utf-8-sig"))
     except Exception as error:  # the library has no class of its own
         raise InputError(
             f"{path} is damaged ({_line(error)}); expected a tokenizer of the tokenizers library"
@@ -274,7 +274,7 @@ def _bare_files(directory: Path) -> dict[str, Any]:
     """vocab.json and merges.txt, in the form of a tokenizer.json."""
     vocab, merges = directory / "vocab.json", directory / "merges.txt"
     try:
-        lines = merges.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_file(merges).decode("utf-8-sig").split("\n")
         pairs = [tuple(line.strip().split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
         if wrong := [pair for pair in pairs if len(pair) != 2]:
             raise ValueError(f"{' '.join(wrong[0])!r} in {merges.name} is no pair of tokens")

@@ -282,6 +282,7 @@ def test_a_tokenizer_of_another_model_is_not_scored(
     config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     model = shutil.copytree(finished[0] / "model", tmp_path / "model")
+    (model / "checksums.json").unlink()
     learn_tokenizer(str(config.data.path), 310).save(str(model / "tokenizer.json"))
     with pytest.raises(InputError, match=r"^model\.vocab_size is 300; expected at least 310, the number of the token"):
         evaluate_model(str(model), data=str(config.data.path))
