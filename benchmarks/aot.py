@@ -180,18 +180,21 @@ def target_config(target: str) -> str:
     """
 
 
-def compile_for(target: str, f: Callable, *arguments: Any, devices: int = 1) -> Any:
-    """jit(f) compiled for the target; the arguments, trees of shapes, are split over devices along their first axis."""
+def compile_for(target: str, f: Callable, *arguments: Any, devices: int = 1, axis: str = "batch") -> Any:
+    """jit(f) compiled for the target, with the mesh of so many devices along one axis in use.
+
+    If that is "batch", the arguments, trees of shapes, are split over the devices along their first axes.
+    """
     import jax
     from jax.experimental import topologies
     from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
     config = target_config(target)
     topology = topologies.get_topology_desc(platform="cuda", target_config=config, topology=f"1x1x{devices}")
-    mesh = topologies.make_mesh(topology, (devices,), ("x",))
+    mesh = topologies.make_mesh(topology, (devices,), (axis,))
 
     def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = PartitionSpec("x") if devices > 1 and x.ndim else PartitionSpec()
+        spec = PartitionSpec(axis) if axis == "batch" and devices > 1 and x.ndim else PartitionSpec()
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
     @dataclasses.dataclass(frozen=True)
@@ -202,7 +205,7 @@ def compile_for(target: str, f: Callable, *arguments: Any, devices: int = 1) -> 
 
     gpu = TARGETS[target]
     device = Device(gpu["name"], gpu["cores"], platform="gpu", compute_capability=f"{gpu['major']}.0")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), ("x",), (AxisType.Auto,), abstract_device=device)):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((devices,), (axis,), (AxisType.Auto,), abstract_device=device)):
         return jax.jit(f).trace(*jax.tree.map(placed, arguments)).lower().compile()
 
 
@@ -294,7 +297,7 @@ def compile_split(target: str, case: Case) -> dict[str, int]:
     return {
         "kernels": sum("banded_attention" in line for line in calls),
         "transfers": len(re.findall(r"(?:all|collective)-[a-z-]+\(", compiled.as_text())),
-        "whole_results": sum(x.spec[:1] != ("x",) for x in jax.tree.leaves(compiled.output_shardings)),
+        "whole_results": sum(x.spec[:1] != ("batch",) for x in jax.tree.leaves(compiled.output_shardings)),
     }
 
 
@@ -329,9 +332,10 @@ def _resources(report: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def compile_training_step(target: str, length: int) -> dict[str, int]:
-    """Of a character model like `enwik8_small` with a narrow sinusoid, one sequence: the kernels in it, how many of
-    their operands are copied or transposed first, bytes of temporary memory, and numbers in the largest array.
+def compile_training_step(target: str, length: int, devices: int) -> dict[str, int]:
+    """Of a character model like `enwik8_small` with a narrow sinusoid, one sequence over so many devices: the kernels
+    in it, how many of their operands are copied or transposed first, bytes of a device's temporary memory, numbers
+    in the largest array, and how often one that holds no integers is gathered.
 
     Few layers, a narrow MLP and a wide window, so that the largest array ought to be queries, keys and values, length x
     3 embed_dim, and even one head's scores in the window would be larger.
@@ -352,15 +356,17 @@ def compile_training_step(target: str, length: int) -> dict[str, int]:
     def gradients(params: Any, tokens: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
             logits: Any = model.apply(
-                {"params": params}, tokens[:, :-1], deterministic=False, rngs={"dropout": jax.random.key(0)}
+                {"params": params}, tokens, deterministic=False, rngs={"dropout": jax.random.key(0)}
             )
-            return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+            targets = jnp.roll(tokens, -1, axis=1)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
         return jax.value_and_grad(loss)(params)
 
     anywhere = CharLM(dataclasses.replace(config, implementation="reference"))  # the shapes do not depend on it
     params = jax.eval_shape(lambda: anywhere.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    compiled = compile_for(target, gradients, params, jax.ShapeDtypeStruct((1, length + 1), "int32"))
+    tokens = jax.ShapeDtypeStruct((1, length), "int32")
+    compiled = compile_for(target, gradients, params, tokens, devices=devices, axis="sequence")
 
     text = compiled.as_text()
     opcode = dict(re.findall(r"%?([\w.-]+) = \S+ ([\w-]+)\(", text))
@@ -375,6 +381,7 @@ def compile_training_step(target: str, length: int) -> dict[str, int]:
         "moved_operands": len(moved),
         "temporary": compiled.memory_analysis().temp_size_in_bytes,
         "largest_array": max(math.prod(map(int, shape.split(","))) for shape in shapes),
+        "gathered": len(re.findall(r"= \(?(?:bf16|f32)\S* (?:\S+ )?(?:all-gather|all-to-all)", text)),
     }
 
 
@@ -435,8 +442,8 @@ def table_rows(target: str, case: AnyCase, found: dict[str, dict[str, Any]]) -> 
     )
 
 
-def measure_training_step(target: str, length: int) -> dict[str, int]:
-    return run_worker(f"--target={target}", f"--training-step={length}")
+def measure_training_step(target: str, length: int, devices: int = 1) -> dict[str, int]:
+    return run_worker(f"--target={target}", f"--training-step={length}", f"--devices={devices}")
 
 
 def main() -> None:
@@ -449,6 +456,7 @@ def main() -> None:
     parser.add_argument("--model", choices=EXPERIMENTS, help="what its training calls, in place of cases")
     parser.add_argument("--model-call", help=argparse.SUPPRESS)  # a worker's
     parser.add_argument("--training-step", type=int, metavar="LENGTH", help="of the character model, in place of cases")
+    parser.add_argument("--devices", type=int, default=1, help="over which the training step's sequence is split")
     parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)  # a worker's, as are the next two
     parser.add_argument("--rounded", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -456,7 +464,7 @@ def main() -> None:
     targets = options.target or list(TARGETS)
     if options.worker:
         if options.training_step:
-            done = compile_training_step(targets[0], options.training_step)
+            done = compile_training_step(targets[0], options.training_step, options.devices)
         else:
             compile_it = compile_split if options.split else compile_rounded if options.rounded else compile_case
             case: Any = ModelCase.of(options.model_call) if options.model_call else named[options.case[0]]
@@ -465,7 +473,7 @@ def main() -> None:
         return
     if options.training_step:
         for target in targets:
-            print(target, measure_training_step(target, options.training_step))
+            print(target, measure_training_step(target, options.training_step, options.devices))
         return
     print(TABLE_HEAD)
     cases: Sequence[AnyCase] = [named[name] for name in options.case or ()] or (*CASES, *HOPPER_CASES, *MMA_CASES)

@@ -1,4 +1,4 @@
-"""Models: functional Linen modules, free of meshes and of training."""
+"""Models: functional Linen modules, free of training; they spread their attention over the mesh in use."""
 
 from longformer_jax.models.char_lm import CharLM, CharLMConfig
 from longformer_jax.models.global_attention import global_capacity

@@ -33,7 +33,6 @@ from longformer_jax.models.positions import further, relative_key, relative_quer
 from longformer_jax.models.sub_bands import Heads, cut_window
 
 _POSITIONS = ("transformer_xl", "rotary")
-_KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention")
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -270,12 +269,13 @@ def _relative_attention(part, by_content, by_position, key, value, relative, pos
     kept = heads.basis.frequencies
     sinusoid = relative_key(key_positions, kept).astype(key.dtype)
 
-    def attend(sub_band, by_content, by_position, key, value, relative):
+    parts: list[Any] = []  # out and lse of each sub-band
+    for sub_band in heads.sub_bands:
         away = heads.distance(sub_band)
         coefficients = further(heads.basis.coefficients, away, len(relative))
         by_sinusoid = _seen_from(coefficients, relative, by_position)
         rotated = relative_query(by_sinusoid, key_positions[past:] - away, kept)
-        return banded_attention(
+        parts += banded_attention(
             jnp.concatenate([by_content, rotated], axis=-1),
             key,
             value,
@@ -288,13 +288,7 @@ def _relative_attention(part, by_content, by_position, key, value, relative, pos
             **limits,
             **options,
         )
-
-    arrays = by_content, by_position, key, value, relative
-    if len(heads.sub_bands) == 1:
-        return attend(heads.sub_bands[0], *arrays)[0]
-    # Each sub-band has its own query half, which takes more memory than it takes time to compute again.
-    attend = jax.checkpoint(attend, static_argnums=0, policy=_KEEP_ATTENTION)
-    return merge_attention(*(x for sub_band in heads.sub_bands for x in attend(sub_band, *arrays)))[0]
+    return merge_attention(*parts)[0] if len(heads.sub_bands) > 1 else parts[0]
 
 
 def _seen_from(coefficients: np.ndarray | None, relative: jax.Array, query: jax.Array) -> jax.Array:
@@ -375,7 +369,7 @@ class CharLM(nn.Module):
                 return x, (kept, finite_tokens(x) if marked else None)
 
             if cfg.remat:
-                layer = jax.checkpoint(layer, policy=_KEEP_ATTENTION)
+                layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("attention"))
             x, (seen, is_finite) = lax.scan(layer, x, (params, keys, past))
             new_layers.append(seen)
             finite.append(is_finite)

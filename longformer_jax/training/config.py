@@ -51,6 +51,7 @@ _MOVED = "if it has moved, say to where by --config.data.path of train.py or --d
 # Of all phases of a run, as steps are counted in int32.
 MAX_STEPS = 2**31 - 1
 
+OPTIMIZERS = ("adamw", "muon")
 DECAYS = ("constant", "linear", "cosine", "polynomial")
 
 
@@ -94,10 +95,13 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and the shape of the learning rate within a phase; the defaults are the paper's (appendix B) or Adam's.
+    """The optimizer and the shape of the learning rate; the defaults are the paper's (appendix B) or Adam's.
 
     Attributes:
+      name: "adamw", or "muon" (Jordan 2024) for the matrices of the layers, with AdamW for the rest.
       b1, b2, eps: Adam's.
+      muon_factor: by how much the rate of Muon's matrices is larger than that of the rest.
+      muon_momentum: Muon's.
       weight_decay: decoupled, on kernels and embeddings only.
       clip_norm: the largest global norm of the gradient; None does not clip.
       warmup_steps: how many steps of a phase warm up linearly. None: the part `warmup_fraction` of its steps, but at
@@ -105,6 +109,7 @@ class OptimizerConfig:
       decay: how the rate moves after the warm-up, "constant", "linear", "cosine" or "polynomial", to `final_fraction`
         of it at the end of the phase.
       power: of the polynomial, the exponent of the part of the steps that is left.
+      cooldown_fraction: in the last part of the whole run's steps the rate falls linearly, too, to zero at its end.
       head_factor: by how much the rate of what is on top of an encoder is larger than the encoder's.
       train_only: a regular expression; only parameters with a match in their path, such as
         "longformer/position_embeddings/embedding", are trained. None: all.
@@ -112,9 +117,12 @@ class OptimizerConfig:
         Adam's moments stay, while the schedule goes on. One more ends the run. 0: the first one does.
     """
 
+    name: str = "adamw"
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    muon_factor: float = 4.0
+    muon_momentum: float = 0.95
     weight_decay: float = 0.01
     clip_norm: float | None = 0.25
     warmup_steps: int | None = None
@@ -123,23 +131,27 @@ class OptimizerConfig:
     decay: str = "constant"
     final_fraction: float = 0.0
     power: float = 1.0
+    cooldown_fraction: float = 0.0
     head_factor: float = 1.0
     train_only: str | None = None
     max_skipped_steps: int = 0
 
     def __post_init__(self) -> None:
         convert_fields(self)
-        for field in ("b1", "b2", "warmup_fraction"):
+        check(self.name in OPTIMIZERS, "name", self.name, f"one of {', '.join(OPTIMIZERS)}")
+        for field in ("b1", "b2", "muon_momentum", "warmup_fraction"):
             value = getattr(self, field)
             check(0 <= value < 1, field, value, "a number of at least 0 and below 1")
-        for field in ("eps", "clip_norm", "power", "head_factor"):
+        for field in ("eps", "muon_factor", "clip_norm", "power", "head_factor"):
             value = getattr(self, field)
             check(value is None or 0 < value < math.inf, field, value, "a positive number")
         for field in ("weight_decay", "warmup_steps", "max_warmup_steps", "max_skipped_steps"):
             value = getattr(self, field)
             check(value is None or 0 <= value < math.inf, field, value, "at least 0")
         check(self.decay in DECAYS, "decay", self.decay, f"one of {', '.join(DECAYS)}")
-        check(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "a number from 0 to 1")
+        for field in ("final_fraction", "cooldown_fraction"):
+            value = getattr(self, field)
+            check(0 <= value <= 1, field, value, "a number from 0 to 1")
         try:
             re.compile(self.train_only or "")
         except re.error as error:
@@ -370,6 +382,11 @@ class ExperimentConfig(abc.ABC):
     def total_steps(self) -> int:
         """Steps of all phases."""
         return sum(phase.steps for phase in self.phases)
+
+    @property
+    def cooldown_steps(self) -> int:
+        """How many of the last steps cool down."""
+        return round(self.optimizer.cooldown_fraction * self.total_steps)
 
     def phase_at(self, step: int) -> int:
         """The index of the phase that takes the step after `step` finished ones (the last, when all are finished)."""

@@ -1,4 +1,4 @@
-"""AdamW with clipping, and the learning rate over all phases (paper, appendix B)."""
+"""The optimizer with clipping, and the learning rate over all phases (paper, appendix B)."""
 
 import re
 from typing import Any
@@ -18,10 +18,14 @@ def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:
     """The learning rate as a function of the number of finished steps, a float32 scalar.
 
     Each phase warms up linearly, reaching its own rate r after w steps (step s, from 0, has r (s + 1) / (w + 1)), and
-    then keeps it or decays to a fraction of it at the end of the phase.
+    then keeps it or decays to a fraction of it at the end of the phase. In the last n steps of the run, if it cools
+    down, that rate is multiplied by the part of them that is left.
     """
     starts = [sum(phase.steps for phase in config.phases[:i]) for i in range(len(config.phases))]
-    return optax.join_schedules([_phase_schedule(phase, config.optimizer) for phase in config.phases], starts[1:])
+    phases = optax.join_schedules([_phase_schedule(phase, config.optimizer) for phase in config.phases], starts[1:])
+    if not (n := config.cooldown_steps):
+        return phases
+    return lambda step: phases(step) * jnp.clip((config.total_steps - step) / n, 0, 1)
 
 
 def _phase_schedule(phase: Phase, optimizer: OptimizerConfig) -> optax.Schedule:
@@ -38,18 +42,11 @@ def _phase_schedule(phase: Phase, optimizer: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW under `learning_rate_schedule`, for the parameters that are trained."""
+    """Clipping by the global norm, then the update by `learning_rate_schedule`, for the parameters that are trained."""
     optimizer = config.optimizer
     chain = optax.chain(
         optax.identity() if optimizer.clip_norm is None else optax.clip_by_global_norm(optimizer.clip_norm),
-        optax.adamw(
-            learning_rate_schedule(config),
-            b1=optimizer.b1,
-            b2=optimizer.b2,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            mask=_decay_mask,
-        ),
+        _update_rule(optimizer, learning_rate_schedule(config)),
         *([] if optimizer.head_factor == 1 else [optax.masked(optax.scale(optimizer.head_factor), _head_mask)]),
     )
     if not optimizer.train_only:
@@ -71,6 +68,37 @@ def choose_state(condition: jax.Array, new: Any, old: Any) -> Any:
         return new if is_schedule(new) else jnp.where(condition, new, old)
 
     return jax.tree.map(choose, new, old, is_leaf=is_schedule)
+
+
+def _update_rule(optimizer: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    adamw = optax.adamw(
+        schedule,
+        b1=optimizer.b1,
+        b2=optimizer.b2,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        mask=_decay_mask,
+    )
+    if optimizer.name == "adamw":
+        return adamw
+    dimensions = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)  # of [L, in, out]
+    muon = optax.contrib.muon(
+        lambda step: optimizer.muon_factor * schedule(step),
+        beta=optimizer.muon_momentum,
+        weight_decay=optimizer.weight_decay,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: dimensions, params),
+    )
+    return optax.multi_transform({"muon": muon, "adamw": adamw}, _rule_of_each)
+
+
+def _rule_of_each(params: Any) -> Any:
+    """A tree like `params`: "muon" for the layers' matrices."""
+
+    def rule(path: tuple[Any, ...], _: Any) -> str:
+        names = [key.key for key in path]
+        return "muon" if "layers" in names and names[-1] == "kernel" else "adamw"
+
+    return jax.tree_util.tree_map_with_path(rule, params)
 
 
 def trained(optimizer: OptimizerConfig, params: Any) -> Any:

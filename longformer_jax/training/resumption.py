@@ -78,15 +78,18 @@ def _keeping_warmup(config: ExperimentConfig, previous: ExperimentConfig, step: 
     return None if _wrong_fields(kept, previous, step) else f"--config.optimizer.warmup_steps={warmup}"
 
 
-def _begun(config: ExperimentConfig, step: int) -> list[tuple[int, int, int]]:
+def _begun(config: ExperimentConfig, step: int) -> list[tuple[int, int, int, int]]:
     """What the learning rates of the first `step` steps follow from, for each phase that has begun.
 
-    That is where it begins, for how many steps it warms up, and its number of steps, or 0 where that plays no part.
+    That is where it begins, for how many steps it warms up, and its number of steps and that of the whole run, or 0
+    where these play no part.
     """
     starts = itertools.accumulate((phase.steps for phase in config.phases), initial=0)
     is_constant = config.optimizer.decay == "constant"
+    total = config.total_steps
+    has_cooled = config.cooldown_steps and step > total - config.cooldown_steps
     return [
-        (start, config.optimizer.warmup(phase.steps), 0 if is_constant else phase.steps)
+        (start, config.optimizer.warmup(phase.steps), 0 if is_constant else phase.steps, total if has_cooled else 0)
         for start, phase in zip(starts, config.phases, strict=False)
         if start < step
     ]
@@ -98,6 +101,8 @@ def _why_fixed(config: ExperimentConfig, previous: ExperimentConfig, step: int) 
     index = len(begun) - 1
     if config.optimizer.decay != "constant":
         why = f"with optimizer.decay={config.optimizer.decay!r} their rates follow from the steps of the whole phase"
+    elif begun[0][3] != (now[0][3] if now else 0):
+        why = "their rates have begun to cool down, by optimizer.cooldown_fraction, to the end of the whole run"
     elif len(now) == len(begun) and now[:index] == begun[:index] and now[index][1] != begun[index][1]:
         flag = _keeping_warmup(config, previous, step)
         why = f"phases[{index}] warmed up for {begun[index][1]} steps" + (f" ({flag} keeps that)" if flag else "")

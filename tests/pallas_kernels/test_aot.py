@@ -154,3 +154,11 @@ def test_memory_of_the_training_step_is_linear() -> None:
         assert step["moved_operands"] == 0
         assert step["largest_array"] <= length * 3 * 512  # a head's scores: length * 2049
     assert long["temporary"] <= 1.05 * 4 * short["temporary"]
+
+
+def test_a_sequence_is_split_over_gpus() -> None:
+    whole, split = (measure_training_step("sm_90a", 16384 * devices, devices) for devices in (1, 4))
+    assert split["kernels"] >= whole["kernels"] >= 3
+    assert split["gathered"] == 0
+    # Of a device, which fetches half as many keys and values as it has.
+    assert split["temporary"] <= 1.15 * whole["temporary"]

@@ -73,6 +73,14 @@ def test_polynomial_decay_after_absolute_warmup(power: float, fraction: float) -
     assert rate_at(150) == pytest.approx(fraction, abs=1e-7)
 
 
+def test_cooldown_across_phases() -> None:
+    config = with_phases((60, 40), (2.0, 1.0), cooldown_fraction=0.5, warmup_fraction=0.0)
+    rate_at = rate_after(config)
+    assert rate_at(0) == rate_at(50) == 2.0
+    np.testing.assert_allclose([rate_at(55), rate_at(60), rate_at(75), rate_at(99)], [1.8, 0.8, 0.5, 0.02], rtol=1e-5)
+    assert rate_at(100) == 0
+
+
 def test_no_clipping() -> None:
     settings = {"clip_norm": None, "weight_decay": 0.0, "warmup_fraction": 0.0, "eps": 1e3}
     optimizer = make_optimizer(with_phases((10,), (0.1,), **settings))
@@ -118,6 +126,39 @@ def test_adamw_with_clipping_and_decay_of_matrices_only() -> None:
 
         params = jax.tree.map(step, params, means, squares, decayed)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, params)
+
+
+def test_muon_for_the_matrices_of_layers() -> None:
+    settings = {"weight_decay": 0.1, "clip_norm": None, "warmup_fraction": 0.0, "muon_momentum": 0.9}
+    rng = np.random.default_rng(0)
+
+    def draw() -> Any:
+        layers = {"mlp": {"kernel": rng.normal(size=(2, 4, 6)), "bias": rng.normal(size=(2, 6))}}
+        return {"layers": layers, "embed": {"embedding": rng.normal(size=(5, 4))}}
+
+    params, state, momentum = draw(), None, np.zeros((2, 4, 6))
+    optimizer, adamw = (make_optimizer(with_phases((10,), (0.1,), name=name, **settings)) for name in ("muon", "adamw"))
+    state, of_adamw = optimizer.init(params), adamw.init(params)
+    for count in (1, 2):
+        grads = draw()
+        updates, state = jax.jit(optimizer.update)(grads, state, params)
+        expected, of_adamw = jax.jit(adamw.update)(grads, of_adamw, params)
+        for part, name in (("embed", "embedding"), ("layers", "mlp")):
+            found, wanted = updates[part][name], expected[part][name]
+            found, wanted = (found["bias"], wanted["bias"]) if name == "mlp" else (found, wanted)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+        # Nesterov's momentum without bias, made nearly orthogonal by five quintic steps (Jordan 2024).
+        gradient = grads["layers"]["mlp"]["kernel"]
+        momentum = 0.9 * momentum + 0.1 * gradient
+        x = 0.9 * momentum / (1 - 0.9 ** (count + 1)) + 0.1 * gradient / (1 - 0.9**count)
+        for layer in range(2):
+            y = x[layer] / np.linalg.norm(x[layer])
+            for _ in range(5):
+                square = y @ y.T
+                y = 3.4445 * y + (-4.7750 * square + 2.0315 * square @ square) @ y
+            step = np.sqrt(max(1, 6 / 4)) * y + 0.1 * params["layers"]["mlp"]["kernel"][layer]
+            np.testing.assert_allclose(updates["layers"]["mlp"]["kernel"][layer], -0.1 * 4 * step, rtol=2e-4, atol=2e-5)
 
 
 def test_a_larger_rate_on_top_of_an_encoder() -> None:
