@@ -290,10 +290,13 @@ def million(devices: int, length: int = 1 << 20) -> dict[str, Any]:
     }
 
 
-def _write(part: str, records: list[dict[str, Any]]) -> None:
+def _write(part: str, records: list[dict[str, Any]], key: str | None = None) -> None:
+    """To the part's file, which keeps its records with other values of `key`."""
     about = {"date": datetime.now(UTC).date().isoformat(), "device": cpu_model(), "jax": jax.__version__}
     output = Path(__file__).resolve().parent / "results" / f"scaling_{part}_cpu.json"
-    output.write_text(json.dumps(about | {"records": records}, indent=1) + "\n")
+    before = json.loads(output.read_text())["records"] if key and output.exists() else []
+    others = [record for record in before if record[key] not in [new[key] for new in records]]
+    output.write_text(json.dumps(about | {"records": others + records}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -316,7 +319,9 @@ def main() -> None:
             records.append(record)
         _write("memory", records)
     elif options.million:
-        print(json.dumps(million(options.devices)))
+        record = million(options.devices)
+        print(json.dumps(record))
+        _write("million", [record], key="devices")
     else:
         print(HEAD)
         for length, devices in TABLE if options.table else ((options.sequence, options.devices),):
