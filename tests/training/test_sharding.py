@@ -113,41 +113,57 @@ def test_microbatches_take_every_nth_row() -> None:
 
 
 LOSSES = """
-import dataclasses, json, math, sys, tempfile
+import dataclasses, json, math, pathlib, sys, tempfile
 import jax
-sizes = dict(zip(("data", "fsdp", "sequence", "tensor"), map(int, sys.argv[1:])))
+sizes = dict(zip(("data", "fsdp", "sequence", "tensor"), map(int, sys.argv[2:])))
 jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
 from longformer_jax.training import MeshConfig, train
 from longformer_jax.training.step import abstract_params
-from tests.training.tiny import CONFIG
-with tempfile.TemporaryDirectory() as workdir:
+from tests.training import tiny, tiny_masked, tiny_task
+with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryDirectory() as data:
+    config = {
+        "char_lm": lambda: tiny.CONFIG,
+        "masked_lm": lambda: tiny_masked.with_text(pathlib.Path(data)),
+        "task": lambda: tiny_task.with_data(pathlib.Path(data)),
+    }[sys.argv[1]]()
     # Not accumulated, so that microbatches and with them dropout are the same on any number of devices.
-    phase = dataclasses.replace(CONFIG.phases[0], sequences_per_device=None)
-    config = dataclasses.replace(CONFIG, mesh=MeshConfig(**sizes), phases=(phase,), log_interval=1)
+    phase = dataclasses.replace(config.phases[0], sequences_per_device=None)
+    config = dataclasses.replace(config, mesh=MeshConfig(**sizes), phases=(phase,), log_interval=1)
     state = train(config, workdir)
     with open(f"{workdir}/metrics.jsonl") as file:
         records = [json.loads(line) for line in file]
-kernels = [x for path, x in jax.tree_util.tree_leaves_with_path(state["params"]["layers"]) if path[-1].key == "kernel"]
+leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(state["params"])]
+kernels = [x for path, x in leaves if "layers" in path and "kernel" in path]
 print(json.dumps({
-    "train": [record["bpc"] for record in records if record["split"] == "train"],
-    "validation": [record["bpc"] for record in records if record["split"] == "validation"],
+    "train": [record[config.score] for record in records if record["split"] == "train"],
+    "validation": [record[config.score] for record in records if record["split"] == "validation"],
     "parts": [x.size // x.addressable_shards[0].data.size for x in kernels],
 }))
 """
 
 
+def measure(run_python: Callable, kind: str, *sizes: int) -> dict[str, list[float]]:
+    result = run_python("-W", "error", "-c", LOSSES, kind, *sizes)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["masked_lm", "task"])
+def test_split_sequences_give_the_losses_of_whole_ones(run_python: Callable, kind: str) -> None:
+    one, many = (measure(run_python, kind, *sizes) for sizes in ((1, 1, 1, 1), (1, 2, 2, 2)))
+    assert len(one["train"]) > 10 and one["validation"]
+    np.testing.assert_allclose(many["train"], one["train"], rtol=1e-4)
+    np.testing.assert_allclose(many["validation"], one["validation"], rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(run_python: Callable) -> None:
-    def measure(*sizes: int) -> dict[str, list[float]]:
-        result = run_python("-W", "error", "-c", LOSSES, *sizes)
-        assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout.splitlines()[-1])
-
-    one = measure(1, 1, 1, 1)
+    one = measure(run_python, "char_lm", 1, 1, 1, 1)
     assert len(one["train"]) == 12 and len(one["validation"]) == 2
     assert one["train"][-1] < one["train"][0] - 0.5
     for data, fsdp, sequence, tensor in ((8, 1, 1, 1), (2, 4, 1, 1), (1, 2, 2, 2)):
-        many = measure(data, fsdp, sequence, tensor)
+        many = measure(run_python, "char_lm", data, fsdp, sequence, tensor)
         assert set(many["parts"]) <= {fsdp, fsdp * tensor}
         np.testing.assert_allclose(many["train"], one["train"], rtol=2e-5)
         np.testing.assert_allclose(many["validation"], one["validation"], rtol=2e-5)
