@@ -116,7 +116,10 @@ def change(path: str, value: Any) -> dict[str, Any]:
         ("optimizer.final_fraction", 2, r"optimizer\.final_fraction is 2\.0; expected a number from 0 to 1"),
         ("mesh.data", 0, r"mesh\.data is 0; expected at least 1, or -1 for the devices that remain"),
         ("mesh.fsdp", -2, r"mesh\.fsdp is -2; expected at least 1, or -1 for the devices that remain"),
-        ("mesh.fsdp", -1, r"mesh\.data is -1; expected a number, as fsdp is -1 too"),
+        ("mesh.fsdp", -1, r"mesh\.fsdp is -1; expected a number, as data is -1 too"),
+        ("optimizer.name", "sgd", r"optimizer\.name is 'sgd'; expected one of adamw, muon"),
+        ("optimizer.muon_factor", 0, r"optimizer\.muon_factor is 0\.0; expected a positive number"),
+        ("optimizer.cooldown_fraction", 2, r"optimizer\.cooldown_fraction is 2\.0; expected a number from 0 to 1"),
         ("data.path", 3, r"data\.path is 3; expected text"),
         ("objective", ["char_lm"], r"objective is \['char_lm'\]; expected one of char_lm, masked_lm"),
         ("model.vocab_size", 10**12, r"model\.vocab_size is 1000000000000; expected at most 16777216"),
@@ -351,6 +354,7 @@ def test_only_a_warm_up_that_fits_is_suggested(
         ((40, 40), {}, "--config.phases[1].steps above 40 with --config.optimizer.warmup_steps=4"),
         ((20, 40), {}, None),
         ((40,), {"decay": "linear"}, None),
+        ((40,), {"cooldown_fraction": 0.1}, None),
     ],
 )
 def test_a_finished_run_goes_on_under_the_flags_that_are_named(
@@ -366,6 +370,13 @@ def test_a_finished_run_goes_on_under_the_flags_that_are_named(
     if flags is None:
         with pytest.raises(InputError):
             check_resumes(config, previous, sum(steps))
+
+
+def test_steps_may_change_until_the_rates_cool_down() -> None:
+    before, now = (with_optimizer((steps,), cooldown_fraction=0.25, warmup_steps=0) for steps in (40, 60))
+    check_resumes(now, before, 30)
+    with pytest.raises(InputError, match=r"31 steps are done and their rates have begun to cool down, by optimizer\.c"):
+        check_resumes(now, before, 31)
 
 
 def test_a_phase_that_has_not_begun_may_be_another() -> None:
