@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from longformer_jax.checksums import CHECKSUMS, file_sum, is_unchanged, write_sums
 from longformer_jax.errors import InputError
 from longformer_jax.files import error_number, naming, read_json, user_path
 from longformer_jax.integers import as_integer
+from longformer_jax.processes import Agreed, together
 
 DIRECTORY = "checkpoints"
 _PARAMS = "params"
@@ -51,8 +51,10 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # Other processes do not come to wait for one that fails alone.
+        if kind is None or issubclass(kind, Agreed) or jax.process_count() == 1:
+            self.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -103,17 +105,22 @@ class Checkpoints:
             kept = f"checkpoint {steps[-1]} is the latest" if steps else "there is no checkpoint yet"
             raise OSError(number, f"{reason}; {kept}", str(self._root / str(self._saving))) from error
 
-    def restore(self, abstract_state: State) -> State:
-        """The latest checkpoint, on whatever devices the shardings of `abstract_state` name.
+    def restore(self, abstract_state: State, step: int | None = None) -> State:
+        """A checkpoint, on whatever devices the shardings of `abstract_state` name; all processes call this.
+
+        Args:
+          abstract_state: the shapes, dtypes and shardings of a state.
+          step: which one; None is the latest.
 
         Raises:
           InputError: a file of it is missing or changed, or its tensors are not those of `abstract_state`.
         """
-        step = self.latest_step
+        step = self.latest_step if step is None else step
         assert step is not None, "there is no checkpoint to restore"
         train = {"opt_state": abstract_state["opt_state"], "step": abstract_state["step"]}
-        _verify(self._root / str(step), "")
-        _check_tensors(self._root / str(step), abstract_state["params"])
+        with together():
+            _verify(self._root / str(step), "")
+            _check_tensors(self._root / str(step), abstract_state["params"])
         restored = self._checkpointer.load_checkpointables(step, {"params": abstract_state["params"], "train": train})
         return {"params": restored["params"], **restored["train"]}
 
@@ -190,12 +197,11 @@ def save_params(directory: str | Path, params: Any) -> None:
     partial.parent.mkdir(parents=True, exist_ok=True)
     with naming(final):
         ocp.save_checkpointables(str(partial), {"params": params}, overwrite=True)
-    if jax.process_index() == 0:
-        _write_checksums(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(str(final))
+    with together():
+        if jax.process_index() == 0:
+            _write_checksums(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
 
 
 def load_params(directory: str | Path, abstract_params: Any) -> Any:
@@ -220,8 +226,9 @@ def has_params(directory: str | Path) -> bool:
 
 def _load(checkpoint: Path, abstract_params: Any) -> Any:
     """The parameters of a checkpoint, once its files and its tensors are seen to be right."""
-    _verify(checkpoint, "params/")
-    _check_tensors(checkpoint, abstract_params)
+    with together():
+        _verify(checkpoint, "params/")
+        _check_tensors(checkpoint, abstract_params)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params)
     return ocp.load(

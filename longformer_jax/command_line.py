@@ -164,7 +164,7 @@ def parse_flags(arguments: Sequence[str], module: str, more_help: Callable[[], l
 def _help(module: str) -> Iterator[str]:
     """What a command is for, and its flags."""
     yield inspect.cleandoc(sys.modules[module].__doc__ or "") + "\n"
-    for flag in flags.FLAGS.get_flags_for_module(module):
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
         lead = f"  --{flag.name}{'' if flag.boolean else '=…'}"
         yield textwrap.fill(f"{lead:<22}{flag.help}", 120, subsequent_indent=" " * 22)
     yield ""

@@ -1,10 +1,12 @@
 """Names of files, JSON from outside, and files and directories that are written as a whole or not at all."""
 
+import datetime
 import json
 import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from longformer_jax.errors import InputError
 _LOCK = ".lock"
 # Of what is read into memory in one piece: more than any document, line or tokenizer in use has.
 _MOST_BYTES = 2**30
+_SHARED_WITHIN = 5.0  # seconds, for a file to be seen from another machine
 # How libraries that are not written in Python tell what the system refused them: in Rust, and TensorStore for Orbax.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|os_error_code='(\d+)'")
 
@@ -129,8 +132,8 @@ def check_kinds(*files: Path, directories: Sequence[Path] = ()) -> None:
 
 
 @contextmanager
-def locked(field: str, directory: Path) -> Iterator[None]:
-    """Keeps other processes that ask for it out of a directory, which is made if need be.
+def locked(field: str, directory: Path) -> Iterator[str]:
+    """Keeps other processes that ask for it out of a directory, which is made if need be; yields what its file says.
 
     The lock goes with the process that holds it, however that ends. Where the file system has no locks, nobody is kept
     out. A directory that was new, and is empty at the end, is removed.
@@ -146,17 +149,37 @@ def locked(field: str, directory: Path) -> Iterator[None]:
     if file is None:
         holder = path.read_text(encoding="utf-8") or "another process"
         raise InputError(f"{field} is {str(directory)!r}, which is in use by {holder}; expected another directory")
+    since = datetime.datetime.now().isoformat(" ", "milliseconds")
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
     try:
         with naming(path):
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.write(holder)
             file.flush()
-        yield
+        yield holder
     finally:
         path.unlink(missing_ok=True)
         file.close()
         if new and not any(directory.iterdir()):
             directory.rmdir()
+
+
+def check_shared(field: str, directory: Path, holder: str) -> None:
+    """Raises InputError naming `field` unless the lock on a directory is the one that `locked` has yielded as `holder`.
+
+    Elsewhere a directory of the same name may be another one, or show what is new in it a little later.
+    """
+    path, end = directory / _LOCK, time.monotonic() + _SHARED_WITHIN
+    while True:
+        with suppress(FileNotFoundError):
+            if path.read_text(encoding="utf-8") == holder:
+                return
+        if time.monotonic() > end:
+            raise InputError(
+                f"{field} is {str(directory)!r}, which is not the directory of {holder}; expected one that all "
+                "processes of a run share"
+            )
+        time.sleep(0.1)
 
 
 def _open_locked(path: Path) -> TextIO | None:

@@ -69,7 +69,8 @@ def run_python(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[.
     return run
 
 
-# Loads a command once, which takes longer than to refuse what is wrong with its flags; each line is a command to run.
+# Loads a command once, which takes longer than to refuse what is wrong with its flags; each line is a command to run
+# and what is added to the environment.
 FORKING = """
 import importlib, json, os, runpy, sys, tempfile
 importlib.import_module(sys.argv[1])
@@ -78,7 +79,8 @@ for line in sys.stdin:
         if not (child := os.fork()):
             os.dup2(output.fileno(), 1)
             os.dup2(errors.fileno(), 2)
-            sys.argv = json.loads(line)
+            sys.argv, environment = json.loads(line)
+            os.environ.update(environment)
             runpy.run_path(sys.argv[0], run_name="__main__")
             sys.exit()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -93,10 +95,10 @@ def run_script(start_python: Callable[..., subprocess.Popen[str]]) -> Iterator[C
     """Runs train.py or eval.py with arguments to its end, in a fork of a process that has loaded it before."""
     servers: dict[str, subprocess.Popen[str]] = {}
 
-    def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         server = servers.get(script) or servers.setdefault(script, start_python("-c", FORKING, MODULES[script]))
         assert server.stdin and server.stdout
-        print(json.dumps([script, *map(str, arguments)]), file=server.stdin, flush=True)
+        print(json.dumps([[script, *map(str, arguments)], environment]), file=server.stdin, flush=True)
         line = server.stdout.readline()
         assert line, server.communicate()[1]
         return subprocess.CompletedProcess(arguments, *json.loads(line))

@@ -13,7 +13,7 @@ from longformer_jax import InputError, load_pretrained
 from longformer_jax.checkpoints import has_checkpoint
 from longformer_jax.data import load_corpus
 from longformer_jax.evaluation import evaluate
-from longformer_jax.files import locked, read_json, replacing, user_path, write_text
+from longformer_jax.files import check_shared, locked, read_json, replacing, user_path, write_text
 from longformer_jax.training import ExperimentConfig, train
 from longformer_jax.weights import load_tokenizer
 from tests.training.tiny import CONFIG
@@ -109,9 +109,11 @@ def test_what_the_system_refuses_names_the_file(tmp_path: Path, raised: Exceptio
 
 
 def test_a_lock_keeps_others_out_while_it_is_held(tmp_path: Path) -> None:
-    holder = re.escape(f"process {os.getpid()} on {socket.gethostname()}")
+    holder = re.escape(f"process {os.getpid()} on {socket.gethostname()} since 2") + "[-0-9:. ]+"
     for directory in (tmp_path / "new", tmp_path):
-        with locked("workdir", directory):
+        with locked("workdir", directory) as name:
+            assert re.fullmatch(holder, name)
+            check_shared("workdir", directory, name)
             message = f"^workdir is '{directory}', which is in use by {holder}; expected another directory$"
             with pytest.raises(InputError, match=message), locked("workdir", directory):
                 pass
@@ -119,6 +121,17 @@ def test_a_lock_keeps_others_out_while_it_is_held(tmp_path: Path) -> None:
     with locked("workdir", tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_another_directory_of_the_same_name_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longformer_jax.files._SHARED_WITHIN", 0.2)
+    message = (
+        "^workdir is '.*', which is not the directory of process 1 on a; expected one that all processes of a run sh"
+    )
+    with pytest.raises(InputError, match=message):
+        check_shared("workdir", tmp_path, "process 1 on a")
+    with locked("workdir", tmp_path), pytest.raises(InputError, match=message):
+        check_shared("workdir", tmp_path, "process 1 on a")
 
 
 def test_a_lock_that_the_file_system_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

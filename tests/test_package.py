@@ -87,6 +87,7 @@ def test_checkpoints_import_nothing_of_the_library_but_its_foundations() -> None
         "longformer_jax.errors",
         "longformer_jax.files",
         "longformer_jax.integers",
+        "longformer_jax.processes",
     }
 
 

@@ -7,13 +7,12 @@
 
 Fields of the configuration can be overridden: --config.seed=1 --config.phases[0].windows=32,32,64,64
 --config.optimizer.clip_norm=None. --config=… --help lists them. The same command continues an interrupted run. On
-several machines, start it in each with --distributed and a workdir that they share.
+several machines, start it in each, with --distributed and a workdir that they share: see docs/several_machines.md.
 """
 
 import sys
 from collections.abc import Sequence
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -28,6 +27,8 @@ from longformer_jax.command_line import (
 )
 from longformer_jax.errors import InputError
 from longformer_jax.host_memory import reuse_freed_memory
+from longformer_jax.processes import ProcessError
+from longformer_jax.scripts import cluster
 from longformer_jax.scripts.configurations import configuration_first, configurations_help, overrides, variants
 from longformer_jax.settings import keep_compiled
 from longformer_jax.training import DivergenceError, ExperimentConfig, train, train_seeds
@@ -40,11 +41,7 @@ _PROFILE = flags.DEFINE_bool("profile", False, "Writes a trace of a few steps to
 _SEEDS = flags.DEFINE_integer(
     "seeds", None, "Trains this many times, with seeds that count up, in WORKDIR/seed_N; reports mean and deviation."
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed",
-    False,
-    "Joins the other processes of a cluster (Slurm, Kubernetes, MPI or TPU) that run this command.",
-)
+flags.adopt_module_key_flags(cluster)
 
 
 def _read_config() -> ExperimentConfig:
@@ -54,13 +51,6 @@ def _read_config() -> ExperimentConfig:
         return ExperimentConfig.from_config_dict(_CONFIG.value)
     except OSError as error:  # ml_collections keeps it until the first use
         raise InputError(f"--config cannot be read: {' '.join(str(error.__cause__).split())}") from None
-
-
-def _join_cluster() -> None:
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        raise InputError(f"--distributed finds no cluster ({error}); expected a process that one has started") from None
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -75,15 +65,15 @@ def main(arguments: Sequence[str]) -> None:
     config = _read_config()
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
-    if _DISTRIBUTED.value:
-        _join_cluster()
-    check_devices()
+    cluster.join()
     try:
-        if _SEEDS.value is None:
-            train(config, _WORKDIR.value, profile=_PROFILE.value)
-        else:
-            train_seeds(config, _WORKDIR.value, _SEEDS.value, profile=_PROFILE.value)
-    except DivergenceError as error:
+        with cluster.member():
+            check_devices()
+            if _SEEDS.value is None:
+                train(config, _WORKDIR.value, profile=_PROFILE.value)
+            else:
+                train_seeds(config, _WORKDIR.value, _SEEDS.value, profile=_PROFILE.value)
+    except (DivergenceError, ProcessError) as error:
         fail(1, error)
 
 

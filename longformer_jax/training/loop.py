@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
-import json
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import jax
 
 from longformer_jax.checkpoints import DIRECTORY, Checkpoints, find_checkpoint, has_checkpoint
 from longformer_jax.errors import InputError
-from longformer_jax.files import check_kinds, locked, user_path
+from longformer_jax.files import check_kinds, check_shared, locked, user_path
+from longformer_jax.processes import alone, check_same, from_first, together, versions
 from longformer_jax.settings import pinned
 from longformer_jax.training.config import CONFIG_FILE, DATA_FILE, ExperimentConfig, Validator
 from longformer_jax.training.finite import places
@@ -31,8 +32,7 @@ from longformer_jax.training.metrics import (
 )
 from longformer_jax.training.monitor import DivergenceError, StepMonitor
 from longformer_jax.training.preemption import StopRequest
-from longformer_jax.training.processes import check_same, together
-from longformer_jax.training.resumption import check_resumes, longer_run
+from longformer_jax.training.resumption import check_resumes, flatten, longer_run
 from longformer_jax.training.selection import BEST_DIRECTORY, Selection, save_best
 from longformer_jax.training.sharding import accumulation_steps, check_memory, describe_mesh, make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
@@ -42,6 +42,7 @@ from longformer_jax.training.workdir import MODEL_DIRECTORY, leave_model
 _PROFILED_STEPS = 3
 
 _PROFILE = "profile"
+_PLACE = re.compile(r"config\.data\.(path|validation_path|data_dir|cache_dir|tokenizer)")
 # What a workdir may hold.
 _FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, CURVE_FILE, "tokenizer.json")
 _DIRECTORIES = (DIRECTORY, BEST_DIRECTORY, BOARD_DIRECTORY, MODEL_DIRECTORY, _PROFILE)
@@ -69,33 +70,51 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
       DivergenceError: the loss or the gradient norm is not finite, in more steps than `optimizer.max_skipped_steps`
         allows. The latest checkpoint is from before that.
     """
-    workdir = user_path("workdir", workdir)
-    # Where the data lies may differ, as long as they are the same.
-    check_same(workdir=str(workdir.absolute()), config=json.dumps(config.to_dict() | {"data": None}))
+    with together():
+        workdir = user_path("workdir", workdir)
+    if not alone():
+        check_same(versions() | {"workdir": str(workdir.absolute())} | _what_decides(config))
     with together():
         config = config.completed(workdir)
-    mesh = make_mesh(config.mesh)
-    for index in range(len(config.phases)):
-        accumulation_steps(config, index, mesh)  # whether the batch can be split, before the data is read
-    abstract = abstract_state(config, mesh)
-    check_memory(abstract)
+    jax.devices()  # these, too, wait for all processes
+    with together():
+        mesh = make_mesh(config.mesh)
+        for index in range(len(config.phases)):
+            accumulation_steps(config, index, mesh)  # whether the batch can be split, before the data is read
+        abstract = abstract_state(config, mesh)
+        check_memory(abstract)
     with contextlib.ExitStack() as held:
         with together():
-            data = _claim(config, workdir, held)
-        if jax.process_count() > 1:
-            check_same(data=data.fingerprint)
+            holder = held.enter_context(_claimed(workdir)) if jax.process_index() == 0 else None
+        holder = from_first(holder)
+        with together():
+            check_shared("workdir", workdir, holder)
+            data = _open(config, workdir)
+        if not alone():
+            check_same({"digest of the data": data.fingerprint})
         return _run(config, workdir, data, mesh, abstract, profile)
 
 
-def _claim(config: ExperimentConfig, workdir: Path, held: contextlib.ExitStack) -> Any:
-    """Takes the workdir, until `held` is closed, and returns the data; raises InputError where these do not fit."""
+def _what_decides(config: ExperimentConfig) -> dict[str, Any]:
+    """The fields of a configuration but for where the data lies, which may differ if the data are the same."""
+    return {name: value for name, value in flatten(config.to_dict(), "config").items() if not _PLACE.fullmatch(name)}
+
+
+@contextlib.contextmanager
+def _claimed(workdir: Path) -> Iterator[str]:
+    """The lock on a workdir; raises InputError where it cannot be had."""
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"workdir is {str(workdir)!r}, which is a file; expected a directory")
-    if jax.process_index() == 0:
+    with contextlib.ExitStack() as held:
         try:
-            held.enter_context(locked("workdir", workdir))
+            holder = held.enter_context(locked("workdir", workdir))
         except OSError as error:
             raise InputError(f"workdir is {str(workdir)!r}, which cannot be written to ({error.strerror})") from None
+        yield holder
+
+
+def _open(config: ExperimentConfig, workdir: Path) -> Any:
+    """The data; raises InputError where they or the workdir do not fit."""
     files, directories = ([workdir / name for name in names] for names in (_FILES, _DIRECTORIES))
     check_kinds(*files, directories=directories)
     if has_checkpoint(workdir):
@@ -115,14 +134,18 @@ def _run(
 ) -> State:
     """`train`, once all is seen to fit."""
     with StopRequest() as stop, Checkpoints(workdir, config.keep_checkpoints) as checkpoints:
-        start = checkpoints.latest_step or 0
-        state = checkpoints.restore(abstract) if start else init_state(config, mesh)
-        if jax.process_index() == 0:
-            config.save(workdir)
-            config.save_data(workdir, data)
+        # Storage may show another machine what has been written only later, so one process decides for all.
+        start = from_first(checkpoints.latest_step or 0)
+        state = checkpoints.restore(abstract, start) if start else init_state(config, mesh)
         numbers = (config.unit, config.score)
-        records = read_metrics(workdir / METRICS_FILE) if start else []
-        selection = Selection.of(config, (record for record in records if record["step"] <= start))
+        validations = []
+        with together():
+            if jax.process_index() == 0:
+                config.save(workdir)
+                config.save_data(workdir, data)
+                records = read_metrics(workdir / METRICS_FILE, numbers) if start else []
+                validations = [r for r in records if r["split"] == "validation" and r["step"] <= start]
+        selection = Selection.of(config, from_first(validations))
         with MetricsLog(workdir, step=start, total_steps=config.total_steps, numbers=numbers) as log:
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
@@ -140,8 +163,9 @@ def _run(
                     f"{error}; {kept}; in another workdir, a lower learning_rate may help, or "
                     "--config.optimizer.max_skipped_steps in this one"
                 ) from None
-    if jax.process_index() == 0:
-        plot_curve(workdir, config.unit, config.score, config.score_name, config.selection[0])
+    with together():
+        if jax.process_index() == 0:
+            plot_curve(workdir, config.unit, config.score, config.score_name, config.selection[0])
     return state
 
 

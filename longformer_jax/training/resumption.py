@@ -30,7 +30,7 @@ def check_resumes(config: ExperimentConfig, previous: ExperimentConfig, step: in
       step: how many steps it has done.
     """
     if fields := _wrong_fields(config, previous, step):
-        old, new = _flatten(previous.to_dict()), _flatten(config.to_dict())
+        old, new = flatten(previous.to_dict()), flatten(config.to_dict())
         changed = ", ".join(f"{field} ({old.get(field)!r}, now {new.get(field)!r})" for field in fields)
         why = _why_fixed(config, previous, step) if all(map(_SCHEDULE.fullmatch, fields)) else ""
         raise InputError(
@@ -55,7 +55,7 @@ def longer_run(config: ExperimentConfig) -> str | None:
 
 def _wrong_fields(config: ExperimentConfig, previous: ExperimentConfig, step: int) -> list[str]:
     """The fields that keep a run of `previous`, of which `step` steps are done, from going on under `config`."""
-    old, new = _flatten(previous.to_dict()), _flatten(config.to_dict())
+    old, new = flatten(previous.to_dict()), flatten(config.to_dict())
     begun = _begun(previous, step)
     same_past = _begun(config, step) == begun and config.total_steps >= step
 
@@ -114,12 +114,12 @@ def _why_fixed(config: ExperimentConfig, previous: ExperimentConfig, step: int) 
     )
 
 
-def _flatten(value: object, path: str = "") -> dict[str, object]:
-    """{"phases[0].steps": 10, …}"""
+def flatten(value: object, path: str = "") -> dict[str, object]:
+    """{"phases[0].steps": 10, …}, the names beginning with `path`."""
     if isinstance(value, dict):
         items = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
     elif isinstance(value, list):
         items = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
     else:
         return {path: value}
-    return {name: leaf for key, item in items for name, leaf in _flatten(item, key).items()}
+    return {name: leaf for key, item in items for name, leaf in flatten(item, key).items()}

@@ -5,8 +5,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from longformer_jax.files import user_path
 from longformer_jax.integers import check_integer
+from longformer_jax.processes import check_same, from_first, together
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.loop import train
 from longformer_jax.training.metrics import METRICS_FILE, read_metrics
@@ -31,19 +34,26 @@ def train_seeds(config: ExperimentConfig, workdir: str | Path, count: int, *, pr
     Raises:
       InputError: where `train` does.
     """
-    count = check_integer("seeds", count)
-    workdir = user_path("workdir", workdir)
+    with together():
+        count = check_integer("seeds", count)
+        workdir = user_path("workdir", workdir)
+    check_same({"seeds": count})
+
+    def say(line: str) -> None:
+        if jax.process_index() == 0:
+            print(line, flush=True)
+
     best = []
     for seed in range(config.seed, config.seed + count):
         run = workdir / f"{_PREFIX}{seed}"
-        print(f"seed {seed} ({seed - config.seed + 1} of {count}), in {run}", flush=True)
+        say(f"seed {seed} ({seed - config.seed + 1} of {count}), in {run}")
         train(dataclasses.replace(config, seed=seed), run, profile=profile)
-        if not (run / MODEL_DIRECTORY).exists():
+        if not from_first((run / MODEL_DIRECTORY).exists()):
             return
-        value = Selection.of(config, read_metrics(run / METRICS_FILE)).best_value
-        best.append(value)
+        with together():
+            best.append(Selection.of(config, read_metrics(run / METRICS_FILE)).best_value)
     name = config.selection[0]
-    print(f"best validation {name} of {count} seeds: {mean_and_deviation(best)}", flush=True)
+    say(f"best validation {name} of {count} seeds: {mean_and_deviation(best)}")
 
 
 def runs_of_seeds(workdir: Path) -> list[Path]:

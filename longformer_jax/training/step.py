@@ -13,10 +13,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from longformer_jax.processes import alone, check_same, digest, together
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.finite import first_fault
 from longformer_jax.training.optimizer import choose_state, learning_rate_schedule, make_optimizer, trained
-from longformer_jax.training.processes import check_same
 from longformer_jax.training.sharding import BATCH_AXES, in_use, microbatch_sharding, replicated, state_shardings
 
 State = dict[str, Any]
@@ -46,11 +46,15 @@ def abstract_state(config: ExperimentConfig, mesh: Mesh) -> State:
 def init_state(config: ExperimentConfig, mesh: Mesh) -> State:
     """A new state, of pretrained parameters where there are any, else a function of the seed; made where it belongs."""
     shardings = jax.tree.map(lambda tensor: tensor.sharding, abstract_state(config, mesh))
-    pretrained = config.pretrained_params()
+    with together():
+        pretrained = config.pretrained_params()
     if pretrained is None:
         return jax.jit(lambda: _init_state(config, config.init_params()), out_shardings=shardings)()
     # From the host, as each process has all of it and puts its part on its devices.
-    params = jax.tree.map(jax.device_put, jax.device_get(pretrained), shardings["params"])
+    pretrained = jax.device_get(pretrained)
+    if not alone():
+        check_same({"weights of init": digest(leaf.tobytes() for leaf in jax.tree.leaves(pretrained))})
+    params = jax.tree.map(jax.device_put, pretrained, shardings["params"])
     return jax.jit(lambda params: _init_state(config, params), out_shardings=shardings)(params)
 
 
@@ -122,10 +126,10 @@ def compile_train_step(
     shardings = jax.tree.map(lambda tensor: tensor.sharding, state)
     jitted = jax.jit(in_use(mesh, train_step), out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
     lowered = jitted.lower(state, batch)
-    if jax.process_count() > 1:
+    if not alone():
         # Different programs that run as one may compute anything. They differ where processors round the bases of
         # positions differently, say, or where the environment of one asks for other kernels.
-        check_same(program=lowered.as_text())
+        check_same({"program": digest([lowered.as_text().encode()])})
     return lowered.compile()
 
 

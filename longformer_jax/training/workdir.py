@@ -9,6 +9,7 @@ import jax
 from longformer_jax import checkpoints
 from longformer_jax.files import check_unused, replacing, user_path
 from longformer_jax.models import CharLMConfig
+from longformer_jax.processes import from_first, together
 from longformer_jax.training.char_lm import CharLMExperiment
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.selection import find_best, load_best
@@ -98,16 +99,16 @@ def leave_model(config: ExperimentConfig, workdir: Path, params: Any) -> Path:
     It is the best one, where the run keeps that, else the last one, whose parameters these are.
     """
     directory = workdir / MODEL_DIRECTORY
-    best = find_best(workdir) if config.keep_best else None
+    best = from_first(find_best(workdir)) if config.keep_best else None
     if best is not None:
         params = load_best(workdir, best, abstract_params(config))
+        phase = config.last_phase(best)
+    else:
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        params = jax.jit(lambda params: params, out_shardings=replicated(mesh))(params)
+        phase = len(config.phases) - 1
+    with together():
         if jax.process_index() == 0:
             with replacing(directory) as partial:
-                config.write_model(partial, jax.device_get(params), phase=config.last_phase(best), workdir=workdir)
-        return directory
-    mesh = jax.tree.leaves(params)[0].sharding.mesh
-    params = jax.jit(lambda params: params, out_shardings=replicated(mesh))(params)
-    if jax.process_index() == 0:
-        with replacing(directory) as partial:
-            config.write_model(partial, jax.device_get(params), phase=len(config.phases) - 1, workdir=workdir)
+                config.write_model(partial, jax.device_get(params), phase=phase, workdir=workdir)
     return directory

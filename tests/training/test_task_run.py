@@ -22,7 +22,7 @@ from longformer_jax.training.metrics import read_metrics
 from longformer_jax.training.workdir import restore_best
 from longformer_jax.weights import load_tokenizer
 from tests.tasks.sets import write_records
-from tests.training.ports import free_port
+from tests.training.commands import free_port
 from tests.training.tiny_task import STEPS, with_data
 
 

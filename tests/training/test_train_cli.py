@@ -1,4 +1,4 @@
-"""train.py as a user meets it: from the command line, with signals, and on two processes."""
+"""train.py as a user meets it: from the command line, and with signals."""
 
 import dataclasses
 import re
@@ -6,32 +6,16 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
 from longformer_jax.scripts.configurations import overrides
 from longformer_jax.training import ExperimentConfig, OptimizerConfig, restore_params
 from longformer_jax.training.metrics import read_metrics
-from tests.training.ports import free_port
+from tests.training.commands import CONFIG_FLAG, checkpoints, read_until
 from tests.training.tiny import CONFIG
 
-CONFIG_FLAG = "--config=tests/training/tiny.py"
 ENDLESS = "--config.phases[1].steps=1000000"
-
-
-def checkpoints(workdir: Path) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-
-
-def read_until(process: Popen[str], beginning: str) -> str:
-    """The first line of the output that begins so."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(beginning):
-            return line
-    assert process.stderr is not None
-    raise AssertionError(f"the output ended without {beginning!r}: {process.stderr.read()}")
 
 
 @pytest.mark.slow
@@ -77,10 +61,6 @@ def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
         ([CONFIG_FLAG, "--config.seed=x"], "flag --config.seed=x: invalid literal for int"),
         ([CONFIG_FLAG, "--config.phases[1].windows=1,2,3", "--workdir=w"], "phases[1].windows has 3 entries; expected"),
         ([CONFIG_FLAG, "--config.data.path=none", "--workdir=w"], "path is 'none', which is missing; expected a file"),
-        (
-            [CONFIG_FLAG, "--distributed", "--workdir=w"],
-            "--distributed finds no cluster (coordinator_address should be",
-        ),
         (["--config.seed=None", CONFIG_FLAG, "--workdir=w"], "seed is None; expected an integer"),
         (
             [CONFIG_FLAG, "--workdir=~nobody-of-that-name/x"],
@@ -280,117 +260,3 @@ def test_kill_loses_at_most_what_was_not_written(start_python: Callable, tmp_pat
         assert lost_from % interval == 0
         assert reached - 2 * interval <= lost_from <= reached + 2
         assert restore_params(tmp_path)["embed"]["embedding"].shape == (256, 16)
-
-
-TWO_PROCESSES = """
-import dataclasses, sys
-import jax
-port, index, workdir, steps = sys.argv[1:]
-jax.config.update("jax_num_cpu_devices", 2)
-jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-from longformer_jax.training import MeshConfig, train
-from tests.training.tiny import CONFIG
-phase = dataclasses.replace(CONFIG.phases[0], sequences_per_device=None, steps=int(steps))
-state = train(dataclasses.replace(CONFIG, phases=(phase,), mesh=MeshConfig(data=2, fsdp=2)), workdir)
-print("last step", int(state["step"]), flush=True)
-"""
-
-
-TWO_PROCESSES_THAT_DIFFER = """
-import contextlib, dataclasses, sys
-from pathlib import Path
-import jax
-import numpy as np
-port, index, folder = sys.argv[1:]
-index, folder = int(index), Path(folder)
-jax.distributed.initialize(f"localhost:{port}", 2, index)
-from longformer_jax import InputError
-from longformer_jax.files import locked
-from longformer_jax.models import char_lm
-from longformer_jax.training import DataConfig, train
-from longformer_jax.training.processes import together
-from tests.training.tiny import CONFIG
-(folder / f"text{index}").write_bytes(bytes(range(97 + index, 107)) * 500)
-texts = DataConfig(path=str(folder / f"text{index}"))
-run = folder / "run"
-for config, workdir, lock in (
-    (dataclasses.replace(CONFIG, seed=index), run, False),
-    (CONFIG, folder / f"run{index}", False),
-    (dataclasses.replace(CONFIG, data=texts), run, False),
-    (CONFIG, run, index == 0),
-):
-    with locked("workdir", run) if lock else contextlib.nullcontext():
-        try:
-            train(config, workdir)
-        except InputError as error:
-            print(error)
-if index == 1:  # its processor rounds differently
-    char_lm.further = lambda given, away, width: np.nextafter(np.eye(width) if given is None else given, np.float32(9))
-try:
-    train(CONFIG, folder / "rounded")
-except InputError as error:
-    print(error)
-try:
-    with together():
-        print([][index])  # a bug in both
-except IndexError as error:
-    print(error)
-try:
-    with together():
-        print([7][index])
-except (IndexError, InputError) as error:
-    print(error)
-"""
-
-
-@pytest.mark.slow
-def test_processes_that_differ_are_refused_in_all_of_them(start_python: Callable, tmp_path: Path) -> None:
-    both = [start_python("-c", TWO_PROCESSES_THAT_DIFFER, port, i, tmp_path) for port in [free_port()] for i in (0, 1)]
-    differs = [
-        f"{name} of process 1 is not that of process 0; expected the same in all processes of a run"
-        for name in ("config", "workdir", "data", "program")
-    ]
-    printed = [process.communicate(timeout=600)[0].splitlines() for process in both]
-    said = "process {} of the run cannot start, and says why"
-    bugs = ["list index out of range"] * 2
-    for lines, held, later in zip(
-        printed, ("workdir is '", said.format(0)), ([bugs[0], "7", said.format(1)], bugs), strict=True
-    ):
-        lines = [line for line in lines if not line.startswith("[Gloo]")]
-        assert lines[:3] == differs[:3] and lines[3].startswith(held)
-        assert differs[3] in lines[4:] and lines[-len(later) :] == later
-
-
-@pytest.mark.slow
-def test_two_processes_stop_at_the_same_step_and_match_one(
-    start_python: Callable, run_python: Callable, tmp_path: Path
-) -> None:
-    def start_both(workdir: Path, steps: int) -> list[Popen[str]]:
-        port = free_port()
-        return [start_python("-c", TWO_PROCESSES, port, index, workdir, steps) for index in (0, 1)]
-
-    # To the end: the losses are those of one process.
-    both = start_both(tmp_path / "two", 12)
-    for process in both:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
-    one = ["--config.phases[1].steps=1", "--config.phases[0].sequences_per_device=8", f"--workdir={tmp_path / 'one'}"]
-    result = run_python("train.py", CONFIG_FLAG, *one)
-    assert result.returncode == 0, result.stderr
-    losses = [
-        [(record["split"], record["step"], pytest.approx(record["bpc"], rel=2e-5)) for record in records[:3]]
-        for records in (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    ]
-    assert [entry[:2] for entry in losses[0]] == [entry[:2] for entry in losses[1]]
-    assert [entry[2] for entry in losses[0]] == [entry[2].expected for entry in losses[1]]
-
-    # SIGTERM to the second process only.
-    both = start_both(tmp_path / "stopped", 1_000_000)
-    read_until(both[0], "step 40/")
-    both[1].send_signal(signal.SIGTERM)
-    last = []
-    for process in both:
-        output, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
-        last.append(output.splitlines()[-1])
-    assert last[0] == last[1] == f"last step {checkpoints(tmp_path / 'stopped')[-1]}"
