@@ -297,7 +297,7 @@ def test_no_sample(finished: tuple[Path, str]) -> None:
 
 
 def test_matrices_and_tables_are_split() -> None:
-    mesh: Any = jax.sharding.AbstractMesh((1, 4), ("data", "fsdp"))
+    mesh: Any = jax.sharding.AbstractMesh((1, 4, 1, 1), ("data", "fsdp", "sequence", "tensor"))
     params = abstract_params(CONFIG)
     specs = jax.tree.map(lambda sharding: sharding.spec, state_shardings(mesh, params))
     split = {
