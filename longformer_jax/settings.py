@@ -41,9 +41,13 @@ def keep_compiled() -> None:
     try:
         place = user_cache() / "compiled"
         place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK | os.X_OK):
+            return
+        for program in place.glob("*-cache"):
+            # JAX notes the time of use last. What a killed process has left half-written it would never write again.
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink(missing_ok=True)
     except (OSError, RuntimeError):  # read-only, or without a home
-        return
-    if not os.access(place, os.W_OK | os.X_OK):
         return
     jax.config.update("jax_compilation_cache_dir", str(place))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
