@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longformer_jax import CharLM, ForMaskedLM, InputError, load_pretrained, load_tokenizer, save_pretrained
-from longformer_jax.checksums import CHECKSUMS, check_sum, recording
+from longformer_jax.checksums import CHECKSUMS, check_sum, file_sum, recording, write_sums
 from longformer_jax.weights.tokenizer import save_tokenizer
 from tests.data.tiny_tokenizer import tiny_tokenizer
 from tests.models import encoders, small
@@ -94,3 +94,13 @@ def test_damaged_sums(tmp_path: Path, content: bytes) -> None:
     with recording(tmp_path / "file") as partial:
         partial.write_text("new")
     check_sum(tmp_path / "file")
+
+
+def test_sums_of_an_earlier_version_have_no_size(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("some text")
+    write_sums(tmp_path, {"file": file_sum(file).partition(" ")[0]})
+    check_sum(file)
+    flip(file, 3)
+    with pytest.raises(InputError, match="has changed since it was written"):
+        check_sum(file)
