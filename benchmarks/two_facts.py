@@ -16,7 +16,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,13 @@ def experiment(name: str, runs: Path) -> TaskExperiment:
     )
 
 
-def by_distance(predictions: Iterable[Mapping[str, Any]], records: Iterable[Mapping[str, str]]) -> dict[int, float]:
+def by_distance(
+    predictions: Iterable[Mapping[str, Any]], records: Iterable[Mapping[str, str]], key: str = "label"
+) -> dict[int, float]:
     """The accuracy at each distance, which an id begins with."""
     hits: dict[int, list[bool]] = {}
     for prediction, record in zip(predictions, records, strict=True):
-        hits.setdefault(int(record["id"].split("-")[0]), []).append(prediction["label"] == record["label"])
+        hits.setdefault(int(record["id"].split("-")[0]), []).append(prediction[key] == record[key])
     return {distance: sum(found) / len(found) for distance, found in hits.items()}
 
 
@@ -126,26 +128,38 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def measure(name: str, runs: Path) -> dict[str, Any]:
-    """Trains and tests one of them, unless RUNS has what that found; seconds are None after a stop."""
+def trained_and_tested(
+    name: str, runs: Path, experiment: TaskExperiment, test: Callable[[Path], dict[int, float]]
+) -> dict[str, Any]:
+    """Trains in RUNS/NAME and tests, unless RUNS has what that found; seconds are None after a stop."""
     found = runs / f"{name}.json"
     if found.exists():
         return json.loads(found.read_text())
     in_one_go = not (runs / name).exists()
     began = time.perf_counter()
-    train(experiment(name, runs), runs / name)
+    train(experiment, runs / name)
     trained = time.perf_counter()
     if not (runs / name / "model").exists():
         raise SystemExit("stopped; the same command goes on from there")
-    evaluate(runs / name, split="test", predictions=runs / f"{name}.jsonl")
     result = {
         "model": name,
-        "accuracy": by_distance(read(runs / f"{name}.jsonl"), read(runs / "documents" / "test.jsonl")),
+        "accuracy": test(runs / name),
         "training_seconds": round(trained - began) if in_one_go else None,
         "test_seconds": round(time.perf_counter() - trained),
     }
     found.write_text(json.dumps(result))
     return result
+
+
+def measure(name: str, runs: Path) -> dict[str, Any]:
+    """One of the three, trained and tested."""
+
+    def test(workdir: Path) -> dict[int, float]:
+        predictions = runs / f"{name}.jsonl"
+        evaluate(workdir, split="test", predictions=predictions)
+        return by_distance(read(predictions), read(runs / "documents" / "test.jsonl"))
+
+    return trained_and_tested(name, runs, experiment(name, runs), test)
 
 
 def main() -> None:
