@@ -2,8 +2,8 @@
 
     python -m benchmarks.two_documents RUNS [VARIANT …]
 
-A question has four candidates, in any order, and up to eight documents of words without meaning. One document names a season
-and another the weather, once each; the answer is the candidate that goes with both. One fact alone leaves two
+A question has four candidates, in any order, and up to eight documents of words without meaning. One document names a
+season and another the weather, once each; the answer is the candidate that goes with both. One fact alone leaves two
 candidates, and where both facts lie far apart no window sees them together.
 
 The variants are those of the paper's ablation (table 10) that need no pretrained weights, of one small model: pieces of
