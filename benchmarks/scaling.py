@@ -294,8 +294,10 @@ def _write(part: str, records: list[dict[str, Any]], key: str | None = None) -> 
     """To the part's file, which keeps its records with other values of `key`."""
     about = {"date": datetime.now(UTC).date().isoformat(), "device": cpu_model(), "jax": jax.__version__}
     output = Path(__file__).resolve().parent / "results" / f"scaling_{part}_cpu.json"
-    before = json.loads(output.read_text())["records"] if key and output.exists() else []
-    others = [record for record in before if record[key] not in [new[key] for new in records]]
+    others = []
+    if key is not None and output.exists():
+        new = [record[key] for record in records]
+        others = [record for record in json.loads(output.read_text())["records"] if record[key] not in new]
     output.write_text(json.dumps(about | {"records": others + records}, indent=1) + "\n")
 
 
