@@ -36,7 +36,6 @@ ENCODER_DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0
 # Sizes of the mesh's axes, the model's class and what is special about its configuration and its call.
 CASES: dict[str, tuple[tuple[int, ...], str, dict[str, Any], dict[str, Any]]] = {
     "char_lm": ((2, 1, 4, 1), "CharLM", DROPOUT | {"remat": True}, {}),
-    "char_lm_wide": ((1, 1, 8, 1), "CharLM", {"windows": 40}, {}),
     "char_lm_sub_bands": ((1, 1, 8, 1), "CharLM", DROPOUT | {"windows": 30, "dilations": (1, 2, 1)}, {}),
     "char_lm_rotary": ((1, 2, 4, 1), "CharLM", DROPOUT | {"positions": "rotary"}, {}),
     "char_lm_tensor": ((2, 1, 2, 2), "CharLM", DROPOUT, {}),
@@ -44,11 +43,9 @@ CASES: dict[str, tuple[tuple[int, ...], str, dict[str, Any], dict[str, Any]]] = 
     "encoder_full": ((1, 1, 8, 1), "Longformer", {"attention_mode": "full"}, {}),
     "shared_projections": ((2, 1, 4, 1), "Longformer", {"global_projections": False, "remat": True}, {}),
     "classification": ((2, 1, 4, 1), "ForSequenceClassification", {}, {}),
-    "tokens": ((2, 1, 4, 1), "ForTokenClassification", {}, {}),
     "questions": ((1, 2, 4, 1), "ForQuestionAnswering", {}, {}),
     "choices": ((2, 1, 4, 1), "ForMultipleChoice", {}, {}),
     "masked_lm": ((2, 1, 4, 1), "ForMaskedLM", {}, {"positions": np.array([[1, 5, 40], [3, 20, 33]])}),
-    "masked_lm_everywhere": ((1, 1, 8, 1), "ForMaskedLM", {}, {}),
 }
 
 
