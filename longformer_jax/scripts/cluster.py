@@ -21,7 +21,7 @@ from jax._src.lib import _jax
 
 from longformer_jax.command_line import fail, one_line_for_errors
 from longformer_jax.errors import InputError
-from longformer_jax.processes import Agreed, judged
+from longformer_jax.processes import Agreed, check_same, judged
 from longformer_jax.training import DivergenceError
 
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -44,13 +44,39 @@ _SHUTDOWN_TIMEOUT = 10
 _BROKEN = re.compile(r"Gloo|NCCL|UNAVAILABLE|[Cc]oordination")
 
 
-def join() -> None:
-    """Joins the processes that the flags ask for; raises InputError where that cannot be."""
+@contextmanager
+def member() -> Iterator[None]:
+    """Makes this process one of several, if the flags say so, for a block, and ends it as one of them.
+
+    Where all end they wait for each other, and process 0 speaks for all. A process that ends alone does so at once, and
+    JAX's service, which misses it, ends the others.
+
+    Raises:
+      InputError: the processes cannot be joined.
+    """
     if not _DISTRIBUTED.value:
         for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
             if flag.value is not None:
                 raise InputError(f"--{flag.name} is {flag.value}; expected --distributed beside it")
+        yield
         return
+    _join()
+    try:
+        check_same({"num_processes": global_state.num_processes})
+        _let_cpus_find_each_other()
+        yield
+    except (Agreed, DivergenceError) as error:
+        jax.distributed.shutdown()
+        if global_state.process_id:
+            sys.exit(2 if isinstance(error, InputError) else 1)
+        raise
+    except BaseException as error:
+        _end_at_once(error)
+    jax.distributed.shutdown()
+
+
+def _join() -> None:
+    """Joins the processes that the flags describe; raises InputError where that cannot be."""
     faulthandler.enable(2)  # with what C++ prints, not with what Python does
     seconds = _JOIN_TIMEOUT.value or 0
     if seconds < 1:
@@ -76,7 +102,6 @@ def join() -> None:
                 f"--distributed finds no cluster ({reason}); expected a process that one has started, or all of "
                 "--coordinator=HOST:PORT, --num_processes=N and --process_id=I"
             ) from None
-    _let_cpus_find_each_other()
 
 
 def _described() -> tuple[str | None, int | None, int | None]:
@@ -175,28 +200,6 @@ def _let_cpus_find_each_other() -> None:
         return xla_bridge.make_cpu_client(collectives)
 
     xla_bridge.register_backend_factory("cpu", make_client, priority=0, fail_quietly=False)
-
-
-@contextmanager
-def member() -> Iterator[None]:
-    """Ends this process as one of several, if it is one.
-
-    Where all end they wait for each other, and process 0 speaks for all. A process that ends alone does so at once, and
-    JAX's service, which misses it, ends the others.
-    """
-    if not jax.distributed.is_initialized():
-        yield
-        return
-    try:
-        yield
-    except (Agreed, DivergenceError) as error:
-        jax.distributed.shutdown()
-        if global_state.process_id:
-            sys.exit(2 if isinstance(error, InputError) else 1)
-        raise
-    except BaseException as error:
-        _end_at_once(error)
-    jax.distributed.shutdown()
 
 
 def _end_at_once(error: BaseException) -> NoReturn:

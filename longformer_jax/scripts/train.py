@@ -65,7 +65,6 @@ def main(arguments: Sequence[str]) -> None:
     config = _read_config()
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; expected --workdir=DIRECTORY")
-    cluster.join()
     try:
         with cluster.member():
             check_devices()
