@@ -23,11 +23,26 @@ TENSOR_AXIS = "tensor"
 
 
 def axis_sizes() -> dict[str, int]:
-    """The axes of the mesh in use that split something here: those that XLA manages, with more than one device."""
+    """The axes of the mesh in use that split something here: those that XLA manages, with more than one device.
+
+    Raises:
+      InputError: an axis of these names is Explicit, as `jax.make_mesh` makes them unless told otherwise, or the model is
+        inside of a `jax.shard_map` over the sequence, where its tokens would be taken for a whole one.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    known = (*BATCH_AXES, SEQUENCE_AXIS, TENSOR_AXIS)
-    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    return {name: size for name, size, kind in kinds if name in known and kind == AxisType.Auto and size > 1}
+    known, sizes = (*BATCH_AXES, SEQUENCE_AXIS, TENSOR_AXIS), {}
+    for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True):
+        if name not in known or size == 1:
+            continue
+        if kind == AxisType.Explicit:
+            raise InputError(f"the mesh in use has an Explicit axis {name!r}; expected axis_types of AxisType.Auto")
+        if name == SEQUENCE_AXIS and kind == AxisType.Manual:
+            raise InputError(
+                f"the model is inside of jax.shard_map over {name!r}; expected it outside, as it splits sequences itself"
+            )
+        if kind == AxisType.Auto:
+            sizes[name] = size
+    return sizes
 
 
 def flat_rows(x: jax.Array) -> jax.Array:

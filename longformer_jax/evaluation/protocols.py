@@ -91,7 +91,7 @@ def score_overlapping(
       text: uint8 [N].
       sequence_length: characters that a sequence reads.
       stride: how far one sequence begins after the last.
-      batch_size: sequences at once, rounded up to a multiple of the local devices, over which they are spread.
+      batch_size: sequences at once, rounded up to a multiple of the parts that the local devices split them into.
       mesh: whose `sequence` and `tensor` say how many devices have a sequence together; None is one.
 
     Raises:

@@ -205,9 +205,10 @@ class Block(nn.Module):
             return jax.random.bits(self.make_rng("dropout"), (count,), jnp.uint32) if dropout_rate else [None] * count
 
         def on_devices(attend, heads, queries, keys, *others, seed):
-            """attend(part, …) for heads of these dilations; a cache of earlier keys lies on each device as a whole."""
+            """attend(part, …) for heads of these dilations; what goes on with a cache is not split along the sequence,
+            as neither the cache is."""
             h = "H" if len(set(heads)) == 1 else "h"
-            query_axes, key_axes = f"BT{h}D", f"BT{h}D" if T == S else f"BS{h}D"
+            query_axes, key_axes = (f"BT{h}D",) * 2 if T == S else (f"Bt{h}D", f"Bs{h}D")
             operands = [(x, query_axes) for x in queries] + [(x, key_axes) for x in keys]
             operands += [(x, axes.replace("H", h)) for x, axes in others]
             return over_devices(attend, *operands, (position, ""), (seed, ""), results=query_axes)
@@ -348,7 +349,8 @@ class CharLM(nn.Module):
         layers = stacked_layers(self, _init_layers)
         position = jnp.int32(0) if cache is None else cache["position"]
 
-        x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(spread(look_up(embed, tokens)))
+        x = look_up(embed, tokens)
+        x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(spread(x) if cache is None else x)
         marked = wants_marks(self)
         finite: list[Any] = [finite_tokens(x)[None]] if marked else []
         new_layers = []

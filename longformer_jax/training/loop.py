@@ -34,7 +34,14 @@ from longformer_jax.training.monitor import DivergenceError, StepMonitor
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.resumption import check_resumes, flatten, longer_run
 from longformer_jax.training.selection import BEST_DIRECTORY, Selection, save_best
-from longformer_jax.training.sharding import accumulation_steps, check_memory, describe_mesh, make_mesh, put_batch
+from longformer_jax.training.sharding import (
+    accumulation_steps,
+    batch_share,
+    check_memory,
+    describe_mesh,
+    make_mesh,
+    put_batch,
+)
 from longformer_jax.training.step import State, abstract_state, compile_train_step, init_state
 from longformer_jax.training.workdir import MODEL_DIRECTORY, leave_model
 
@@ -283,13 +290,8 @@ class _Loop:
             f"{config.sequence_unit or config.unit} a step, {at_once} sequences at once; compiled in "
             f"{time.perf_counter() - began:.1f} s"
         )
-        batches = config.train_batches(
-            self.data,
-            index,
-            start_step=step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        share, shares = batch_share(self.mesh)
+        batches = config.train_batches(self.data, index, start_step=step, process_index=share, process_count=shares)
         validate = None
         if config.eval_interval:
             at_once = phase.batch_size // accumulation_steps(config, index, self.mesh)

@@ -37,8 +37,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """A mesh (data, fsdp, sequence, tensor) over all devices of all processes; raises InputError where their number
     does not fit."""
     devices = jax.device_count()
-    given = math.prod(size for size in config.sizes.values() if size != -1)
-    sizes = {axis: devices // given if size == -1 else size for axis, size in config.sizes.items()}
+    sizes = {axis: devices // _given(config) if size == -1 else size for axis, size in config.sizes.items()}
     if math.prod(sizes.values()) != devices:
         named = " by ".join(f"{axis}={size}" for axis, size in config.sizes.items() if size != 1)
         raise InputError(
@@ -48,11 +47,17 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
+def _given(config: MeshConfig) -> int:
+    """The product of the sizes that are not -1."""
+    return math.prod(size for size in config.sizes.values() if size != -1)
+
+
 def evaluation_mesh(config: MeshConfig, lengths: Sequence[int]) -> Mesh:
     """A run's mesh over the devices of this process, as far as their number and the sequences' lengths allow; else each
     device has whole sequences."""
     devices = jax.local_devices()
-    sizes = {axis: max(config.sizes[axis], 1) for axis in (SEQUENCE_AXIS, TENSOR_AXIS)}
+    rest = max(len(devices) // _given(config), 1)
+    sizes = {axis: rest if (size := config.sizes[axis]) == -1 else size for axis in (SEQUENCE_AXIS, TENSOR_AXIS)}
     if len(devices) % math.prod(sizes.values()) or any(length % sizes[SEQUENCE_AXIS] for length in lengths):
         sizes = dict.fromkeys(sizes, 1)
     sizes = {"data": len(devices) // math.prod(sizes.values()), "fsdp": 1, **sizes}
@@ -144,10 +149,10 @@ def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh, length:
             f"phases[{phase}].batch_size is {batch_size}; expected a multiple of {devices}, the number of devices that "
             "it is split over"
         )
-    longest, parts = length or config.phases[phase].sequence_length, mesh.shape[SEQUENCE_AXIS]
-    if longest % parts:
+    tokens, parts = length or config.phases[phase].sequence_length, mesh.shape[SEQUENCE_AXIS]
+    if tokens % parts:
         raise InputError(
-            f"phases[{phase}] has sequences of {longest} tokens; expected a multiple of mesh.sequence, {parts}"
+            f"phases[{phase}] has sequences of {tokens} tokens; expected a multiple of mesh.sequence, {parts}"
         )
     per_device = batch_size // devices
     if most is not None and length is not None:
@@ -159,15 +164,24 @@ def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh, length:
     )
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """(i, n): this process reads the rows `[i * B / n, (i + 1) * B / n)` of a batch. Processes whose devices have parts of
+    the same sequences read the same rows."""
+    parts = batch_devices(mesh)
+    indices = NamedSharding(mesh, P(BATCH_AXES)).addressable_devices_indices_map((parts,)).values()
+    mine = {rows.indices(parts)[0] for (rows,) in indices}  # type: ignore
+    return min(mine) // len(mine), parts // len(mine)
+
+
 def put_batch(rows: Any, accumulate: int, mesh: Mesh) -> Any:
     """Puts the rows of a batch that this process holds on the mesh.
 
     Args:
-      rows: a tree of arrays `[B / P, …]`, the rows of this process, one of P.
+      rows: a tree of arrays `[B / n, …]`, the rows of this process by `batch_share`.
       accumulate: A, the number of microbatches.
 
     Returns:
-      A tree of arrays `[A, B / A, …]` over all processes, the same for any P: microbatch a has the rows a, a + A,
+      A tree of arrays `[A, B / A, …]` over all processes, the same for any n: microbatch a has the rows a, a + A,
       a + 2A, …
     """
 

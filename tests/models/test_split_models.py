@@ -29,16 +29,47 @@ def test_other_split_models(run_python: Callable) -> None:
     check(run_python, [name for name in CASES if name not in FEW])
 
 
-def test_sequence_that_the_mesh_does_not_divide(run_python: Callable) -> None:
-    program = """
+# Every line is what is refused; what goes on with a cache may be of any length.
+PROGRAM = """
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec as P
 from longformer_jax import CharLM
-from tests.models.small import SMALL
-with jax.set_mesh(jax.make_mesh((2,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,))):
-    CharLM(SMALL).init_with_output(jax.random.key(0), jnp.zeros((1, 9), int))
+from longformer_jax.errors import InputError
+from longformer_jax.models import extend, init_cache
+from tests.models.small import SMALL, logits_of, random_params, random_tokens
+
+def refused(what, *arguments):
+    try:
+        what(*arguments)
+    except InputError as error:
+        print("-", error)
+
+params, tokens = random_params(SMALL), random_tokens(2, 17)
+expected = logits_of(SMALL, params, tokens)
+automatic = jax.make_mesh((2,), ("sequence",), axis_types=(AxisType.Auto,))
+with jax.set_mesh(automatic):
+    cache, found = init_cache(SMALL, 2), []
+    for piece in np.split(tokens, (8, 16), axis=1):
+        logits, cache = jax.jit(extend, static_argnums=0)(SMALL, params, cache, piece)
+        found.append(logits)
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=1e-5)
+    refused(logits_of, SMALL, params, tokens)
+forward = lambda tokens: logits_of(SMALL, params, tokens)
+split = P(None, "sequence")
+refused(jax.shard_map(forward, mesh=automatic, in_specs=split, out_specs=split), tokens[:, :16])
+with jax.set_mesh(jax.make_mesh((2,), ("data",))):
+    refused(logits_of, SMALL, params, tokens)
 """
-    ran = run_python("-c", program)
-    message = "the sequence has 9 positions; expected a multiple of 2, the size of the mesh's axis 'sequence'"
-    assert f"longformer_jax.errors.InputError: {message}\n" in ran.stderr
+
+
+def test_streams_and_what_is_refused_under_a_mesh(run_python: Callable) -> None:
+    ran = run_python("-c", PROGRAM)
+    assert ran.returncode == 0, ran.stderr
+    assert [line for line in ran.stdout.splitlines() if line.startswith("- ")] == [
+        "- the sequence has 17 positions; expected a multiple of 2, the size of the mesh's axis 'sequence'",
+        "- the model is inside of jax.shard_map over 'sequence'; expected it outside, as it splits sequences itself",
+        "- the mesh in use has an Explicit axis 'data'; expected axis_types of AxisType.Auto",
+    ]

@@ -198,19 +198,23 @@ def ends(processes: Sequence[Popen[str]]) -> list[tuple[int, str]]:
 
 @pytest.mark.slow
 def test_two_processes_match_one(start_python: Callable, run_python: Callable, tmp_path: Path) -> None:
+    """Where each has its own sequences, and where each has its part of all of them."""
     one_phase = ["--config.phases[1].steps=1"]
-    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2"]
-    both = start_all(start_python, 2, tmp_path / "two", *one_phase, *mesh, JAX_NUM_CPU_DEVICES="2")
-    assert ends(both) == [(0, "")] * 2
     flags = [*one_phase, "--config.phases[0].sequences_per_device=8", f"--workdir={tmp_path / 'one'}"]
     result = run_python("train.py", CONFIG_FLAG, *flags)
     assert result.returncode == 0, result.stderr
-    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert [(record["split"], record["step"]) for record in one] == [
-        (record["split"], record["step"]) for record in two
-    ]
-    for expected, found in zip(one, two, strict=True):
-        assert found["bpc"] == pytest.approx(expected["bpc"], rel=2e-5)
+    one = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    for name, sizes, most in (("sequences", {"data": 2, "fsdp": 2}, 2), ("parts", {"data": 1, "sequence": 4}, 8)):
+        mesh = [f"--config.mesh.{axis}={size}" for axis, size in sizes.items()]
+        mesh.append(f"--config.phases[0].sequences_per_device={most}")
+        both = start_all(start_python, 2, tmp_path / name, *one_phase, *mesh, JAX_NUM_CPU_DEVICES="2")
+        assert ends(both) == [(0, "")] * 2
+        two = read_metrics(tmp_path / name / "metrics.jsonl")
+        assert [(record["split"], record["step"]) for record in one] == [
+            (record["split"], record["step"]) for record in two
+        ]
+        for expected, found in zip(one, two, strict=True):
+            assert found["bpc"] == pytest.approx(expected["bpc"], rel=2e-5)
 
 
 @pytest.mark.slow
