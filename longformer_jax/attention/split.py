@@ -26,8 +26,8 @@ def axis_sizes() -> dict[str, int]:
     """The axes of the mesh in use that split something here: those that XLA manages, with more than one device.
 
     Raises:
-      InputError: an axis of these names is Explicit, as `jax.make_mesh` makes them unless told otherwise, or the model is
-        inside of a `jax.shard_map` over the sequence, where its tokens would be taken for a whole one.
+      InputError: an axis of these names is Explicit, as `jax.make_mesh` makes them unless told otherwise, or the model
+        is inside of a `jax.shard_map` over the sequence, where its tokens would be taken for a whole one.
     """
     mesh = jax.sharding.get_abstract_mesh()
     known, sizes = (*BATCH_AXES, SEQUENCE_AXIS, TENSOR_AXIS), {}
@@ -38,7 +38,7 @@ def axis_sizes() -> dict[str, int]:
             raise InputError(f"the mesh in use has an Explicit axis {name!r}; expected axis_types of AxisType.Auto")
         if name == SEQUENCE_AXIS and kind == AxisType.Manual:
             raise InputError(
-                f"the model is inside of jax.shard_map over {name!r}; expected it outside, as it splits sequences itself"
+                f"the model is inside of jax.shard_map over {name!r}; expected it outside, as it splits its sequences"
             )
         if kind == AxisType.Auto:
             sizes[name] = size

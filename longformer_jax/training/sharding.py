@@ -165,8 +165,10 @@ def accumulation_steps(config: ExperimentConfig, phase: int, mesh: Mesh, length:
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """(i, n): this process reads the rows `[i * B / n, (i + 1) * B / n)` of a batch. Processes whose devices have parts of
-    the same sequences read the same rows."""
+    """(i, n): this process reads the rows `[i * B / n, (i + 1) * B / n)` of a batch.
+
+    Processes whose devices have parts of the same sequences read the same rows.
+    """
     parts = batch_devices(mesh)
     indices = NamedSharding(mesh, P(BATCH_AXES)).addressable_devices_indices_map((parts,)).values()
     mine = {rows.indices(parts)[0] for (rows,) in indices}  # type: ignore

@@ -70,6 +70,6 @@ def test_streams_and_what_is_refused_under_a_mesh(run_python: Callable) -> None:
     assert ran.returncode == 0, ran.stderr
     assert [line for line in ran.stdout.splitlines() if line.startswith("- ")] == [
         "- the sequence has 17 positions; expected a multiple of 2, the size of the mesh's axis 'sequence'",
-        "- the model is inside of jax.shard_map over 'sequence'; expected it outside, as it splits sequences itself",
+        "- the model is inside of jax.shard_map over 'sequence'; expected it outside, as it splits its sequences",
         "- the mesh in use has an Explicit axis 'data'; expected axis_types of AxisType.Auto",
     ]

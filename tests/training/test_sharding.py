@@ -12,13 +12,38 @@ from jax.sharding import PartitionSpec as P
 
 from longformer_jax.errors import InputError
 from longformer_jax.training import MeshConfig
-from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch, state_shardings
+from longformer_jax.training.sharding import (
+    accumulation_steps,
+    evaluation_mesh,
+    make_mesh,
+    put_batch,
+    state_shardings,
+)
 from longformer_jax.training.step import abstract_params
 from tests.training.tiny import CONFIG
 
 
 def abstract_mesh(data: int, fsdp: int = 1, sequence: int = 1, tensor: int = 1) -> jax.sharding.AbstractMesh:
     return jax.sharding.AbstractMesh((data, fsdp, sequence, tensor), ("data", "fsdp", "sequence", "tensor"))
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "expected"),
+    [
+        (MeshConfig(sequence=2), 4, (2, 2, 1)),
+        (MeshConfig(data=1, sequence=-1), 4, (1, 4, 1)),
+        (MeshConfig(data=1, fsdp=2, tensor=-1), 4, (2, 1, 2)),
+        (MeshConfig(data=8, sequence=-1), 4, (4, 1, 1)),
+        (MeshConfig(sequence=8), 4, (4, 1, 1)),
+    ],
+)
+def test_evaluation_splits_sequences_as_training_if_it_can(
+    config: MeshConfig, devices: int, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "local_devices", lambda: [None] * devices)
+    monkeypatch.setattr(jax, "make_mesh", lambda sizes, axes, **_: dict(zip(axes, sizes, strict=True)))
+    sizes: Any = evaluation_mesh(config, [32])
+    assert tuple(sizes[axis] for axis in ("data", "sequence", "tensor")) == expected
 
 
 def test_mesh_takes_all_devices() -> None:
