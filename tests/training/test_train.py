@@ -327,7 +327,7 @@ def test_lines_and_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     output = capsys.readouterr()
     assert output.err == ""  # no progress bar where there is no terminal
     lines = output.out.splitlines()
-    assert lines[0].startswith("9,024 parameters on tiny_shakespeare, 1 x cpu (data=1, fsdp=1), from the beginning")
+    assert lines[0].startswith("9,024 parameters on tiny_shakespeare, 1 x cpu (data=1), from the beginning")
     assert any(line.startswith("step 4/20  phase 1  bpc ") and " char/s  eta 0:00:0" in line for line in lines)
     assert [line for line in lines if line.startswith("compiling")] == [
         "compiling phase 1 of 2",
