@@ -101,13 +101,15 @@ def model_of(name: str) -> CharLMConfig:
 def plan(config: CharLMConfig, length: int, devices: int) -> Plan:
     """One device's share where the sequence is split over all of them."""
     part, parameters = length // devices, _parameters(config)
-    flops = training_flops_per_character(config, abstract_params(config), length) * part
+    flops = training_flops_per_character(config, abstract_params(config), length)
+    if config.remat:
+        flops += 2 * _matrices(config)  # of the layers, once more; what attention gave is kept
     return Plan(
         length=length,
         devices=devices,
         state=16.0 * parameters,
         activations=activation_bytes(config) * part + _halo_bytes(config, part, devices),
-        flops=flops * 4 / 3,  # remat computes the forward pass twice
+        flops=flops * part,
         edges=edge_bytes(config, length, devices),
         gradients=2 * 4 * parameters * (devices - 1) / devices,
     )
@@ -119,6 +121,12 @@ def abstract_params(config: CharLMConfig) -> Any:
 
 def _parameters(config: CharLMConfig) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
+
+
+def _matrices(config: CharLMConfig) -> int:
+    """Numbers in the layers' kernels."""
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config)["layers"])
+    return sum(math.prod(x.shape) for path, x in leaves if path[-1].key == "kernel")
 
 
 def loss(config: CharLMConfig, params: Any, tokens: jax.Array) -> jax.Array:
@@ -309,7 +317,7 @@ def main() -> None:
     for part in ("table", "check", "million"):
         parser.add_argument(f"--{part}", action="store_true")
     options = parser.parse_args()
-    if options.sequence % options.devices:
+    if options.devices < 1 or options.sequence % options.devices:
         sys.exit(f"error: --sequence is {options.sequence}; expected a multiple of --devices, {options.devices}")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     if options.check or options.million:
