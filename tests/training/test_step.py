@@ -11,6 +11,7 @@ import pytest
 
 from longformer_jax.models import CharLM
 from longformer_jax.training import CharLMExperiment, MeshConfig, OptimizerConfig
+from longformer_jax.training.finite import places
 from longformer_jax.training.optimizer import make_optimizer
 from longformer_jax.training.sharding import make_mesh, put_batch
 from longformer_jax.training.step import State, abstract_params, abstract_state, compile_train_step, init_state
@@ -79,6 +80,7 @@ def test_step_descends_the_mean_cross_entropy(initial: State, accumulate: int) -
     step = compile_train_step(CONFIG, 0, accumulate, MESH)
     state, metrics = step(put(initial), put_batch(ROWS, accumulate, MESH))
     expected_state, expected_metrics = expected_step(initial)
+    assert int(metrics.pop("fault")) == len(places(initial["params"])) - 1  # the last place, where all is finite
     close(metrics, expected_metrics, rtol=1e-4)
     close(state, expected_state, rtol=2e-3)
 
