@@ -14,7 +14,7 @@ from longformer_jax.attention import api
 from longformer_jax.attention.band import Band
 from longformer_jax.models import CharLM
 from longformer_jax.training.char_lm import CharLMExperiment
-from longformer_jax.training.config import MeshConfig
+from longformer_jax.training.parts import MeshConfig
 from longformer_jax.training.sharding import accumulation_steps, make_mesh
 from pallas_kernels.dropout import Streams
 

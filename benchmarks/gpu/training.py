@@ -20,8 +20,8 @@ from configs.char_lm import paper
 from longformer_jax import CharLMConfig, banded_attention
 from longformer_jax.models.sub_bands import cut_window
 from longformer_jax.training.char_lm import CharLMExperiment, CharLMPhase
-from longformer_jax.training.config import OptimizerConfig
 from longformer_jax.training.flops import peak_flops, training_flops_per_character
+from longformer_jax.training.parts import OptimizerConfig
 from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_batch
 from longformer_jax.training.step import compile_train_step, init_state, make_eval_step
 

@@ -3,8 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from longformer_jax.training.config import ExperimentConfig, MeshConfig, OptimizerConfig, Phase
+from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.monitor import DivergenceError
+from longformer_jax.training.parts import MeshConfig, OptimizerConfig, Phase
 
 if TYPE_CHECKING:
     from longformer_jax.training.char_lm import CharLMExperiment, CharLMPhase, DataConfig

@@ -16,8 +16,9 @@ from longformer_jax.data.batches import MAX_SEQUENCES
 from longformer_jax.errors import InputError
 from longformer_jax.models import CharLM, CharLMConfig
 from longformer_jax.models.finite import apply_marked
-from longformer_jax.training.config import ExperimentConfig, Phase
+from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.flops import training_flops_per_character
+from longformer_jax.training.parts import Phase
 from longformer_jax.training.serialization import check, convert_fields
 from longformer_jax.training.validation import Validator
 from longformer_jax.weights import load_pretrained, save_pretrained

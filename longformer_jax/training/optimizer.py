@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from longformer_jax.errors import InputError
-from longformer_jax.training.config import ExperimentConfig, OptimizerConfig, Phase
+from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.parts import OptimizerConfig, Phase
 
 # Matrices; biases, LayerNorm scales and the position biases u and v are not decayed.
 _DECAYED = ("kernel", "embedding", "relative", "head")

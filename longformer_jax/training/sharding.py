@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from longformer_jax.attention.split import BATCH_AXES, SEQUENCE_AXIS, TENSOR_AXIS
 from longformer_jax.errors import InputError
-from longformer_jax.training.config import ExperimentConfig, MeshConfig
+from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.parts import MeshConfig
 
 # What has one output for each head or hidden unit, and what takes them in.
 _OUT_OF_UNITS = r"layers/(attention_out|mlp_out)"

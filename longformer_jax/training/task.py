@@ -24,8 +24,9 @@ from longformer_jax.models.finite import apply_marked
 from longformer_jax.tasks import Task, build_task
 from longformer_jax.tasks.base import Counts
 from longformer_jax.tasks.features import FeatureSet, load_features, whole_texts
-from longformer_jax.training.config import ExperimentConfig, Phase
+from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.encoder_init import KEPT, load_init
+from longformer_jax.training.parts import Phase
 from longformer_jax.training.prediction import Predictor
 from longformer_jax.training.serialization import build, check, convert_fields
 from longformer_jax.weights import load_tokenizer, resize_vocab
