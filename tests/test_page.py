@@ -63,3 +63,10 @@ def test_pages() -> None:
     for shown in ("Which <city>?", "東京 & 1.5", "<file>"):
         assert shown in reader.outside
     assert page([]).startswith("<!doctype html>")
+
+
+def test_mentions_that_end_together() -> None:
+    text = "the captain of the ship slept"
+    spans = [(0, 23, "entity 1"), (15, 23, "entity 2")]
+    shown = page([Marked("Who?", "", "story", text, spans)])
+    assert "the ship</mark><sub>2, 1</sub> slept" in shown

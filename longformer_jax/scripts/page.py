@@ -57,7 +57,8 @@ def page(items: Iterable[Marked]) -> str:
 def _marked_text(item: Marked, anchor: str) -> str:
     """The text in pieces, each within the same spans; the first of the answer is what is linked to.
 
-    A piece has the colour of the shortest mention that it is in, and a mention ends with the number of its entity.
+    A piece has the colour of the shortest mention that it is in, and a mention ends with the number of its entity; of
+    those that end together, the shortest comes first.
     """
     places = sorted({0, len(item.text), *(place for start, end, _ in item.spans for place in (start, end))})
     pieces = []
@@ -74,7 +75,7 @@ def _marked_text(item: Marked, anchor: str) -> str:
                 attributes += f' style="background: hsl({numbers[0] * 137 % 360} 80% 50% / 0.35)"'
             piece = f"<mark{attributes}>{piece}</mark>"
         ended = sorted((last - first, _number(kind)) for first, last, kind in item.spans if last == end and " " in kind)
-        pieces += [piece, *(f"<sub>{number}</sub>" for _, number in ended)]
+        pieces += [piece, f"<sub>{', '.join(str(number) for _, number in ended)}</sub>" if ended else ""]
     return "".join(pieces)
 
 
