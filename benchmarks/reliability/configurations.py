@@ -1,0 +1,267 @@
+"""Random configurations: a run, or one sentence that says what is wrong, and never a traceback.
+
+Each trial takes a configuration that comes with the library, or a tiny one of the tests, and overrides one to four of
+its fields on the command line of train.py: by numbers that are near to what is there, or enormous, or none; by words,
+lists and None; by the names of other choices. What is accepted and small runs for two steps, checkpoint included. What
+is accepted and large goes as far as a run does before it compiles: data, memory, and the traced and lowered step of one
+of its phases. Every trial is a process of its own, with bounded memory and time.
+"""
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+
+from benchmarks.reliability.experiments import KINDS, experiment
+from benchmarks.reliability.trials import Record, crosstable
+from longformer_jax.errors import InputError
+from longformer_jax.scripts import train as command
+from longformer_jax.scripts.configurations import known_configurations, overrides, variants
+from longformer_jax.training import loop
+from longformer_jax.training.preemption import StopRequest
+from longformer_jax.training.step import compile_train_step
+from tests.data.tiny_tokenizer import tiny_tokenizer
+from tests.tasks import sets, test_coreference, test_hotpotqa, test_wikihop
+
+TRIALS = 1000
+STEPS = 2
+MEMORY = 10 * 2**30
+SECONDS = 200  # of a processor
+WAIT = 1800  # seconds by the clock
+
+# Small enough to run: parameters, times tokens of a step.
+SMALL = 2e9
+
+NUMBERS = "0 1 2 3 7 64 -1 -2 2147483647 2147483648 9223372036854775808 10000000000000000000000000".split()  # noqa: SIM905
+FLOATS = "0.0 -0.0 0.5 1.0 1.5 -0.1 1e-320 1e-30 1e30 1e308 1e400 nan inf -inf".split()  # noqa: SIM905
+WORDS = ["", *"x None True false [] () {} 1,2 1,x , é∞ - [1 None,None".split(), "x" * 5000]  # noqa: SIM905
+PATHS = "/dev/null /proc/self/mem missing/x . ~nobody-of-that-name/x http://x/y text empty".split()  # noqa: SIM905
+CHOICES = """
+    adamw muon constant linear cosine polynomial random copied char_lm masked_lm task ( f1 embedding layers
+    float32 bfloat16 float16 float64 int8 reference xla pallas_triton pallas_mosaic_gpu
+    transformer_xl rotary gelu relu full sliding_window text_file tiny_shakespeare
+    classification imdb hyperpartisan wikihop triviaqa hotpotqa coreference
+""".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The folder of all trials; the command lines to begin with, and the fields of their configurations."""
+
+    folder: Path
+    bases: list[tuple[list[str], list[str]]]
+
+
+@contextmanager
+def prepare(folder: Path) -> Iterator[Lab]:
+    """Data for all configurations, and what each needs to find them."""
+    folder.mkdir(exist_ok=True)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    found = write_data(folder / "data")
+    bases = []
+    for kind in KINDS:
+        config = experiment(kind, folder / "data" / kind)
+        file = Path(__file__).with_name("experiments.py")
+        flags = [f"--config={file}:{kind}@{folder / 'data' / kind}"]
+        bases += [(flags, overrides(config.to_config_dict()))] * 6  # as often as others, which have variants
+    for name, path in known_configurations().items():
+        module = importlib.import_module(f"configs.{path.parent.name}.{name}")
+        for variant in ("", *variants(path)):
+            try:
+                values = module.get_config(*([variant] if variant else []))
+            except InputError:  # of the one that is nothing without a variant
+                continue
+            flags = [f"--config={name}{':' * bool(variant)}{variant}"]
+            match path.parent.name:
+                case "char_lm":
+                    flags += ["--config.data.source=tiny_shakespeare"]
+                case "pretrain":
+                    flags += found["pretrain"]
+                case _:
+                    flags += [*found["tasks"], f"--config.data.path={folder / 'data' / 'tasks' / name}"]
+            bases.append((flags, overrides(values)))
+    yield Lab(folder, bases)
+
+
+def write_data(folder: Path) -> dict[str, list[str]]:
+    """Small data of all tasks and a tokenizer, in a folder; the flags that name them."""
+    tasks = folder / "tasks"
+    if not tasks.exists():
+        for name in ("imdb", "hyperpartisan", "triviaqa", "wikihop", "coreference"):
+            (tasks / name).mkdir(parents=True)
+        shutil.move(sets.aclimdb(tasks / "imdb"), tasks / "aclImdb")
+        shutil.rmtree(tasks / "imdb")
+        (tasks / "aclImdb").rename(tasks / "imdb")
+        sets.semeval(tasks / "hyperpartisan")
+        sets.triviaqa(tasks / "triviaqa")
+        for split in ("train", "dev"):
+            (tasks / "wikihop" / f"{split}.json").write_text(json.dumps(test_wikihop.QUESTIONS))
+            (tasks / "coreference" / f"{split}.english.v4_gold_conll").write_text(test_coreference.conll())
+        (tasks / "hotpotqa").mkdir()
+        test_hotpotqa.written(tasks / "hotpotqa")
+        experiment("task", tasks)
+        (tasks / "documents").rename(tasks / "classification")
+    tokenizer = tiny_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "text").write_text("\n\n".join(["The quick brown fox jumps over a lazy dog. " * 20] * 60))
+    (folder / "empty").write_bytes(b"")
+    special = [0, 1, 2, 3, tokenizer.token_to_id("<mask>")]
+    shared = ["--config.init=None", f"--config.data.tokenizer={folder / 'tokenizer.json'}"]
+    return {
+        "pretrain": [
+            *shared,
+            f"--config.data.path={folder / 'text'}",
+            "--config.data.validation_fraction=0.2",
+            f"--config.mask_token_id={special[-1]}",
+            f"--config.special_token_ids={','.join(map(str, special))}",
+        ],
+        "tasks": shared,
+    }
+
+
+def draw_value(rng: random.Random, value: str) -> str:
+    """What a field is overridden by, where there is a value now."""
+
+    def number(text: str) -> str:
+        """One that is near to a number, or none at all."""
+        try:
+            near = float(text)
+        except ValueError:
+            return rng.choice([*NUMBERS, *FLOATS, *WORDS])
+        near = rng.choice([near + 1, near - 1, near * 2, near / 2, -near, near * 1000])
+        return str(int(near)) if "." not in text and math.isfinite(near) and rng.random() < 0.9 else str(near)
+
+    if rng.random() < 0.4:
+        return rng.choice(rng.choice([NUMBERS, NUMBERS, FLOATS, WORDS, PATHS, CHOICES]))
+    if "," in value:
+        items = value.split(",")
+        index = rng.randrange(len(items))
+        change = rng.random()
+        if change < 0.6:
+            items[index] = number(items[index])
+        elif change < 0.8:
+            del items[index]
+        else:
+            items.insert(index, items[index])
+        return ",".join(items)
+    if value in ("True", "False"):
+        return rng.choice(["True", "False", "1", "yes"])
+    if value[:1].isdigit():
+        return number(value)
+    return rng.choice(rng.choice([NUMBERS, CHOICES, CHOICES, PATHS]))
+
+
+def trial(rng: random.Random, number: int, shared: Lab) -> Record:
+    """Overrides some fields of a configuration."""
+    flags, fields = rng.choice(shared.bases)
+    arguments = [*flags]
+    for field in rng.sample(fields, rng.randint(1, 4)):
+        name, _, value = field.partition("=")
+        arguments.append(f"{name}={draw_value(rng, value)}")
+    devices, phase = rng.choice([1, 1, 4]), rng.random()
+    place = shared.folder / "trial"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    for name in ("text", "empty"):
+        shutil.copy(shared.folder / "data" / name, place)
+    arguments.append(f"--workdir={place / 'run'}")
+    record: Record = {"fault": None, "arguments": arguments, "devices": devices}
+    child = os.fork()
+    if child == 0:
+        _run(arguments, devices, phase, place, shared.folder / "compiled")
+    status = _wait(child)
+    output, errors = ((place / name).read_text(errors="replace") for name in ("output", "errors"))
+    record |= {"kind": arguments[0].partition("=")[2].split("/")[-1], "status": status, "errors": errors[-3000:]}
+    record["outcome"] = _outcome(status, output, errors)
+    if record["outcome"] == "fault":
+        record["fault"] = f"status {status}, {' '.join(arguments)}: {errors[-1500:]}"
+    return record
+
+
+def _wait(child: int) -> int:
+    """The exit status of a process, a negative number where a signal has ended it."""
+    end = time.monotonic() + WAIT
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _outcome(status: int, output: str, errors: str) -> str:
+    lines = errors.splitlines()
+    if status == 0 and "Traceback" not in errors:
+        return "ran" if "\n- ran" in output else "lowered" if "\n- lowered" in output else "fault"
+    if status in (1, 2) and len(lines) == 1 and lines[0].startswith("error: "):
+        return "one sentence"
+    return "fault"
+
+
+def _run(arguments: Sequence[str], devices: int, phase: float, place: Path, compiled: Path) -> NoReturn:
+    """train.py with these arguments, in this process, which ends with it."""
+    status: Any = 0
+    try:
+        for number, name in ((1, "output"), (2, "errors")):
+            os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
+        os.chdir(place)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        jax.config.update("jax_num_cpu_devices", devices)
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        whole = loop._run
+        loop._run = lambda *given: _try(whole, phase, *given)
+        StopRequest.at = lambda self, step: step >= STEPS
+        sys.argv = ["train.py", *arguments]
+        command.run()
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        status = 70
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
+def _try(whole: Any, phase: float, config: Any, workdir: Path, data: Any, mesh: Any, abstract: Any, *rest: Any) -> Any:
+    """What takes the place of a run, once all is seen to fit."""
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract["params"]))
+    first = config.phases[0]
+    if parameters * first.batch_size * first.sequence_length < SMALL:
+        state = whole(config, workdir, data, mesh, abstract, *rest)
+        print("\n- ran")
+        return state
+    jax.stages.Lowered.compile = lambda *_: None
+    index = int(phase * len(config.phases))
+    for length, spec in config.batch_specs(index, data).items():
+        compile_train_step(config, index, loop.accumulation_steps(config, index, mesh, length), mesh, spec)
+    print("\n- lowered")
+    return abstract
+
+
+def table(records: Sequence[Record]) -> str:
+    """What came out, by the kind of configuration."""
+    return crosstable(
+        [{"configuration": record["kind"].split(":")[0], "outcome": record["outcome"]} for record in records],
+        "configuration",
+        "outcome",
+    )

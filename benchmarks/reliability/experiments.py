@@ -1,0 +1,46 @@
+"""What the trials train: the tiny experiments of the tests, of more steps, with a line in the log for each of them.
+
+A configuration for train.py, whose variant is the kind and a folder for its data: experiments.py:char_lm@FOLDER.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from longformer_jax.training import ExperimentConfig
+from tests.training import tiny, tiny_masked, tiny_task
+
+KINDS = ("char_lm", "masked_lm", "task")
+
+
+def experiment(kind: str, folder: Path, steps: Sequence[int] = (60, 40)) -> ExperimentConfig:
+    """One of a kind, with so many steps in its phases, whose data are written to `folder`; a task has one phase."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found: Any
+    match kind:
+        case "char_lm":
+            found = tiny.CONFIG
+        case "masked_lm":
+            found = tiny_masked.with_text(folder)
+        case _:
+            found = tiny_task.with_data(folder / "documents")
+            steps = (sum(steps),)
+    in_steps = {"epochs": None} if kind == "task" else {}
+    phases = zip(found.phases, steps, strict=True)
+    return dataclasses.replace(
+        found,
+        phases=tuple(dataclasses.replace(phase, steps=count, **in_steps) for phase, count in phases),
+        keep_best=kind == "task",
+        log_interval=1,
+        checkpoint_interval=3,
+        eval_interval=25,
+    )
+
+
+def get_config(variant: str) -> ConfigDict:
+    """What train.py asks for."""
+    kind, _, folder = variant.partition("@")
+    return experiment(kind, Path(folder)).to_config_dict()
