@@ -15,6 +15,7 @@ Something else of a file with a sum, or an exception of another kind, is a fault
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import hashlib
 import io
 import json
@@ -53,12 +54,14 @@ class Target:
     """Files that belong together.
 
     Attributes:
+      name: what they are.
       directory: where they are, whole.
       read: what they say, from a copy of the directory.
       has_sum: whether a file, by its path in the directory, is one that a sum is kept of.
       expected: what `read` says of the directory.
     """
 
+    name: str
     directory: Path
     read: Callable[[Path], str]
     has_sum: Callable[[str], bool]
@@ -81,43 +84,45 @@ def digest(*values: Any) -> str:
     return sha.hexdigest()
 
 
-def targets(folder: Path) -> dict[str, Target]:
-    """All of them, made in a folder."""
-    found: dict[str, Target] = {}
+def make(folder: Path, name: str, files: Path, read: Callable[[Path], str], has_sum: Callable[[str], bool]) -> Target:
+    """A target, which is read once."""
+    return Target(name, files, read, has_sum, read(_copy(files, folder / "copy")))
 
-    def add(name: str, directory: Path, read: Callable[[Path], str], has_sum: Callable[[str], bool]) -> None:
-        found[name] = Target(directory, read, has_sum, read(_copy(directory, folder / "copy")))
 
+def runs(folder: Path) -> Iterator[Target]:
+    """Finished runs, and the caches of their data, made in a folder."""
     for kind in ("char_lm", "task"):
         config = dataclasses.replace(experiment(kind, folder / "data" / kind, (6, 4)), keep_checkpoints=1)
         if not (folder / kind).exists():
             train(config, folder / kind)
-        add(f"run of a {kind}", folder / kind, lambda workdir, config=config: _go_on(config, workdir), _of_run)
-    add("run, for evaluation", folder / "char_lm", lambda workdir: digest(*load_char_lm(workdir)), _of_run)
+        yield make(folder, f"run of a {kind}", folder / kind, functools.partial(_go_on, config), _of_run)
+    yield make(folder, "run, for evaluation", folder / "char_lm", lambda run: digest(*load_char_lm(run)), _of_run)
     for kind in ("masked_lm", "task"):
         config = experiment(kind, folder / "data" / kind)
         config.load_data()
         cache = Path(config.data.cache_dir)
-        add(f"cache of a {kind}", cache, lambda copy, config=config: _load(config, copy), lambda name: True)
+        yield make(folder, f"cache of a {kind}", cache, functools.partial(_load, config), lambda _: True)
 
+
+def models(folder: Path) -> Iterator[Target]:
+    """Models, as this library and others write them, made in a folder."""
+    save_pretrained(folder / "lm", small.SMALL, small.random_params(small.SMALL))
+    yield make(folder, "model: char LM", folder / "lm", _char_lm, lambda name: name != CHECKSUMS)
+    torch = folder / "torch"
+    torch.mkdir(exist_ok=True)
+    for name in ("zip", "protocol_4", "legacy"):
+        shutil.copy(GOLDEN / "torch_files" / f"{name}.bin", torch)
+    # The members of a zip archive have sums of their own, the older format has none.
+    yield make(folder, "PyTorch's files", torch, _torch_files, lambda name: not name.startswith("legacy"))
     params = encoders.random_params(encoders.SMALL, ForMaskedLM)
     save_pretrained(folder / "encoder", encoders.SMALL, params, ForMaskedLM)
     save_tokenizer(folder / "encoder", tiny_tokenizer(), 128)
-    save_converted(folder / "converted", encoders.SMALL, params)
-    save_pretrained(folder / "lm", small.SMALL, small.random_params(small.SMALL))
-    add("model: encoder", folder / "encoder", _encoder, lambda name: name != CHECKSUMS)
-    add("model: converted", folder / "converted", lambda model: digest(*load_pretrained(model, ForMaskedLM)), _of_run)
-    add("model: char LM", folder / "lm", _char_lm, lambda name: name != CHECKSUMS)
+    yield make(folder, "model: encoder", folder / "encoder", _encoder, lambda name: name != CHECKSUMS)
     bare = _copy(folder / "encoder", folder / "bare")
     (bare / CHECKSUMS).unlink()
-    add("model without sums", bare, _encoder, lambda name: False)
-    torch = folder / "torch"
-    shutil.rmtree(torch, ignore_errors=True)
-    torch.mkdir()
-    for name in ("zip", "protocol_4", "legacy"):
-        shutil.copy(GOLDEN / "torch_files" / f"{name}.bin", torch)
-    add("PyTorch's files", torch, _torch_files, lambda name: not name.startswith("legacy"))  # zip archives have CRCs
-    return found
+    yield make(folder, "model without sums", bare, _encoder, lambda _: False)
+    save_converted(folder / "converted", encoders.SMALL, params)
+    yield make(folder, "model: converted", folder / "converted", _masked_lm, _of_run)
 
 
 def _of_run(name: str) -> bool:
@@ -148,6 +153,10 @@ def _encoder(model: Path) -> str:
     return digest(repr(config), params, load_tokenizer(model).to_str())
 
 
+def _masked_lm(model: Path) -> str:
+    return digest(*load_pretrained(model, ForMaskedLM))
+
+
 def _char_lm(model: Path) -> str:
     return digest(*load_pretrained(model, CharLM))
 
@@ -171,21 +180,19 @@ class _Warnings(logging.Handler):
 
 
 @contextmanager
-def prepare(folder: Path) -> Iterator[tuple[Path, dict[str, Target]]]:
-    """The targets, and a folder for their copies."""
+def prepare(folder: Path) -> Iterator[list[Target]]:
+    """All targets."""
     folder.mkdir(exist_ok=True)
     logging.getLogger("longformer_jax").propagate = False  # of damaged caches, which are expected
     with contextlib.redirect_stdout(io.StringIO()):
-        found = targets(folder)
-    yield folder, found
+        found = [*runs(folder), *models(folder)]
+    yield found
 
 
-def trial(rng: random.Random, number: int, shared: tuple[Path, dict[str, Target]]) -> Record:
+def trial(rng: random.Random, number: int, shared: list[Target]) -> Record:
     """Damages a file and reads it."""
-    folder, found = shared
-    name = rng.choice(sorted(found))
-    target = found[name]
-    directory = _copy(target.directory, folder / "copy")
+    target = rng.choice(shared)
+    directory = _copy(target.directory, target.directory.with_name("copy"))
     sizes = {file: (directory / file).stat().st_size for file in target.files}
     files = [file for file, size in sizes.items() if size]
     # Small files as often as large ones, or bytes of all files equally often.
@@ -197,7 +204,7 @@ def trial(rng: random.Random, number: int, shared: tuple[Path, dict[str, Target]
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     (directory / file).write_bytes(content)
 
-    record: Record = {"target": name, "file": file, "damage": "cut" if cut else "flip", "fault": None}
+    record: Record = {"target": target.name, "file": file, "damage": "cut" if cut else "flip", "fault": None}
     warnings, logger = _Warnings(), logging.getLogger("longformer_jax")
     logger.addHandler(warnings)
     faulthandler.dump_traceback_later(TIMEOUT, exit=True)
@@ -210,7 +217,7 @@ def trial(rng: random.Random, number: int, shared: tuple[Path, dict[str, Target]
         return record | {"outcome": "named" if is_named else "fault", "fault": fault, "sentence": str(error)}
     except Exception as error:
         fault = f"{type(error).__name__}: {str(error)[:300]}"
-        return record | {"outcome": "fault", "fault": f"{name}, {file}: {fault}"}
+        return record | {"outcome": "fault", "fault": f"{target.name}, {file}: {fault}"}
     finally:
         faulthandler.cancel_dump_traceback_later()
         logger.removeHandler(warnings)
@@ -218,7 +225,7 @@ def trial(rng: random.Random, number: int, shared: tuple[Path, dict[str, Target]
         return record | {"outcome": "built again" if warnings.count else "harmless"}
     if not target.has_sum(file):
         return record | {"outcome": "unnoticed"}
-    return record | {"outcome": "fault", "fault": f"{name}, {file}: something else is read"}
+    return record | {"outcome": "fault", "fault": f"{target.name}, {file}: something else is read"}
 
 
 def table(records: Sequence[Record]) -> str:

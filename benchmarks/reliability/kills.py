@@ -59,12 +59,9 @@ class Lab:
         """train.py, which writes its output to a file."""
         config = f"{ROOT}/benchmarks/reliability/experiments.py:{kind}@{self.folder / 'data' / kind}"
         flags = [f"--config={config}", f"--workdir={workdir}"]
-        environment = {
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        }
+        programs = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(self.folder / "compiled"))
+        environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": programs}
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         if devices:  # whose number is not to change the number of microbatches
             environment["JAX_NUM_CPU_DEVICES"] = str(devices)
             flags.append("--config.phases[0].sequences_per_device=8")

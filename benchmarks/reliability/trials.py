@@ -43,7 +43,9 @@ def run(name: str, part: Part, out: Path, numbers: Iterable[int]) -> int:
     """Runs the trials that are not in OUT/NAME.jsonl yet, prints the table of all, and returns the exit status."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.jsonl"
-    done = {record["trial"] for record in read(path)}
+    earlier = read(path)
+    path.write_text("".join(json.dumps(record) + "\n" for record in earlier))  # without half a line
+    done = {record["trial"] for record in earlier}
     todo = [number for number in numbers if number not in done]
     if todo:
         with part.prepare(out / name) as shared, path.open("a", buffering=1) as file:
