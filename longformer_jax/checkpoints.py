@@ -6,15 +6,18 @@ notice changed bytes or another name. `params/` of a model's directory is a chec
 `params` alone.
 """
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from longformer_jax.checksums import CHECKSUMS, file_sum, is_unchanged, write_sums
 from longformer_jax.errors import InputError
@@ -36,8 +39,9 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, keep: int) -> None:
         """Opens WORKDIR/checkpoints, making it if need be; the latest `keep` checkpoints stay."""
         context = ocp.Context()
-        # A function, since Orbax copies the context deeply, and with a bound method its object.
+        # Functions, since Orbax copies the context deeply, and with a bound method its object.
         context.asynchronous.post_finalization_callback = lambda: self._finalize()
+        context.asynchronous.v0 = _without_waiting(context.asynchronous.v0)
         self._root = _root(workdir)
         self._saving = 0
         self._pending: ocp.AsyncResponse[bool] | None = None
@@ -98,7 +102,8 @@ class Checkpoints:
             yield
         except Exception as error:
             number = error_number(error)
-            if number is None and not isinstance(error, OSError):
+            waited = isinstance(error, TimeoutError) and jax.process_count() > 1  # for a process that has died
+            if number is None and (waited or not isinstance(error, OSError)):
                 raise
             reason = os.strerror(number) if number else str(error)
             steps = _steps(self._root)
@@ -130,6 +135,24 @@ class Checkpoints:
             final = self._root / str(self._saving)
             # Storage without a rename has no other name.
             _write_checksums(next(self._root.glob(f"{final.name}.*"), final), self._saving)
+
+
+def _without_waiting(options: Callable[[], Any]) -> Callable[[], Any]:
+    """Options for asynchronous saves by which a process comes back from one that the system has refused it.
+
+    Orbax has it wait at the end for the others, which wait for it before, all of them for 20 minutes.
+    """
+
+    def changed() -> Any:
+        meet = get_barrier_sync_fn()
+
+        def meet_unless_failed(*, key: str, timeout_ms: int) -> None:
+            if sys.exception() is None:
+                meet(key=key, timeout_ms=timeout_ms)
+
+        return dataclasses.replace(options(), barrier_sync_fn=meet_unless_failed)
+
+    return changed
 
 
 def has_checkpoint(workdir: str | Path) -> bool:

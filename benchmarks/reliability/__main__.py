@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 PARTS = ("kills", "flips", "configurations", "endurance")
 
@@ -24,7 +25,7 @@ def main() -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from benchmarks.reliability.trials import run
 
-    part = importlib.import_module(f"benchmarks.reliability.{options.part}")
+    part: Any = importlib.import_module(f"benchmarks.reliability.{options.part}")
     first, end = map(int, options.trials.split(":")) if options.trials else (0, part.TRIALS)
     return run(options.part, part, options.out.absolute(), range(first, end))
 

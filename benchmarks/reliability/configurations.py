@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+import unittest.mock
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,9 +224,9 @@ def _run(arguments: Sequence[str], devices: int, phase: float, place: Path, comp
         jax.config.update("jax_num_cpu_devices", devices)
         jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        whole = loop._run
-        loop._run = lambda *given: _try(whole, phase, *given)
-        StopRequest.at = lambda self, step: step >= STEPS
+        whole, changed = loop._run, unittest.mock.patch.object
+        changed(loop, "_run", lambda *given: _try(whole, phase, *given)).start()
+        changed(StopRequest, "at", lambda self, step: step >= STEPS).start()
         sys.argv = ["train.py", *arguments]
         command.run()
     except SystemExit as end:
@@ -247,10 +248,10 @@ def _try(whole: Any, phase: float, config: Any, workdir: Path, data: Any, mesh: 
         state = whole(config, workdir, data, mesh, abstract, *rest)
         print("\n- ran")
         return state
-    jax.stages.Lowered.compile = lambda *_: None
     index = int(phase * len(config.phases))
-    for length, spec in config.batch_specs(index, data).items():
-        compile_train_step(config, index, loop.accumulation_steps(config, index, mesh, length), mesh, spec)
+    with unittest.mock.patch.object(jax.stages.Lowered, "compile"):
+        for length, spec in config.batch_specs(index, data).items():
+            compile_train_step(config, index, loop.accumulation_steps(config, index, mesh, length), mesh, spec)
     print("\n- lowered")
     return abstract
 

@@ -55,9 +55,9 @@ def follow(kind: str, total: int, folder: Path) -> Record:
     workdir = folder / kind
     shutil.rmtree(workdir, ignore_errors=True)
     config = f"{ROOT}/benchmarks/reliability/experiments.py:{kind}@{folder / 'data' / kind}"
-    intervals = {"log": SAMPLES, "checkpoint": 200, "eval": 40}
+    intervals = {"log": total // SAMPLES, "checkpoint": max(total // 200, 20), "eval": max(total // 40, 40)}
     flags = [f"--config={config}", f"--workdir={workdir}"]
-    flags += [f"--config.{name}_interval={total // count}" for name, count in intervals.items()]
+    flags += [f"--config.{name}_interval={steps}" for name, steps in intervals.items()]
     phases = (total,) if kind == "task" else (total // 10, total - total // 10)
     flags += [f"--config.phases[{index}].steps={steps}" for index, steps in enumerate(phases)]
     environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -112,7 +112,8 @@ def ends(samples: Sequence[dict[str, int]]) -> list[tuple[str, int, int]]:
     begin, size = len(samples) // 5, max(len(samples) // 10, 1)
     names = [name for name in samples[0] if name != "step"]
     parts = samples[begin : begin + size], samples[-size:]
-    return [(name, *(max(sample[name] for sample in part) for part in parts)) for name in names]
+    before, after = ({name: max(sample[name] for sample in part) for name in names} for part in parts)
+    return [(name, before[name], after[name]) for name in names]
 
 
 def table(records: Sequence[Record]) -> str:

@@ -28,8 +28,8 @@ def experiment(kind: str, folder: Path, steps: Sequence[int] = (60, 40)) -> Expe
         case _:
             found = tiny_task.with_data(folder / "documents")
             steps = (sum(steps),)
-    in_steps = {"epochs": None} if kind == "task" else {}
-    phases = zip(found.phases, steps, strict=True)
+    in_steps: dict[str, Any] = {"epochs": None} if kind == "task" else {}
+    phases: Any = zip(found.phases, steps, strict=True)
     return dataclasses.replace(
         found,
         phases=tuple(dataclasses.replace(phase, steps=count, **in_steps) for phase, count in phases),

@@ -207,7 +207,8 @@ def _end_at_once(error: BaseException) -> NoReturn:
     status: Any = 1
     try:
         with one_line_for_errors():
-            if _BROKEN.search(str(error)) and not isinstance(error, InputError | OSError):
+            alone = isinstance(error, TimeoutError) and error.errno is None  # as Orbax says it
+            if alone or _BROKEN.search(str(error)) and not isinstance(error, InputError | OSError):
                 time.sleep(
                     1.5 * _HEARTBEAT_TIMEOUT
                 )  # within that, the service ends this process, too, and says for whom

@@ -5,6 +5,13 @@ from pathlib import Path
 from subprocess import Popen
 
 CONFIG_FLAG = "--config=tests/training/tiny.py"
+# Runs a script whose files may have so many bytes: `-c LIMITED BYTES SCRIPT …`.
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from longformer_jax.training.metrics import read_metrics
-from tests.training.commands import CONFIG_FLAG, checkpoints, free_port, read_until
+from tests.training.commands import CONFIG_FLAG, LIMITED, checkpoints, free_port, read_until
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = "docs/cluster/kubernetes.yaml"
@@ -248,6 +248,21 @@ def test_a_run_outlives_its_processes(start_python: Callable, tmp_path: Path) ->
     (process,) = go_on(1)
     process.send_signal(signal.SIGTERM)
     assert ends([process]) == [(0, "")]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_write_ends_all(start_python: Callable, tmp_path: Path) -> None:
+    def start(*arguments: object, **environment: str) -> Popen[str]:
+        limits = ["-c", LIMITED, 9000] if arguments[-1] == "--process_id=1" else []
+        return start_python(*limits, *arguments, **environment, JAX_ENABLE_COMPILATION_CACHE="false")
+
+    flags = ["--config.mesh.fsdp=2", "--config.phases[0].steps=1000000", "--config.eval_interval=0"]
+    zero, one = ends(start_all(start, 2, tmp_path, *flags))
+    who = "error: process 1 of the run has ended or cannot be reached"
+    assert zero == (1, f"{who}; the same command goes on from the last checkpoint\n")
+    place = f"'{tmp_path}/checkpoints/5'"
+    line = f"error: {place} cannot be read or written (File too large; there is no checkpoint yet)"
+    assert one == (1, f"{line}\n")
 
 
 # Two machines, as far as the network and the file system go: the second has an address of its own, and what it mounts

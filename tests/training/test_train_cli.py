@@ -12,7 +12,7 @@ import pytest
 from longformer_jax.scripts.configurations import overrides
 from longformer_jax.training import ExperimentConfig, OptimizerConfig, restore_params
 from longformer_jax.training.metrics import read_metrics
-from tests.training.commands import CONFIG_FLAG, checkpoints, read_until
+from tests.training.commands import CONFIG_FLAG, LIMITED, checkpoints, read_until
 from tests.training.tiny import CONFIG
 
 ENDLESS = "--config.phases[1].steps=1000000"
@@ -222,14 +222,6 @@ def test_a_second_interrupt_ends_at_once(start_python: Callable) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "error: interrupted\n")
-
-
-LIMITED = """
-import resource, runpy, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.mark.slow
