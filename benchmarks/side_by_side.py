@@ -201,7 +201,7 @@ def run(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=parts)
     parser.add_argument("--torch-python", type=Path, help="Python of an environment with torch and transformers")
-    parser.add_argument("--quick", action="store_true", help="short sequences, one round and allocator; writes no JSON")
+    parser.add_argument("--quick", action="store_true", help="short, shallow, one round; writes no JSON")
     parser.add_argument("--rounds", type=int, help="timed calls of each case")
     parser.add_argument("--output", type=Path, help=f"in place of results/{output_name.format('PART')}")
     options = parser.parse_args()
@@ -213,12 +213,12 @@ def run(
     part = dataclasses.replace(part, rounds=options.rounds or part.rounds)
     commands = {}
     for name in part.sides:
-        if name not in torch_peers:
-            commands[name] = [sys.executable, str(HERE / "peers" / f"{script}_jax.py"), name]
-        elif options.torch_python:
-            commands[name] = [str(options.torch_python), str(HERE / "peers" / f"{script}_torch.py"), name]
-        else:
+        is_torch = name in torch_peers
+        if is_torch and not options.torch_python:
             print(f"{name} is skipped, as --torch-python is not given", file=sys.stderr)
+            continue
+        python, kind = (options.torch_python, "torch") if is_torch else (sys.executable, "jax")
+        commands[name] = [str(python), str(HERE / "peers" / f"{script}_{kind}.py"), name, *["--quick"] * options.quick]
 
     times, versions = measure_times(part, commands)
     peaks = measure_peaks(part, commands)

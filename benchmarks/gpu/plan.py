@@ -43,8 +43,8 @@ PROFILER = (
     "--section=SchedulerStats",
 )  # fmt: skip
 MEMCHECK = ("compute-sanitizer", "--tool=memcheck", "--error-exitcode=9")
-TINY_CASES = ("first", "ids")
-TINY_LAYERS = tuple(speed.Layer(64, causal, 1, window=8, heads=2, head_dim=64) for causal in (False, True))
+TINY_CASES = ("ids",)
+TINY_LAYERS = (speed.Layer(64, False, 1, window=8, heads=2, head_dim=64),)
 
 
 class Stage(NamedTuple):

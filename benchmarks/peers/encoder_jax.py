@@ -15,13 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from longformer_jax import Longformer, LongformerConfig
-from side import Prepare, main
+from side import QUICK, Prepare, main
 
 
 def maker(*, global_tokens: int = 0, **settings: Any) -> Callable[[str, int], Prepare]:
     def make(work: str, length: int) -> Prepare:
         config = LongformerConfig(
-            max_position_embeddings=length + 2, implementation="xla", global_projections=global_tokens > 0, **settings
+            num_hidden_layers=2 if QUICK else 12,
+            max_position_embeddings=length + 2,
+            implementation="xla",
+            global_projections=global_tokens > 0,
+            **settings,
         )
         model = Longformer(config, add_pooling_layer=False)
         ids = jax.random.randint(jax.random.key(0), (1, length), 3, config.vocab_size)

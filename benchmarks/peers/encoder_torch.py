@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import transformers
 
-from side import Prepare, main
+from side import QUICK, Prepare, main
 
 SIZES = dict(
     vocab_size=50265, type_vocab_size=1, layer_norm_eps=1e-5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
@@ -21,7 +21,8 @@ SIZES = dict(
 def maker(model_class: type, config_class: type, **settings: object) -> Callable[[str, int], Prepare]:
     def make(work: str, length: int) -> Prepare:
         torch.manual_seed(0)
-        config = config_class(**SIZES, max_position_embeddings=length + 2, **settings)
+        layers = 2 if QUICK else 12
+        config = config_class(**SIZES, num_hidden_layers=layers, max_position_embeddings=length + 2, **settings)
         model = model_class(config, add_pooling_layer=False).eval()
         ids = torch.randint(3, SIZES["vocab_size"], (1, length))
         cotangent = torch.randn(1, length, config.hidden_size)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import cache
 
 WORKS = ("forward", "both")
+QUICK = "--quick" in sys.argv  # a rehearsal, for which a model may have fewer layers
 Prepare = Callable[[], Callable[[], object]]
 
 
@@ -62,6 +63,7 @@ def main(makers: dict[str, Callable[[str, int], Prepare]], **versions: str) -> N
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=makers)
     parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--work", choices=WORKS, default="forward")
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=9)

@@ -42,7 +42,6 @@ CASES: dict[str, tuple[tuple[int, ...], str, dict[str, Any], dict[str, Any]]] = 
     "encoder": ((1, 1, 4, 2), "Longformer", ENCODER_DROPOUT, {}),
     "encoder_full": ((1, 1, 8, 1), "Longformer", {"attention_mode": "full"}, {}),
     "shared_projections": ((2, 1, 4, 1), "Longformer", {"global_projections": False, "remat": True}, {}),
-    "classification": ((2, 1, 4, 1), "ForSequenceClassification", {}, {}),
     "questions": ((1, 2, 4, 1), "ForQuestionAnswering", {}, {}),
     "choices": ((2, 1, 4, 1), "ForMultipleChoice", {}, {}),
     "masked_lm": ((2, 1, 4, 1), "ForMaskedLM", {}, {"positions": np.array([[1, 5, 40], [3, 20, 33]])}),

@@ -47,14 +47,14 @@ oracle = jax.jit(lambda *x: run(*x, implementation="reference"))(*operands)
 for a, b in zip((*found, dshared), oracle):
     np.testing.assert_allclose(a, b, atol=1e-5)
 # Sequences and heads that are sharded are gathered, and right.
-for spec in (P(None, "data"), P("data", None, "fsdp")):
-    other = [jax.device_put(x, NamedSharding(mesh, spec)) for x in arrays]
-    for a, b in zip(jax.jit(run)(*other, mask, ids, shared)[:-1], expected):
-        np.testing.assert_array_equal(a, b)
+other = [jax.device_put(x, NamedSharding(mesh, P(None, "data", "fsdp"))) for x in arrays]
+for a, b in zip(jax.jit(run)(*other, mask, ids, shared)[:-1], expected):
+    np.testing.assert_array_equal(a, b)
 # A shared key with a part for each batch entry is split as they are.
 operands = (*operands[:-1], jnp.array(rng.normal(size=(B, T, 8)), jnp.float32))
-for a, b in zip(jax.jit(run)(*put(split, whole, *operands)), jax.jit(run)(*operands)):
-    np.testing.assert_array_equal(a, b)
+oracle = jax.jit(lambda *x: run(*x, implementation="reference"))(*operands)
+for a, b in zip(jax.jit(run)(*put(split, whole, *operands)), oracle):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 """
 
 
