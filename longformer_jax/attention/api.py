@@ -200,7 +200,7 @@ def banded_attention(
 def _count_parts(axis_name: object, T: int, S: int) -> int:
     """Of how many devices each holds a part of the sequence."""
     try:
-        parts = jax.lax.axis_size(axis_name)
+        parts = jax.lax.axis_size(axis_name if isinstance(axis_name, str) else "")
     except (NameError, TypeError, ValueError):
         raise InputError(
             f"axis_name is {axis_name!r}; expected an axis of the mesh that jax.shard_map is over, here"
