@@ -7,7 +7,7 @@ is accepted and large goes as far as a run does before it compiles: data, memory
 of its phases. Every trial is a process of its own, with bounded memory and time.
 """
 
-import contextlib
+import functools
 import importlib
 import json
 import math
@@ -15,23 +15,19 @@ import os
 import random
 import resource
 import shutil
-import signal
-import sys
-import time
-import traceback
 import unittest.mock
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
-from benchmarks.reliability.experiments import KINDS, experiment
+from benchmarks.reliability.experiments import EXPERIMENTS, KINDS, experiment
+from benchmarks.reliability.forks import Fork, run_train
 from benchmarks.reliability.trials import Record, crosstable
 from longformer_jax.errors import InputError
-from longformer_jax.scripts import train as command
 from longformer_jax.scripts.configurations import known_configurations, overrides, variants
 from longformer_jax.training import loop
 from longformer_jax.training.preemption import StopRequest
@@ -77,8 +73,7 @@ def prepare(folder: Path) -> Iterator[Lab]:
     bases = []
     for kind in KINDS:
         config = experiment(kind, folder / "data" / kind)
-        file = Path(__file__).with_name("experiments.py")
-        flags = [f"--config={file}:{kind}@{folder / 'data' / kind}"]
+        flags = [f"--config={EXPERIMENTS}:{kind}@{folder / 'data' / kind}"]
         bases += [(flags, overrides(config.to_config_dict()))] * 6  # as often as others, which have variants
     for name, path in known_configurations().items():
         module = importlib.import_module(f"configs.{path.parent.name}.{name}")
@@ -179,11 +174,9 @@ def trial(rng: random.Random, number: int, shared: Lab) -> Record:
         shutil.copy(shared.folder / "data" / name, place)
     arguments.append(f"--workdir={place / 'run'}")
     record: Record = {"fault": None, "arguments": arguments, "devices": devices}
-    child = os.fork()
-    if child == 0:
-        _run(arguments, devices, phase, place, shared.folder / "compiled")
-    status = _wait(child)
-    output, errors = ((place / name).read_text(errors="replace") for name in ("output", "errors"))
+    run = functools.partial(_run, arguments, devices, phase, place, shared.folder / "compiled")
+    with Fork(run, place / "output", place / "errors") as fork:
+        status, output, errors = fork.wait(WAIT), (place / "output").read_text(errors="replace"), fork.errors
     record |= {"kind": arguments[0].partition("=")[2].split("/")[-1], "status": status, "errors": errors[-3000:]}
     record["outcome"] = _outcome(status, output, errors)
     if record["outcome"] == "fault":
@@ -191,19 +184,7 @@ def trial(rng: random.Random, number: int, shared: Lab) -> Record:
     return record
 
 
-def _wait(child: int) -> int:
-    """The exit status of a process, a negative number where a signal has ended it."""
-    end = time.monotonic() + WAIT
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.01)
-
-
-def _outcome(status: int, output: str, errors: str) -> str:
+def _outcome(status: int | None, output: str, errors: str) -> str:
     lines = errors.splitlines()
     if status == 0 and "Traceback" not in errors:
         return "ran" if "\n- ran" in output else "lowered" if "\n- lowered" in output else "fault"
@@ -212,32 +193,15 @@ def _outcome(status: int, output: str, errors: str) -> str:
     return "fault"
 
 
-def _run(arguments: Sequence[str], devices: int, phase: float, place: Path, compiled: Path) -> NoReturn:
-    """train.py with these arguments, in this process, which ends with it."""
-    status: Any = 0
-    try:
-        for number, name in ((1, "output"), (2, "errors")):
-            os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
-        os.chdir(place)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        jax.config.update("jax_num_cpu_devices", devices)
-        jax.config.update("jax_compilation_cache_dir", str(compiled))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        whole, changed = loop._run, unittest.mock.patch.object
-        changed(loop, "_run", lambda *given: _try(whole, phase, *given)).start()
-        changed(StopRequest, "at", lambda self, step: step >= STEPS).start()
-        sys.argv = ["train.py", *arguments]
-        command.run()
-    except SystemExit as end:
-        status = end.code or 0
-    except BaseException:
-        traceback.print_exc()
-        status = 70
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 1)
+def _run(arguments: Sequence[str], devices: int, phase: float, place: Path, programs: Path) -> None:
+    """train.py with these arguments, in this process."""
+    os.chdir(place)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    whole, changed = loop._run, unittest.mock.patch.object
+    changed(loop, "_run", lambda *given: _try(whole, phase, *given)).start()
+    changed(StopRequest, "at", lambda self, step: step >= STEPS).start()
+    run_train(arguments, devices=devices, programs=programs)
 
 
 def _try(whole: Any, phase: float, config: Any, workdir: Path, data: Any, mesh: Any, abstract: Any, *rest: Any) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.reliability.experiments import KINDS
+from benchmarks.reliability.experiments import EXPERIMENTS, KINDS
 from benchmarks.reliability.trials import Record
 
 TRIALS = len(KINDS)
@@ -54,7 +54,7 @@ def follow(kind: str, total: int, folder: Path) -> Record:
     """What a run of so many steps holds at each of `SAMPLES` moments, and what of it has grown."""
     workdir = folder / kind
     shutil.rmtree(workdir, ignore_errors=True)
-    config = f"{ROOT}/benchmarks/reliability/experiments.py:{kind}@{folder / 'data' / kind}"
+    config = f"{EXPERIMENTS}:{kind}@{folder / 'data' / kind}"
     intervals = {"log": total // SAMPLES, "checkpoint": max(total // 200, 20), "eval": max(total // 40, 40)}
     flags = [f"--config={config}", f"--workdir={workdir}"]
     flags += [f"--config.{name}_interval={steps}" for name, steps in intervals.items()]

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from longformer_jax.training import ExperimentConfig
 from tests.training import tiny, tiny_masked, tiny_task
 
+EXPERIMENTS = str(Path(__file__).resolve())
 KINDS = ("char_lm", "masked_lm", "task")
 
 

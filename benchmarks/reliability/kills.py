@@ -7,16 +7,19 @@ at the end of the run. Then it runs to its end. Its parameters, the optimizer's 
 figures of its log have to be those of the unbroken run, bit for bit. Some trials go on with 8, 4 and 2 simulated
 devices, where the figures have to agree up to rounding.
 
+train.py runs in forks of this process, which spares each the seconds that its libraries take to load.
+
 Full disks and read-only directories are real ones, mounted where nobody else sees them, which takes the rights of root.
 """
 
+import functools
 import hashlib
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +30,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.reliability.experiments import KINDS, experiment
+from benchmarks.reliability.experiments import EXPERIMENTS, KINDS, experiment
+from benchmarks.reliability.forks import Fork, run_train
 from benchmarks.reliability.trials import Record, crosstable
 from longformer_jax.checkpoints import Checkpoints
 from longformer_jax.checksums import file_sum
@@ -37,7 +41,6 @@ from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import abstract_state
 
 TRIALS = 50
-ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 DISK = ("disk full", "read-only")
 MOMENTS = ("start", "step", "step", "save", "save", "phase's end", "run's end")
@@ -55,24 +58,18 @@ class Lab:
     folder: Path
     mounts: bool
 
-    def run(self, kind: str, workdir: Path, log: Path, devices: int | None = None) -> subprocess.Popen[str]:
-        """train.py, which writes its output to a file."""
-        config = f"{ROOT}/benchmarks/reliability/experiments.py:{kind}@{self.folder / 'data' / kind}"
-        flags = [f"--config={config}", f"--workdir={workdir}"]
-        programs = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(self.folder / "compiled"))
-        environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": programs}
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    def run(self, kind: str, workdir: Path, devices: int | None = None) -> Fork:
+        """train.py, whose output is in the file `log`."""
+        flags = [f"--config={EXPERIMENTS}:{kind}@{self.folder / 'data' / kind}", f"--workdir={workdir}"]
         if devices:  # whose number is not to change the number of microbatches
-            environment["JAX_NUM_CPU_DEVICES"] = str(devices)
             flags.append("--config.phases[0].sequences_per_device=8")
-        with log.open("w") as output:
-            return subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *flags],
-                env={**os.environ, **environment},
-                stdout=output,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+        train = functools.partial(run_train, flags, devices=devices, programs=self.folder / "compiled")
+        return Fork(train, self.log, self.folder / "errors")
+
+    @property
+    def log(self) -> Path:
+        """What the last run has printed."""
+        return self.folder / "log"
 
     def unbroken(self, kind: str, devices: int | None = None) -> Path:
         """The workdir of a run that nothing happens to."""
@@ -81,9 +78,8 @@ class Lab:
         if not (workdir / "curve.png").exists():
             shutil.rmtree(workdir, ignore_errors=True)
             workdir.parent.mkdir(exist_ok=True)
-            process = self.run(kind, workdir, workdir.with_suffix(".log"), devices)
-            _, errors = process.communicate()
-            assert (process.returncode, errors) == (0, ""), errors
+            with self.run(kind, workdir, devices) as run:
+                assert (run.wait(), run.errors) == (0, ""), run.errors
         return workdir
 
 
@@ -165,7 +161,7 @@ def draw_moment(
         at_step = f"\nstep {step}/" in output
         match kind:
             case "start":
-                return later(True, 6 * delay)
+                return later(True, 3 * delay)
             case "step":
                 return later(at_step, delay / 20)
             case "save":
@@ -185,28 +181,25 @@ def break_off(
     total = experiment(kind, lab.folder / "data" / kind).total_steps
     fault = rng.choice([*SIGNALS, *(DISK if lab.mounts and devices is None else ())])
     moment, has_come = draw_moment(rng, MOMENTS if devices is None else ("step", "save"), *part, total)
-    log = lab.folder / "log"
     record: Record = {"fault": None, "break": fault, "moment": moment, "detail": None}
     with ExitStack() as stack:
-        process = lab.run(kind, workdir, log, devices)
-        while process.poll() is None and not has_come(log.read_text(), workdir):
+        run = stack.enter_context(lab.run(kind, workdir, devices))
+        while run.poll() is None and not has_come(lab.log.read_text(), workdir):
             time.sleep(0.005)
-        record["ended"] = process.poll() is not None
+        record["ended"] = run.poll() is not None
         if fault in SIGNALS:
-            process.send_signal(SIGNALS[fault])
+            run.send(SIGNALS[fault])
         elif fault == "read-only":
             record["detail"] = stack.enter_context(read_only(workdir, rng))
         else:
             record["detail"] = stack.enter_context(full(workdir.parent, rng))
-        try:
-            _, errors = process.communicate(timeout=TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return record | {"fault": f"hangs after {fault}", "errors": process.communicate()[1][-2000:]}
+        status, errors = run.wait(TIMEOUT), run.errors
+        if status is None:
+            return record | {"fault": f"hangs after {fault}", "errors": errors[-2000:]}
     saving = [path.name for path in (workdir / "checkpoints").glob("*tmp*")]
-    record |= {"status": process.returncode, "errors": errors[-2000:], "saving": len(saving), "step": _last(workdir)}
-    if not is_expected(fault, process.returncode, errors):
-        record["fault"] = f"{fault} ends with status {process.returncode} and {errors[-300:]!r}"
+    record |= {"status": status, "errors": errors[-2000:], "saving": len(saving), "step": _last(workdir)}
+    if not is_expected(fault, status, errors):
+        record["fault"] = f"{fault} ends with status {status} and {errors[-300:]!r}"
     return record
 
 
@@ -243,17 +236,21 @@ def trial(rng: random.Random, number: int, shared: Lab) -> Record:
             record["fault"] = record["fault"] or broken["fault"]
             if _last(workdir) >= total:
                 break
-        process = lab.run(kind, workdir, lab.folder / "log", devices and devices[-1])
-        _, errors = process.communicate(timeout=TIMEOUT)
-        if (process.returncode, errors) != (0, ""):
-            record["fault"] = record["fault"] or f"does not go on: {process.returncode}, {errors[-500:]}"
-        else:
-            record |= compare(workdir, lab.unbroken(kind, devices and devices[0]), rounding=devices is not None)
-            record["fault"] = record["fault"] or ", ".join(record["differs"]) or None
+        with lab.run(kind, workdir, devices and devices[-1]) as run:
+            status, errors = run.wait(TIMEOUT), run.errors
+        if (status, errors) != (0, ""):
+            record["fault"] = record["fault"] or f"does not go on: {status}, {errors[-500:]}"
+            return record
+        unbroken = lab.unbroken(kind, devices and devices[0])
+        with Fork(
+            lambda: print(json.dumps(compare(workdir, unbroken, devices is not None))), lab.log, lab.folder / "errors"
+        ) as run:
+            record |= json.loads(lab.log.read_text()) if run.wait() == 0 else {"differs": [run.errors]}
+        record["fault"] = record["fault"] or ", ".join(record["differs"]) or None
     return record
 
 
-def compare(workdir: Path, unbroken: Path, *, rounding: bool) -> Record:
+def compare(workdir: Path, unbroken: Path, rounding: bool) -> Record:
     """What differs between two finished runs, in words."""
     differs = [
         f"{path.name} is left over" for path in workdir.rglob("*") if "tmp" in path.name or "partial" in path.name
