@@ -359,7 +359,11 @@ class ExperimentConfig(abc.ABC):
             raise InputError(
                 f"workdir is {str(workdir)!r}, which has no {CONFIG_FILE}; expected one train.py has written"
             )
-        return cls.from_dict(read_json(path))
+        values = read_json(path)
+        try:
+            return cls.from_dict(values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
 
 def _kind(objective: object) -> type[ExperimentConfig]:

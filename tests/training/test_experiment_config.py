@@ -192,6 +192,7 @@ def test_config_dict_of_other_things() -> None:
         ('{"seed":', r"config\.json is damaged \(.*\); expected a JSON object"),
         ("[1]", r"config\.json is damaged; expected a JSON object"),
         ("[" * 200_000, r"config\.json is damaged \(maximum recursion depth"),
+        ('{"phases": 3}', r"config\.json: phases is 3; expected a list"),
     ],
 )
 def test_unreadable_config_json(tmp_path: Path, text: str | None, message: str) -> None:
