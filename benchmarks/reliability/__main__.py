@@ -23,6 +23,8 @@ def main() -> int:
     parser.add_argument("--trials", help="such as 0:50; all that docs/reliability.md speaks of where it is not given")
     options = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # Nearly all of the time would be LLVM's, which optimises programs that run for milliseconds.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1")
     from benchmarks.reliability.trials import run
 
     part: Any = importlib.import_module(f"benchmarks.reliability.{options.part}")
