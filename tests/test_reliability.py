@@ -83,6 +83,17 @@ def test_what_a_flip_leads_to(tmp_path: Path, says: Any, has_sum: bool, outcome:
     assert (record["outcome"], record["fault"] is None) == (outcome, outcome != "fault")
 
 
+def test_what_grows() -> None:
+    def samples(**last: int) -> list[dict[str, int]]:
+        """A hundred, the last ten of which may hold more, with a save under way in every other one."""
+        usual = {"memory": 10**9, "open files": 10, "programs": 4}
+        saving = {"memory": 2 * 10**9, "open files": 40, "programs": 4}
+        return [(saving if i % 2 else usual) | {"step": i} | (last if i >= 90 else {}) for i in range(100)]
+
+    assert all(before == after for _, before, after in endurance.ends(samples()))
+    assert endurance.ends(samples(programs=5))[-1] == ("programs", 4, 5)
+
+
 @pytest.mark.slow
 def test_trials(run_python: Callable, tmp_path: Path) -> None:
     for part, numbers in (("kills", "12:13"), ("configurations", "0:3")):
@@ -93,6 +104,8 @@ def test_trials(run_python: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_endurance(compilation_cache: Path, tmp_path: Path) -> None:
-    record = endurance.follow("task", 200, tmp_path)
-    assert record["fault"] is None and len(record["samples"]) >= 90
+    record = endurance.follow("char_lm", 200, tmp_path)
+    assert len(record["samples"]) >= 90
     assert all(sample["memory"] > 10**8 and sample["programs"] > 1 for sample in record["samples"])
+    # In so few steps the allocator still grows, and a program or two are new.
+    assert {name for name, more in record["grown"].items() if more > endurance.SLACK[name]} <= {"memory", "programs"}
