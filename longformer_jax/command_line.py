@@ -115,13 +115,17 @@ def _second_interrupt_ends() -> Iterator[None]:
 
 
 class _OrNone(flags.ArgumentParser):
-    """What another parser takes, or None."""
+    """What another parser takes, or None; says what was expected where that one says how it failed."""
 
-    def __init__(self, parser: flags.ArgumentParser) -> None:
+    def __init__(self, parser: flags.ArgumentParser, expected: str) -> None:
         self._parser = parser
+        self._expected = expected
 
     def parse(self, argument: Any) -> Any:
-        return None if argument == "None" else self._parser.parse(argument)
+        try:
+            return None if argument == "None" else self._parser.parse(argument)
+        except (TypeError, ValueError):
+            raise ValueError(f"expected {self._expected}") from None
 
     def flag_type(self) -> str:
         return self._parser.flag_type()
@@ -131,13 +135,13 @@ def accept_none() -> None:
     """Lets None override any field of a configuration; whether the field may be None, the experiment says."""
     from ml_collections import config_flags
 
-    for kind, parser in {
-        bool: flags.BooleanParser(),
-        int: flags.IntegerParser(),
-        float: flags.FloatParser(),
-        str: flags.ArgumentParser(),
-    }.items():
-        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
+    for kind, parser, expected in (
+        (bool, flags.BooleanParser(), "true or false"),
+        (int, flags.IntegerParser(), "an integer"),
+        (float, flags.FloatParser(), "a number"),
+        (str, flags.ArgumentParser(), "text"),
+    ):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser, expected))
 
 
 def parse_flags(arguments: Sequence[str], module: str, more_help: Callable[[], list[str]] = list) -> list[str]:
