@@ -56,6 +56,20 @@ def print_log() -> None:
         logger.addHandler(logging.StreamHandler(sys.stdout))
 
 
+def ignore_late_results() -> None:
+    """Lets nothing be printed of what TensorStore has written after the save that waited for it has failed.
+
+    It gives the news to Orbax's event loop, which is closed by then.
+    """
+    previous = sys.unraisablehook
+
+    def hook(what: Any) -> None:
+        if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+            previous(what)
+
+    sys.unraisablehook = hook
+
+
 @contextmanager
 def one_line_for_errors() -> Iterator[None]:
     """Says in one line what is wrong with the input, and exits with 2, or what the system refuses, and exits with 1.

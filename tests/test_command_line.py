@@ -35,6 +35,35 @@ def test_outside_of_the_main_thread(capsys: pytest.CaptureFixture[str]) -> None:
     assert statuses == [2] and capsys.readouterr().err == "error: x is 1; expected 2\n"
 
 
+LATE = """
+import asyncio
+import tensorstore as ts
+from longformer_jax.command_line import ignore_late_results
+def come_late(error):
+    (promise, future), loop = ts.Promise.new(), asyncio.new_event_loop()
+    future.add_done_callback(error)
+    async def wait():
+        await future
+    task = loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    task._log_destroy_pending = False
+    promise.set_result(1)
+def other(future):
+    raise ValueError("another")
+ignore_late_results()
+come_late(other)
+"""
+
+
+def test_late_results_are_not_printed(run_python: Callable) -> None:
+    """But everything else is that a callback raises."""
+    result = run_python("-c", LATE)
+    assert result.returncode == 0
+    assert "ValueError: another" in result.stderr and "Event loop is closed" not in result.stderr
+    assert "Event loop is closed" in run_python("-c", LATE.replace("ignore_late_results()\n", "")).stderr
+
+
 INTERRUPTED_WHILE_LOADING = """
 import importlib.abc, runpy, signal, sys
 class Interrupt(importlib.abc.MetaPathFinder):

@@ -20,6 +20,7 @@ from longformer_jax.command_line import (
     accept_none,
     check_devices,
     fail,
+    ignore_late_results,
     one_line_for_errors,
     parse_flags,
     print_anything,
@@ -56,6 +57,7 @@ def _read_config() -> ExperimentConfig:
 def main(arguments: Sequence[str]) -> None:
     """Runs the experiment; exits with 1 when it diverges."""
     logging.set_verbosity(logging.FATAL)  # Orbax tells every step of a save, and what fails in each of its threads
+    ignore_late_results()
     print_log()
     reuse_freed_memory()
     keep_compiled()

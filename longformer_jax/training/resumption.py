@@ -34,8 +34,8 @@ def check_resumes(config: ExperimentConfig, previous: ExperimentConfig, step: in
         changed = ", ".join(f"{field} ({old.get(field)!r}, now {new.get(field)!r})" for field in fields)
         why = _why_fixed(config, previous, step) if all(map(_SCHEDULE.fullmatch, fields)) else ""
         raise InputError(
-            f"the workdir holds a run of another configuration: {changed} changed{why}; expected the same "
-            "configuration or another workdir"
+            f"the workdir holds a run of another configuration: {changed} changed{why}; expected the configuration in "
+            "its config.json, or another workdir"
         )
 
 

@@ -38,8 +38,12 @@ class DeclaredTokens:
     named: dict[str, "AddedToken | str"]
     extra: list["AddedToken | str"] | None
 
-    def add_to(self, tokenizer: "Tokenizer") -> None:
-        """Adds what the tokenizer does not have as it is declared; raises InputError where an id would be another."""
+    def add_to(self, tokenizer: "Tokenizer", source: Path) -> None:
+        """Adds what the tokenizer of a file does not have as it is declared.
+
+        Raises:
+          InputError: an id would be another.
+        """
         there = tokenizer.get_added_tokens_decoder().values()
         tokens: list[Any] = [x for _, x in sorted(self.by_id.items()) if repr(x) not in set(map(repr, there))]
         known = {token.content for token in [*there, *tokens]}
@@ -55,8 +59,8 @@ class DeclaredTokens:
             found = tokenizer.token_to_id(token.content)
             if found != declared_id:
                 raise InputError(
-                    f"the token {token.content!r} has the id {declared_id} in the tokenizer's files, but gets {found}, "
-                    "as in transformers; expected ids that follow the vocabulary's without a gap"
+                    f"{source}: the token {token.content!r} has the id {declared_id} in the tokenizer's files, but "
+                    f"gets {found}, as in transformers; expected ids that follow the vocabulary's without a gap"
                 )
 
 

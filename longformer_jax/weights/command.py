@@ -10,7 +10,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from longformer_jax.command_line import Parser, check_devices, one_line_for_errors
+from longformer_jax.command_line import Parser, check_devices, ignore_late_results, one_line_for_errors
 from longformer_jax.weights.conversion import FORMATS, POSITIONS, convert
 
 
@@ -51,6 +51,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--revision", help="for a model on the hub: branch, tag or commit")
     # Orbax tells every step of a save, and what fails in each of its threads.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    ignore_late_results()
     with one_line_for_errors():
         options = vars(parser.parse_args(arguments))
         check_devices()

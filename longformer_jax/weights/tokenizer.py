@@ -65,7 +65,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "Tokenizer":
         if not file.is_file():
             raise InputError(f"{path} has a {name}, but no {TOKENIZER}; expected one")
         tokenizer = _parse(file)
-        read_declared_tokens(path, config, _stored_tokens(file), {}).add_to(tokenizer)
+        read_declared_tokens(path, config, _stored_tokens(file), {}).add_to(tokenizer, file)
     else:
         tokenizer = _build(path, config, name or "RobertaTokenizer")
     tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
@@ -153,7 +153,7 @@ def _build(directory: Path, config: Mapping[str, Any], name: str) -> "Tokenizer"
     used = {content(token) for token in declared.named.values()}
     if missing := [token for token in missing if token in used]:
         raise InputError(f"{source} has no {' and no '.join(missing)}; expected RoBERTa's special tokens in it")
-    declared.add_to(tokenizer)
+    declared.add_to(tokenizer, source)
     try:
         tokenizer.post_processor = cls.template(tokenizer, declared, config)
     except KeyError as error:

@@ -82,7 +82,10 @@ LOWER = VARIANTS["as_it_is"]["files"]["tokenizer.json"]
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"added_tokens.json": {"<ent>": 280}}, "token '<ent>' has the id 280 in the tokenizer's files, but gets 274"),
+        (
+            {"added_tokens.json": {"<ent>": 280}},
+            "json: the token '<ent>' has the id 280 in the tokenizer's files, but gets 274",
+        ),
         ({"added_tokens.json": {"<ent>": "274"}}, "declare are damaged"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"x": {"content": "<ent>"}}}}, "declare are damaged"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"274": "<ent>"}}}, "declare are damaged"),
