@@ -139,12 +139,15 @@ def links(records: Iterable[dict[str, Any]], answers: Iterable[Clusters]) -> dic
     return {label: round(sum(found[label]) / len(found[label]), 4) for label in labels if found[label]}
 
 
+def _as_tuples(clusters: Clusters) -> list[list[tuple[int, ...]]]:
+    return [[tuple(mention) for mention in cluster] for cluster in clusters]
+
+
 def scored(records: Sequence[dict[str, Any]], answers: Sequence[Clusters]) -> dict[str, Any]:
     """The mean of MUC, B³ and CEAF-φ4, and the links that were found."""
-    documents = (
-        tuple([[*map(tuple, cluster)] for cluster in clusters] for clusters in (record["clusters"], answer))
-        for record, answer in zip(records, answers, strict=True)
-    )
+    documents = [
+        (_as_tuples(record["clusters"]), _as_tuples(answer)) for record, answer in zip(records, answers, strict=True)
+    ]
     return {"conll_f1": round(coreference_scores(documents)["conll_f1"], 4), "links": links(records, answers)}
 
 
