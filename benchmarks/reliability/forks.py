@@ -15,8 +15,6 @@ from typing import Any, Self
 
 import jax
 
-from longformer_jax.scripts import train
-
 
 class Fork:
     """Runs a function and ends, with the status that it exits with; a context manager that kills it."""
@@ -83,6 +81,8 @@ def _end_with(function: Callable[[], Any]) -> None:
 
 def run_train(arguments: Sequence[str], *, devices: int | None = None, programs: Path) -> None:
     """train.py in this process, with simulated devices and a directory for compiled programs."""
+    from longformer_jax.scripts import train  # not above, as its flags are those of a process
+
     jax.config.update("jax_num_cpu_devices", devices or 1)
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(programs)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

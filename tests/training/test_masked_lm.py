@@ -69,7 +69,7 @@ def test_round_trip_through_config_dict_and_json(tmp_path: Path) -> None:
 
 def test_kinds_are_told_apart(tmp_path: Path) -> None:
     CONFIG.save(tmp_path)
-    with pytest.raises(InputError, match=r"^objective is 'masked_lm'; expected char_lm$"):
+    with pytest.raises(InputError, match=r"config\.json: objective is 'masked_lm'; expected char_lm$"):
         CharLMExperiment.load(tmp_path)
     with pytest.raises(InputError, match=r"^objective is 'translation'; expected one of char_lm, masked_lm, task$"):
         ExperimentConfig.from_dict(CONFIG.to_dict() | {"objective": "translation"})
