@@ -16,25 +16,18 @@ which go on where they stopped. Writes results/stories_cpu.json and prints it.
 import argparse
 import bisect
 import json
-import os
 import random
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from benchmarks.side_by_side import cpu_model
-from benchmarks.two_facts import WORDS, read
-from longformer_jax import LongformerConfig
+from benchmarks.two_facts import WORDS, read, small_encoder, trained_and_tested, write_results
 from longformer_jax.evaluation import evaluate
 from longformer_jax.tasks.conll import read_documents
 from longformer_jax.tasks.coreference import Coreference
 from longformer_jax.tasks.coreference_scores import coreference_scores
-from longformer_jax.training import OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase, train
+from longformer_jax.training import OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase
 
 # Each word is one token, of a tokenizer that is learnt from the stories.
 NAMES = {"she": ("anna", "clara", "mia", "vera", "ruth"), "he": ("ben", "karl", "omar", "ivan", "otto")}
@@ -155,18 +148,7 @@ def experiment(variant: str, runs: Path) -> TaskExperiment:
     """One of the VARIANTS."""
     lengths = VARIANTS[variant]
     return TaskExperiment(
-        model=LongformerConfig(
-            vocab_size=400,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=128,
-            max_position_embeddings=LENGTH + 2,
-            attention_window=WINDOW,
-            hidden_dropout_prob=0.0,  # no story is seen twice
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.1,  # narrower than Longformer, so larger
-        ),
+        model=small_encoder(LENGTH, attention_window=WINDOW),
         task=Coreference(max_span_width=2, spans_per_token=0.4, hidden_size=64, dropout_rate=0.2),
         phases=tuple(
             TaskPhase(sequence_length=length, learning_rate=1e-3 / 2**i, batch_size=LENGTH // length, epochs=1)
@@ -182,23 +164,15 @@ def experiment(variant: str, runs: Path) -> TaskExperiment:
 
 
 def measure(variant: str, runs: Path) -> dict[str, Any]:
-    """One of the VARIANTS, trained and tested; seconds are None after a stop."""
-    found = runs / f"{variant}.json"
-    if found.exists():
-        return json.loads(found.read_text())
-    in_one_go = not (runs / variant).exists()
-    began = time.perf_counter()
-    train(experiment(variant, runs), runs / variant)
-    seconds = round(time.perf_counter() - began)
-    if not (runs / variant / "model").exists():
-        raise SystemExit("stopped; the same command goes on from there")
-    predictions = runs / f"{variant}.conll"
-    evaluate(runs / variant, split="test", predictions=predictions)
-    answers = [document.clusters for document in read_documents(predictions)]
-    result = {"model": variant} | scored(read(runs / "stories" / "test.jsonl"), answers)
-    result["training_seconds"] = seconds if in_one_go else None
-    found.write_text(json.dumps(result))
-    return result
+    """One of the VARIANTS, trained and tested."""
+
+    def test(workdir: Path) -> dict[str, Any]:
+        predictions = runs / f"{variant}.conll"
+        evaluate(workdir, split="test", predictions=predictions)
+        answers = [document.clusters for document in read_documents(predictions)]
+        return scored(read(runs / "stories" / "test.jsonl"), answers)
+
+    return trained_and_tested(variant, runs, experiment(variant, runs), test)
 
 
 def main() -> None:
@@ -213,17 +187,11 @@ def main() -> None:
         for kind, pronouns in (("left out", False), ("with the mention before", True))
     }
     results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu": cpu_model(),
-        "threads": len(os.sched_getaffinity(0)),
-        "versions": {"jax": jax.__version__},
         "test_stories": TEST,
         "by_words": by_words,
         "measured": [measure(variant, options.runs) for variant in options.variants],
     }
-    output = Path(__file__).parent / "results" / "stories_cpu.json"
-    output.write_text(json.dumps(results, indent=1) + "\n")
-    print(output.read_text())
+    write_results("stories", results)
 
 
 if __name__ == "__main__":

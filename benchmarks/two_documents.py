@@ -14,18 +14,20 @@ results/two_documents_cpu.json and prints it.
 
 import argparse
 import json
-import os
 import random
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from benchmarks.side_by_side import cpu_model
-from benchmarks.two_facts import SEASONS, WEATHERS, WORDS, by_distance, trained_and_tested
-from longformer_jax import LongformerConfig
+from benchmarks.two_facts import (
+    SEASONS,
+    WEATHERS,
+    WORDS,
+    by_distance,
+    small_encoder,
+    trained_and_tested,
+    write_results,
+)
 from longformer_jax.evaluation import evaluate
 from longformer_jax.tasks.wikihop import WikiHop
 from longformer_jax.training import OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase
@@ -90,19 +92,12 @@ def experiment(variant: str, runs: Path) -> TaskExperiment:
     has_global = variant not in ("length_512", "no_global_attention")
     length = int(variant.removeprefix("length_")) if variant.startswith("length_") else LENGTH
     return TaskExperiment(
-        model=LongformerConfig(
-            vocab_size=400,
-            hidden_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            intermediate_size=128,
-            max_position_embeddings=LENGTH + 2,
+        model=small_encoder(
+            LENGTH,
+            num_layers=3,
             attention_window=WINDOW,
             attention_mode="full" if variant == "length_512" else "sliding_window",
             global_projections=has_global and variant != "no_global_projections",
-            hidden_dropout_prob=0.0,  # no question is seen twice
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.1,  # narrower than Longformer, so larger
         ),
         task=WikiHop(max_candidates=4, max_global_tokens=32, global_attention=has_global),
         phases=(TaskPhase(sequence_length=length, learning_rate=3e-3, batch_size=32, epochs=1),),
@@ -117,11 +112,12 @@ def experiment(variant: str, runs: Path) -> TaskExperiment:
 def measure(variant: str, runs: Path) -> dict[str, Any]:
     """One of the VARIANTS, trained and tested."""
 
-    def test(workdir: Path) -> dict[int, float]:
+    def test(workdir: Path) -> dict[str, Any]:
         predictions, file = runs / f"{variant}_answers.json", runs / "questions" / "test.json"
         evaluate(workdir, data=file, predictions=predictions)
         answers, records = (json.loads(path.read_text()) for path in (predictions, file))
-        return by_distance([{"answer": answers[record["id"]]} for record in records], records, "answer")
+        found = [{"answer": answers[record["id"]]} for record in records]
+        return {"accuracy": by_distance(found, records, "answer")}
 
     return trained_and_tested(variant, runs, experiment(variant, runs), test)
 
@@ -133,16 +129,10 @@ def main() -> None:
     options = parser.parse_args()
     write_questions(options.runs / "questions")
     results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu": cpu_model(),
-        "threads": len(os.sched_getaffinity(0)),
-        "versions": {"jax": jax.__version__},
         "test_questions": TEST,
         "measured": [measure(variant, options.runs) for variant in options.variants],
     }
-    output = Path(__file__).parent / "results" / "two_documents_cpu.json"
-    output.write_text(json.dumps(results, indent=1) + "\n")
-    print(output.read_text())
+    write_results("two_documents", results)
 
 
 if __name__ == "__main__":

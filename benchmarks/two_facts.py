@@ -85,24 +85,29 @@ class WindowsAlone(TextClassification):
         return super().inputs(batch, model, sequence_length) | {"global_attention_mask": nowhere}
 
 
+def small_encoder(length: int, *, num_layers: int = 2, **settings: Any) -> LongformerConfig:
+    """Of rows of such a length, for documents of which none is seen twice."""
+    return LongformerConfig(
+        vocab_size=400,
+        hidden_size=64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=length + 2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.1,  # narrower than Longformer, so larger
+        **settings,
+    )
+
+
 def experiment(name: str, runs: Path) -> TaskExperiment:
     """One of the three: "longformer", "windows" or "cut"."""
     # By its name, as a run finds it: this module may be run as a script.
     task: Any = find_task("benchmarks.two_facts:WindowsAlone" if name == "windows" else "classification")
     length = CUT if name == "cut" else LENGTH
     return TaskExperiment(
-        model=LongformerConfig(
-            vocab_size=400,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=128,
-            max_position_embeddings=LENGTH + 2,
-            attention_window=WINDOW,
-            hidden_dropout_prob=0.0,  # no document is seen twice
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.1,  # narrower than Longformer, so larger
-        ),
+        model=small_encoder(LENGTH, attention_window=WINDOW),
         task=task(labels=LABELS),
         phases=(TaskPhase(sequence_length=length, learning_rate=3e-3, batch_size=32, epochs=1),),
         lengths=tuple(x for x in (32, 128, CUT, 1536, LENGTH) if x <= length),
@@ -129,7 +134,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def trained_and_tested(
-    name: str, runs: Path, experiment: TaskExperiment, test: Callable[[Path], dict[int, float]]
+    name: str, runs: Path, experiment: TaskExperiment, test: Callable[[Path], dict[str, Any]]
 ) -> dict[str, Any]:
     """Trains in RUNS/NAME and tests, unless RUNS has what that found; seconds are None after a stop."""
     found = runs / f"{name}.json"
@@ -143,7 +148,7 @@ def trained_and_tested(
         raise SystemExit("stopped; the same command goes on from there")
     result = {
         "model": name,
-        "accuracy": test(runs / name),
+        **test(runs / name),
         "training_seconds": round(trained - began) if in_one_go else None,
         "test_seconds": round(time.perf_counter() - trained),
     }
@@ -151,13 +156,26 @@ def trained_and_tested(
     return result
 
 
+def write_results(name: str, results: dict[str, Any]) -> None:
+    """Writes results/NAME_cpu.json and prints it."""
+    machine = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": cpu_model(),
+        "threads": len(os.sched_getaffinity(0)),
+        "versions": {"jax": jax.__version__},
+    }
+    output = Path(__file__).parent / "results" / f"{name}_cpu.json"
+    output.write_text(json.dumps(machine | results, indent=1) + "\n")
+    print(output.read_text())
+
+
 def measure(name: str, runs: Path) -> dict[str, Any]:
     """One of the three, trained and tested."""
 
-    def test(workdir: Path) -> dict[int, float]:
+    def test(workdir: Path) -> dict[str, Any]:
         predictions = runs / f"{name}.jsonl"
         evaluate(workdir, split="test", predictions=predictions)
-        return by_distance(read(predictions), read(runs / "documents" / "test.jsonl"))
+        return {"accuracy": by_distance(read(predictions), read(runs / "documents" / "test.jsonl"))}
 
     return trained_and_tested(name, runs, experiment(name, runs), test)
 
@@ -168,19 +186,13 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["longformer", "windows", "cut"])
     options = parser.parse_args()
     write_documents(options.runs / "documents")
-    output = Path(__file__).parent / "results" / "two_facts_cpu.json"
     results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu": cpu_model(),
-        "threads": len(os.sched_getaffinity(0)),
-        "versions": {"jax": jax.__version__},
         "test_documents": TEST,
         "cut": CUT,
         "reach": WINDOW,  # half of it in each of the two layers
         "measured": [measure(name, options.runs) for name in options.models],
     }
-    output.write_text(json.dumps(results, indent=1) + "\n")
-    print(output.read_text())
+    write_results("two_facts", results)
 
 
 if __name__ == "__main__":
