@@ -125,14 +125,16 @@ def score_stream(config: CharLMConfig, params: Any, text: np.ndarray, *, chunk: 
     Args:
       config: the model, with the windows to evaluate it with.
       params: its parameters.
-      text: uint8 [N], N >= 2.
+      text: uint8 [N], 2 <= N < 2**32.
       chunk: characters at once; the scores do not depend on it.
 
     Raises:
-      InputError: there is nothing to score, or chunk is no integer >= 1.
+      InputError: there is nothing to score, or more than a cache can count, or chunk is no integer >= 1.
     """
     if len(text) < 2:
         raise InputError(f"text has {len(text)} characters; expected at least 2, one to read and one to predict")
+    if len(text) >= 2**32:
+        raise InputError(f"text has {len(text)} characters; expected fewer than 2**32")
     chunk = min(check_integer("chunk", chunk), len(text) - 1)
     cache = init_cache(config, 1)
     for start in range(0, len(text) - 1, chunk):

@@ -247,9 +247,11 @@ def _reached(part: Part, reach: int, T: int, key, value, position) -> tuple[Any,
         key, value = (with_halo(x, before, 0, part.axis_name) for x in (key, value))
     B, S = key.shape[:2]
     past = S - T
-    positions = position + first - past + jnp.arange(S)
+    positions = position + first - past + jnp.arange(S)  # wraps in a long stream, as the angles do
+    before_queries = jnp.asarray(position).astype(jnp.uint32) + jnp.asarray(first).astype(jnp.uint32)
+    missing = past - jnp.minimum(before_queries, jnp.uint32(past)).astype(jnp.int32)
     return key, value, positions, {
-        "key_mask": jnp.broadcast_to(positions >= 0, (B, S)) if past else None,
+        "key_mask": jnp.broadcast_to(jnp.arange(S) >= missing, (B, S)) if past else None,
         "dropout_origin": part.dropout_origin(first, first - past),
     }  # fmt: skip
 

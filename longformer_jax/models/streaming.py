@@ -31,7 +31,10 @@ _TEMPERATURES = "0, or a number >= 1e-6"
 
 
 def init_cache(config: CharLMConfig, batch_size: int) -> Cache:
-    """An empty cache: {"position": int32 scalar, "layers": keys and values [layers, B, window * dilation, H, D]}."""
+    """An empty cache: {"position": int32 scalar, "layers": keys and values [layers, B, window * dilation, H, D]}.
+
+    The position wraps at 2**31, up to 2**32 characters in all.
+    """
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), config.cache_spec(check_size("batch_size", batch_size)))
 
 

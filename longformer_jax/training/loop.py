@@ -51,7 +51,7 @@ _PROFILED_STEPS = 3
 _PROFILE = "profile"
 _PLACE = re.compile(r"config\.data\.(path|validation_path|data_dir|cache_dir|tokenizer)")
 # What a workdir may hold.
-_FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, CURVE_FILE, "tokenizer.json")
+_FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, CURVE_FILE, "tokenizer.json", "global_projections.safetensors")
 _DIRECTORIES = (DIRECTORY, BEST_DIRECTORY, BOARD_DIRECTORY, MODEL_DIRECTORY, _PROFILE)
 
 

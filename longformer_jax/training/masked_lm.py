@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from safetensors.numpy import load_file, save_file
 
-from longformer_jax.checksums import recording
+from longformer_jax.checksums import check_sum, recording
 from longformer_jax.data import TokenCorpus, load_token_corpus, mask_tokens, row_batches
 from longformer_jax.data.packing import Packer
 from longformer_jax.errors import InputError
@@ -28,6 +30,7 @@ from longformer_jax.training.serialization import check, convert_fields
 from longformer_jax.training.validation import Validator
 from longformer_jax.weights import load_tokenizer, save_pretrained
 from longformer_jax.weights.conversion import POSITIONS
+from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.pretrained import read_model_config
 from longformer_jax.weights.tokenizer import save_tokenizer
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
+GLOBAL_FILE = "global_projections.safetensors"
+
+_PROJECTIONS = ("query", "key", "value")
 
 # Streams of random numbers beside that of dropout, which counts microbatches.
 _TRAINING_MASKS, _VALIDATION_MASKS = 2**32 - 1, 2**32 - 2
@@ -82,10 +88,12 @@ class TokenData:
     Attributes:
       tokenizer: what made tokens of the documents.
       corpora: for each phase, the documents in rows of its length.
+      global_projections: those that `init` has of its own, stacked over the layers, by their paths in `layers`.
     """
 
     tokenizer: "Tokenizer"
     corpora: tuple[TokenCorpus, ...]
+    global_projections: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -106,8 +114,9 @@ class TokenData:
 class MaskedLMExperiment(ExperimentConfig):
     """Training of a masked LM: some tokens of a text are hidden, and predicted from both sides.
 
-    There are no global tokens in it (section 5), so no projections of global tokens are trained; the model that is
-    written gets copies of the ordinary ones, where its config asks for them.
+    There are no global tokens in it (section 5), so no projections of global tokens are trained. The model that is
+    written, where its config asks for them, gets those of `init`; where `init` has none, or only copies of its ordinary
+    ones, it gets copies of the trained ordinary ones.
 
     Attributes:
       model: the model to train and write.
@@ -174,8 +183,9 @@ class MaskedLMExperiment(ExperimentConfig):
         """Writes the model, for transformers, too, and its tokenizer."""
         if self.model.global_projections:
             layers = params["longformer"]["layers"]
-            copies = {f"{name}_global": layers[name] for name in ("query", "key", "value")}
-            params = params | {"longformer": params["longformer"] | {"layers": layers | copies}}
+            own = {} if workdir is None else _read_global(workdir)
+            added = unflatten_dict(own, sep="/") or {f"{name}_global": layers[name] for name in _PROJECTIONS}
+            params = params | {"longformer": params["longformer"] | {"layers": layers | added}}
         save_pretrained(directory, self.model, params, ForMaskedLM)
         save_tokenizer(directory, self.tokenizer(workdir), self.model.max_length)
 
@@ -202,13 +212,27 @@ class MaskedLMExperiment(ExperimentConfig):
         """
         if workdir is None:
             self.check_init(read_model_config, *KEPT)
+        global_projections = self._global_of_init() if workdir is None else _read_global(workdir)
         tokenizer = self.tokenizer(workdir)
         self.check_tokens(Packer.of(tokenizer, self.phases[0].sequence_length))
         corpora = {length: self.data.load(tokenizer, length) for length in {p.sequence_length for p in self.phases}}
         if self.eval_interval:
             for corpus in corpora.values():
                 corpus.split("validation")
-        return TokenData(tokenizer=tokenizer, corpora=tuple(corpora[phase.sequence_length] for phase in self.phases))
+        phases = tuple(corpora[phase.sequence_length] for phase in self.phases)
+        return TokenData(tokenizer=tokenizer, corpora=phases, global_projections=global_projections)
+
+    def _global_of_init(self) -> dict[str, np.ndarray]:
+        """`TokenData.global_projections` of a new run."""
+        if self.init is None or not self.model.global_projections:
+            return {}
+        if not read_model_config(find_directory(self.init)).global_projections:
+            return {}
+        layers = jax.device_get(load_init(self, ForMaskedLM, self.positions)["longformer"]["layers"])
+        ordinary, own = (flatten_dict({n: layers[n + end] for n in _PROJECTIONS}, sep="/") for end in ("", "_global"))
+        if all(np.array_equal(own[path], ordinary[path]) for path in own):
+            return {}
+        return flatten_dict({f"{name}_global": layers[f"{name}_global"] for name in _PROJECTIONS}, sep="/")
 
     def check_tokens(self, tokens: Packer | TokenCorpus) -> None:
         """Raises InputError unless token ids are those of the experiment."""
@@ -227,9 +251,14 @@ class MaskedLMExperiment(ExperimentConfig):
         check(set(found) == set(expected), "special_token_ids", found, f"{expected}, those of the tokenizer")
 
     def save_data(self, workdir: Path, data: TokenData) -> None:
-        """As in the base class; the tokenizer, too, so that the run needs no other directory from then on."""
+        """As in the base class; the rest of `data`, too, so that the run needs no other directory from then on."""
         with recording(workdir / TOKENIZER_FILE) as partial:
             data.tokenizer.save(str(partial))
+        if data.global_projections:
+            with recording(workdir / GLOBAL_FILE) as partial:
+                save_file(data.global_projections, partial)
+        else:
+            (workdir / GLOBAL_FILE).unlink(missing_ok=True)
         super().save_data(workdir, data)
 
     def train_batches(self, data: TokenData, phase: int, **position: int) -> Iterator[np.ndarray]:
@@ -347,6 +376,15 @@ class MaskedLMExperiment(ExperimentConfig):
 @functools.partial(jax.jit, static_argnums=0)
 def _mask_rows(config: MaskedLMExperiment, rows: jax.Array, index: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
     return config.mask_rows(rows, index, key=key)
+
+
+def _read_global(workdir: Path) -> dict[str, np.ndarray]:
+    """`TokenData.global_projections` of a run that has begun."""
+    path = workdir / GLOBAL_FILE
+    if not path.is_file():
+        return {}
+    check_sum(path)
+    return load_file(path)
 
 
 def _embedded_text() -> str:

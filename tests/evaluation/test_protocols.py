@@ -135,6 +135,8 @@ def test_overlapping_refuses(params, text, arguments, message):
 def test_stream_refuses(params, text):
     with pytest.raises(InputError, match=r"text has 1 characters; expected at least 2"):
         next(score_stream(CONFIG, params, text[:1]))
+    with pytest.raises(InputError, match=r"text has 4294967296 characters; expected fewer than 2\*\*32$"):
+        next(score_stream(CONFIG, params, np.broadcast_to(text[0], (2**32,))))
     for chunk in (0, "5", True):
         with pytest.raises(InputError, match=f"chunk is {chunk!r}; expected an integer >= 1"):
             next(score_stream(CONFIG, params, text, chunk=chunk))

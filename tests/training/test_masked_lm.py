@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from longformer_jax.training import (
 from longformer_jax.training.resumption import check_resumes
 from longformer_jax.training.sharding import make_mesh, put_batch
 from longformer_jax.training.step import abstract_params, abstract_state, compile_train_step, init_state
-from longformer_jax.weights import load_pretrained, roberta_to_longformer
+from longformer_jax.weights import load_pretrained, roberta_to_longformer, save_pretrained
 from tests.training import tiny
 from tests.training.tiny_masked import CONFIG, with_text
 
@@ -303,6 +304,28 @@ def test_init_is_converted(short: Path) -> None:
     state = init_state(dataclasses.replace(CONFIG, init=str(short)), MESH)
     jax.tree.map(np.testing.assert_array_equal, state["params"], copied)
     assert int(state["step"]) == 0
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_global_projections_of_init_are_kept(short: Path, tmp_path: Path, trained: bool) -> None:
+    model, params = roberta_to_longformer(*load_pretrained(short, ForMaskedLM), max_length=64, attention_window=8)
+    layers = params["longformer"]["layers"]
+    if trained:
+        layers["value_global"] = {**layers["value_global"], "bias": layers["value_global"]["bias"] + 0.5}
+    save_pretrained(tmp_path / "init", model, params)
+    shutil.copyfile(short / "tokenizer.json", tmp_path / "init" / "tokenizer.json")
+    config, workdir = with_text(tmp_path, dataclasses.replace(CONFIG, init=str(tmp_path / "init"))), tmp_path / "run"
+    workdir.mkdir()
+    config.save_data(workdir, config.load_data())
+    shutil.rmtree(tmp_path / "init")  # a run needs it no more
+    config.save_data(workdir, config.load_data(workdir))  # as when it goes on
+    after = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), abstract_params(config))
+    config.write_model(tmp_path / "out", after, phase=1, workdir=workdir)
+    written = load_pretrained(tmp_path / "out", ForMaskedLM)[1]["longformer"]["layers"]
+    for name in ("query", "key", "value"):
+        expected = layers[f"{name}_global"] if trained else written[name]
+        jax.tree.map(np.testing.assert_array_equal, written[f"{name}_global"], expected)
+        assert float(written[name]["kernel"].min()) == 1
 
 
 def test_copied_and_random_positions_differ_in_new_rows(short: Path) -> None:
