@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 
@@ -43,16 +44,22 @@ def keep_compiled() -> None:
         place.mkdir(parents=True, exist_ok=True)
         if not os.access(place, os.W_OK | os.X_OK):
             return
-        for program in place.glob("*-cache"):
-            # JAX notes the time of use last. What a killed process has left half-written it would never write again.
-            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
-                program.unlink(missing_ok=True)
+        if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ and importlib.util.find_spec("filelock"):
+            jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+        if jax.config.jax_compilation_cache_max_size != -1:  # without a limit, JAX notes no time of use
+            _remove_half_written(place)
     except (OSError, RuntimeError):  # read-only, or without a home
         return
     jax.config.update("jax_compilation_cache_dir", str(place))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
-    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ and importlib.util.find_spec("filelock"):
-        jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
     for message in ("Error (reading|writing) persistent compilation cache", "Cache value for key"):
         warnings.filterwarnings("ignore", message)
+
+
+def _remove_half_written(place: Path) -> None:
+    """Removes what a killed process has left half-written, as JAX would never write it again; it notes the time of use
+    of a program last."""
+    for program in place.glob("*-cache"):
+        if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+            program.unlink(missing_ok=True)

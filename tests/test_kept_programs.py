@@ -1,5 +1,6 @@
 """Compiled programs are kept for the next start, which computes the same."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax._src.lru_cache import LRUCache
 
 from longformer_jax.settings import keep_compiled
 from longformer_jax.training import restore_params
@@ -40,6 +42,27 @@ def test_where_programs_are_kept(jax_as_new: None, tmp_path: Path, monkeypatch: 
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "longformer_jax" / "compiled")
     assert jax.config.jax_persistent_cache_min_compile_time_secs < 1
     assert 0 < jax.config.jax_compilation_cache_max_size < 2**40
+
+
+@pytest.mark.parametrize(("limit", "has_filelock"), [(None, True), ("-1", True), (None, False)])
+def test_only_what_is_half_written_is_removed(
+    jax_as_new: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, has_filelock: bool
+) -> None:
+    """A program is kept with a time of use, written last, if there is a limit, and without any otherwise."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if limit:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", limit)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: has_filelock or None)
+    keep_compiled()
+    place, is_limited = Path(jax.config.jax_compilation_cache_dir), limit is None and has_filelock
+    cache = LRUCache(str(place), max_size=jax.config.jax_compilation_cache_max_size)
+    assert cache.eviction_enabled == is_limited
+    cache.put("whole", b"program")
+    (place / "half-cache").write_bytes(b"pro")
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compiled()
+    kept = {path.name for path in place.glob("*-cache")}
+    assert kept == {"whole-cache"} | (set() if is_limited else {"half-cache"})
 
 
 @pytest.mark.parametrize("wish", [{"jax_compilation_cache_dir": "/mine"}, {"jax_enable_compilation_cache": False}])
