@@ -28,6 +28,7 @@ from longformer_jax.processes import Agreed, together
 DIRECTORY = "checkpoints"
 _PARAMS = "params"
 _STEP = "step"  # the entry of the checksums that is none
+_SAVED = ".saved"  # in the directory of checkpoints, where one has been complete
 
 # {"params", "opt_state", "step"}
 State = dict[str, Any]
@@ -51,6 +52,8 @@ class Checkpoints:
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyrefly: ignore[bad-argument-type]
             cleanup_tmp_directories=True,
         )
+        if jax.process_index() == 0 and self.latest_step is None:
+            (self._root / _SAVED).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +89,8 @@ class Checkpoints:
         if pending is not None:
             with self._os_errors():
                 pending.result()
+                if jax.process_index() == 0:
+                    (self._root / _SAVED).touch()
 
     def close(self) -> None:
         """Waits for a save under way and for the removal of old checkpoints."""
@@ -158,6 +163,11 @@ def _without_waiting(options: Callable[[], Any]) -> Callable[[], Any]:
 def has_checkpoint(workdir: str | Path) -> bool:
     """Whether a run can go on from where a workdir stands."""
     return bool(_steps(_root(workdir)))
+
+
+def had_checkpoint(workdir: str | Path) -> bool:
+    """Whether there is a sign that a workdir has had a checkpoint, which may be gone."""
+    return (_root(workdir) / _SAVED).exists()
 
 
 def find_checkpoint(workdir: str | Path, step: int | None = None) -> int:

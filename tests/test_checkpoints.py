@@ -21,6 +21,7 @@ from longformer_jax.training import MeshConfig, restore_params
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import State, abstract_state
 from longformer_jax.training.workdir import restore_checkpoint
+from tests.training.commands import checkpoints as steps_in
 from tests.training.tiny import CONFIG
 
 MESH = make_mesh(MeshConfig())
@@ -58,7 +59,7 @@ def workdir(saved: Path, tmp_path: Path) -> Path:
 
 
 def test_latest_is_restored_and_old_ones_are_removed(saved: Path) -> None:
-    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["3", "4"]
+    assert steps_in(saved) == [3, 4]
     with Checkpoints(saved, keep=2) as checkpoints:
         assert checkpoints.latest_step == 4
         restored = checkpoints.restore(ABSTRACT)

@@ -6,14 +6,15 @@ import datetime
 import itertools
 import math
 import re
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from longformer_jax.checkpoints import DIRECTORY, Checkpoints, find_checkpoint, has_checkpoint
+from longformer_jax.checkpoints import DIRECTORY, Checkpoints, find_checkpoint, had_checkpoint, has_checkpoint
 from longformer_jax.errors import InputError
 from longformer_jax.files import check_kinds, check_shared, locked, user_path
 from longformer_jax.processes import alone, check_same, from_first, together, versions
@@ -30,7 +31,7 @@ from longformer_jax.training.metrics import (
     read_metrics,
     short_count,
 )
-from longformer_jax.training.monitor import DivergenceError, StepMonitor
+from longformer_jax.training.monitor import DivergenceError, Report, StepMonitor
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.resumption import check_resumes, flatten, longer_run
 from longformer_jax.training.selection import BEST_DIRECTORY, Selection, save_best
@@ -198,8 +199,8 @@ def _check_new(config: ExperimentConfig, workdir: Path) -> None:
 def _check_not_lost(config: ExperimentConfig, workdir: Path) -> None:
     """Raises InputError where a run had a checkpoint, by its log, but has none any more."""
     last = max((record["step"] for record in read_metrics(workdir / METRICS_FILE)), default=0)
-    # The second save waits for the first: a run that was killed before that had none yet, and may begin again.
-    saved = last > 2 * config.checkpoint_interval or last >= config.total_steps
+    # The second save waits for the first: a run that was killed before that may have had none, and may begin again.
+    saved = last > 2 * config.checkpoint_interval or last >= config.total_steps or had_checkpoint(workdir)
     if last and (saved or not (workdir / DIRECTORY).exists()):
         raise InputError(
             f"workdir is {str(workdir)!r}, whose {METRICS_FILE} goes to step {last:,}, but without a checkpoint to go "
@@ -241,11 +242,20 @@ class _Loop:
 
     def train(self, state: State) -> State:
         """The phases that are not finished yet, until one of them is told to stop."""
-        step = self.start
-        ends = itertools.accumulate(phase.steps for phase in self.config.phases)
+        step, config = self.start, self.config
+        monitor = StepMonitor(
+            config.log_interval,
+            places(state["params"]),
+            most_skipped=config.optimizer.max_skipped_steps,
+            say=self.log.say,
+        )
+        if step < config.total_steps and not self.is_over:
+            self._remove_model()
+        ends = itertools.accumulate(phase.steps for phase in config.phases)
         for index, end in enumerate(ends):
             if step < end and not self.stopped and not self.is_over:
-                state, step = self._train_phase(index, state, step, end)
+                state, step = self._train_phase(index, state, step, end, monitor)
+        monitor.end()
         if self.stopped:
             self.log.say(f"stopped and saved after step {step:,}; the same command continues from there")
         else:
@@ -256,6 +266,12 @@ class _Loop:
     def is_over(self) -> bool:
         """Whether the run has lost its patience."""
         return self.selection.is_over(self.config.patience)
+
+    def _remove_model(self) -> None:
+        """Removes the model of an earlier, shorter end: what is there is that of a run that has ended."""
+        with together():
+            if jax.process_index() == 0 and (model := self.workdir / MODEL_DIRECTORY).exists():
+                shutil.rmtree(model)
 
     def _conclude(self, state: State) -> None:
         """What a run that has come to its end leaves and says; again when started again, as it may have been killed."""
@@ -273,7 +289,7 @@ class _Loop:
                 first, last = found[0], found[config.total_steps]
                 self.log.say(f"validation {config.score} {first:.4f} before training, {last:.4f} after")
 
-    def _train_phase(self, index: int, state: State, step: int, end: int) -> tuple[State, int]:
+    def _train_phase(self, index: int, state: State, step: int, end: int, monitor: StepMonitor) -> tuple[State, int]:
         """The steps after `step` up to `end`, fewer if told to stop; returns the state and its number of steps."""
         config, phase = self.config, self.config.phases[index]
         self.log.say(f"compiling phase {index + 1} of {len(config.phases)}")
@@ -299,14 +315,7 @@ class _Loop:
             self.log.say(f"validation is of {validate.sees}")
             if self._is_due(step):  # before the first step, or as the run was stopped before it
                 self._validate(index, step, state, validate)
-        monitor = StepMonitor(
-            config.log_interval,
-            self._reporter(index, state["params"]),
-            places(state["params"]),
-            phase=index + 1,
-            most_skipped=config.optimizer.max_skipped_steps,
-            say=self.log.say,
-        )
+        monitor.begin(index + 1, self._reporter(index, state["params"]))
         while step < end and not self.stopped and not self.is_over:
             self._trace(step, monitor)
             batch = next(batches)
@@ -351,7 +360,7 @@ class _Loop:
             f"step {step:,}/{config.total_steps:,}  phase {index + 1}  validation {numbers}" + ("  (best)" * is_best)
         )
 
-    def _reporter(self, index: int, params: Any) -> Callable[[int, dict[str, float], float], None]:
+    def _reporter(self, index: int, params: Any) -> Report:
         """What a phase's `StepMonitor` calls with the means of an interval."""
         config = self.config
         total = config.tokens_at(config.total_steps)
@@ -360,6 +369,10 @@ class _Loop:
 
         def report(step: int, means: dict[str, float], seconds: float) -> None:
             tokens = config.tokens_at(step)
+            if "loss" not in means:
+                counts = {config.unit: tokens, "phase": index + 1, "skipped_steps": int(means["skipped"])}
+                self.log.write("skipped", step, counts)
+                return
             rate = (tokens - config.tokens_at(step - 1)) / seconds
             values = {
                 config.unit: tokens,

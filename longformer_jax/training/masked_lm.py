@@ -229,10 +229,11 @@ class MaskedLMExperiment(ExperimentConfig):
         if not read_model_config(find_directory(self.init)).global_projections:
             return {}
         layers = jax.device_get(load_init(self, ForMaskedLM, self.positions)["longformer"]["layers"])
-        ordinary, own = (flatten_dict({n: layers[n + end] for n in _PROJECTIONS}, sep="/") for end in ("", "_global"))
-        if all(np.array_equal(own[path], ordinary[path]) for path in own):
+        own, ordinary = ({f"{name}_global": layers[name + end] for name in _PROJECTIONS} for end in ("_global", ""))
+        if jax.tree.all(jax.tree.map(np.array_equal, own, ordinary)):
             return {}
-        return flatten_dict({f"{name}_global": layers[f"{name}_global"] for name in _PROJECTIONS}, sep="/")
+        flat: Any = flatten_dict(own, sep="/")
+        return flat
 
     def check_tokens(self, tokens: Packer | TokenCorpus) -> None:
         """Raises InputError unless token ids are those of the experiment."""

@@ -18,6 +18,8 @@ from longformer_jax.files import naming, parse_json, replacing, write_text
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
 BOARD_DIRECTORY = "tensorboard"
+# What is scored, in the order of the curves.
+_SCORED = ("train", "validation")
 
 try:
     from tensorboardX.event_file_writer import EventsWriter
@@ -33,7 +35,8 @@ class MetricsLog:
     """Writes what is measured, in the first process only; a context manager.
 
     metrics.jsonl has one JSON object a line: `split` ("train" or "validation"), `step`, `characters` or `tokens`
-    (trained on so far), `bpc` or another score, and for "train" the rest of the line on the terminal.
+    (trained on so far), `bpc` or another score, and for "train" the rest of the line on the terminal. A run that stops
+    or ends with skipped steps leaves their number in a line of the split "skipped", which has no score.
     """
 
     def __init__(self, workdir: Path, *, step: int, total_steps: int, numbers: Sequence[str] = ()) -> None:
@@ -112,7 +115,7 @@ def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]
     """The records of a metrics.jsonl, without a last line that a killed run left unfinished; [] where there is none.
 
     Raises:
-      InputError: a line is not a record, or one of `numbers` is none in it.
+      InputError: a line is not a record, or one of `numbers` is none in it, where it has a score.
     """
     if not path.exists():
         return []
@@ -120,7 +123,8 @@ def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if line.endswith(b"\n"):
             record = parse_json(line, f"line {number} of {path}")
-            wrong = [name for name in numbers if type(record.get(name)) not in (int, float)]
+            expected = numbers if record.get("split") in _SCORED else ()
+            wrong = [name for name in expected if type(record.get(name)) not in (int, float)]
             if "split" not in record or type(record.get("step")) is not int or wrong:
                 raise InputError(f"line {number} of {path} is damaged; expected it as train.py has written it")
             records.append(record)
@@ -146,7 +150,7 @@ def plot_curve(workdir: Path, unit: str, score: str, score_name: str, metric: st
     records = read_metrics(workdir / METRICS_FILE, (unit, score))
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel=f"{unit} trained on", ylabel=score_name)
-    for split, style in (("train", "-"), ("validation", "o-")):
+    for split, style in zip(_SCORED, ("-", "o-"), strict=True):
         points = [(record[unit], record[score]) for record in records if record["split"] == split]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=f"{split}, {points[-1][1]:.3f} at the end", markersize=4)

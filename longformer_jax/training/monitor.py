@@ -11,6 +11,8 @@ import jax
 # The devices always have a step waiting, and yet a signal or a loss that is not finite is noticed this many steps late.
 _IN_FLIGHT = 2
 
+type Report = Callable[[int, dict[str, float], float], None]
+
 
 class DivergenceError(ArithmeticError):
     """The loss or the gradient is no longer finite, so that training cannot go on."""
@@ -19,39 +21,45 @@ class DivergenceError(ArithmeticError):
 class StepMonitor:
     """Reads the metrics of finished steps, checks that they are finite, and reports means over intervals.
 
-    The metrics of a step travel to the host while the next steps run.
+    The metrics of a step travel to the host while the next steps run. Each phase is begun and finished; steps that are
+    skipped at its end count in the next one.
     """
 
     def __init__(
         self,
         interval: int,
-        report: Callable[[int, dict[str, float], float], None],
         places: Sequence[str],
         *,
-        phase: int = 1,
         most_skipped: int = 0,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Follows the steps of a phase.
+        """Follows the steps of a run.
 
         Args:
           interval: of reports, in steps.
-          report: called with (step, means, seconds_per_step) whenever a step that `interval` divides has finished. The
-            means are of steps that are finite; `skipped` is the number of the others.
           places: what `fault`, one of the metrics, counts.
-          phase: its number, for sentences.
           most_skipped: how many steps in a row may be not finite, as they are skipped.
           say: is told of each of these.
         """
         self._interval = interval
-        self._report = report
-        self._phase, self._places = phase, places
+        self._places = places
         self._most_skipped, self._say = most_skipped, say
         self._skipped = self._in_a_row = 0  # since the last report, and up to now
         self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._finished: list[dict[str, float]] = []
         self._last_step = 0
         self._seconds = 0.0  # since the last report, up to `_since`
+        self._since = time.perf_counter()
+
+    def begin(self, phase: int, report: Report) -> None:
+        """Goes on with a phase.
+
+        Args:
+          phase: its number, for sentences.
+          report: called with (step, means, seconds_per_step) whenever a step that the interval divides has finished.
+            The means are of steps that are finite; `skipped` is the number of the others, and alone in the end.
+        """
+        self._phase, self._report = phase, report
         self._since = time.perf_counter()
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -76,10 +84,15 @@ class StepMonitor:
         self._since = time.perf_counter()
 
     def finish(self) -> None:
-        """Waits until all steps have finished and reports those that no report has had."""
+        """Waits until all steps of the phase have finished and reports those that no report has had."""
         with self.paused():
             if self._finished:
                 self._flush()
+
+    def end(self) -> None:
+        """Reports, after the last phase, the skipped steps that no report has had."""
+        if self._skipped:
+            self._flush()
 
     def _read(self) -> None:
         step, metrics = self._in_flight.popleft()
@@ -110,7 +123,8 @@ class StepMonitor:
         now = time.perf_counter()
         seconds = self._seconds + now - self._since
         count = len(self._finished)
-        means = {name: sum(values[name] for values in self._finished) / count for name in self._finished[0]}
+        names = self._finished[0] if self._finished else ()
+        means = {name: sum(values[name] for values in self._finished) / count for name in names}
         means["skipped"] = self._skipped
         count += self._skipped
         self._finished.clear()

@@ -102,8 +102,8 @@ def tokenizer_class(directory: Path) -> str | None:
     if name is None and not model:
         return None
     kind = model.get("model_type")
-    if name is None and kind in _CLASS_OF_MODEL:
-        name = _CLASS_OF_MODEL[kind]
+    if name is None and isinstance(kind, str):
+        name = _CLASS_OF_MODEL.get(kind)
     if not isinstance(name, str):
         raise InputError(
             f"{directory} is of the model_type {kind!r} and names no tokenizer_class (found {name!r}); expected one of "
@@ -267,7 +267,7 @@ def _parse(path: Path) -> "Tokenizer":
 
 
 def _stored_tokens(file: Path) -> list[dict[str, Any]]:
-    return read_json(file)["added_tokens"]
+    return read_json(file).get("added_tokens") or []
 
 
 def _bare_files(directory: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from longformer_jax.training.loop import _where_it_begins
 from longformer_jax.training.metrics import read_metrics
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.step import compile_train_step
+from tests.training.commands import checkpoints
 from tests.training.tiny import CONFIG
 
 GOLDEN = Path(__file__).parent / "golden_curve.json"
@@ -55,7 +56,7 @@ def test_workdir(finished: tuple[Path, str]) -> None:
     expected = {"config.json", "data.json", "checkpoints", "metrics.jsonl", "curve.png", "model"}
     assert {path.name for path in workdir.iterdir()} - {"tensorboard"} == expected
     assert ExperimentConfig.load(workdir) == CONFIG
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["15", "20"]
+    assert checkpoints(workdir) == [15, 20]
     # Phase 1 has 12 steps of 8 x 32 characters, phase 2 has 8 of 8 x 48.
     assert records(workdir, "split", "step", "phase", "characters") == [
         ("train", 4, 1, 1024),
@@ -88,6 +89,11 @@ def test_going_on_gives_the_same_bits(
     stopped = train(CONFIG, tmp_path)
     assert int(stopped["step"]) == stop
     assert not (tmp_path / "checkpoints" / "20").exists()
+    if stop == 17:  # as an earlier, shorter end has left it
+        (tmp_path / "model").mkdir()
+        monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == 18)
+        train(CONFIG, tmp_path)
+        assert not (tmp_path / "model").exists()
     monkeypatch.undo()
     unbroken, expected = finished
     assert digest(train(CONFIG, tmp_path)) == expected
@@ -226,21 +232,27 @@ def test_things_of_another_kind_in_the_workdir(tmp_path: Path, name: str, kind: 
         train(CONFIG, tmp_path)
 
 
-@pytest.mark.parametrize("lost", ["directory", "content"])
+@pytest.mark.parametrize("lost", ["directory", "content", "steps"])
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(
     finished: tuple[Path, str], tmp_path: Path, lost: str
 ) -> None:
-    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    shutil.rmtree(workdir / "checkpoints")
+    workdir, config = Path(shutil.copytree(finished[0], tmp_path / "run")), CONFIG
+    for path in (workdir / "checkpoints").glob("[0-9]*"):
+        shutil.rmtree(path)
+    if lost != "steps":
+        shutil.rmtree(workdir / "checkpoints")
     if lost == "content":
         (workdir / "checkpoints").mkdir()
+    if lost == "steps":  # as of a run that was stopped long before its first checkpoint was due
+        config = dataclasses.replace(CONFIG, checkpoint_interval=1000, phases=(*CONFIG.phases, CONFIG.phases[1]))
+        config.save(workdir)
     before = (workdir / "metrics.jsonl").read_bytes()
     message = (
         r"^workdir is '.*/run', whose metrics\.jsonl goes to step 20, but without a checkpoint to go on from; expected "
         r"its checkpoints, or another directory \(to begin anew in it, remove metrics\.jsonl\)$"
     )
     with pytest.raises(InputError, match=message):
-        train(CONFIG, workdir)
+        train(config, workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
@@ -296,7 +308,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: 
     message = r"^loss is inf at step 11 in phase 1, first in .*; checkpoint 10 in .* is the last good one; in another "
     with pytest.raises(DivergenceError, match=message):
         train(CONFIG, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "5"]
+    assert checkpoints(tmp_path) == [5, 10]
     assert max(record[0] for record in records(tmp_path, "step")) == 10
 
 

@@ -102,6 +102,7 @@ LOWER = VARIANTS["as_it_is"]["files"]["tokenizer.json"]
             {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}},
             "but no tokenizer.json; expected one",
         ),
+        ({"config.json": {"model_type": ["roberta"]}}, r"is of the model_type \['roberta'\] and names no tokenizer_cl"),
         ({"config.json": {"model_type": "bert"}}, "is of the model_type 'bert' and names no tokenizer_class"),
         ({"config.json": {"model_type": "xlm-roberta"}}, "vocab.json does not make a XLMRobertaTokenizer"),
         (
@@ -137,6 +138,19 @@ def test_tokenizer_json_goes_first(directory: Path) -> None:
     (directory / "vocab.json").write_text("damaged")
     for path in (directory, directory / "tokenizer.json"):
         assert load_tokenizer(path).encode("hello").ids == load_tokenizer(GOLDEN).encode("hello").ids
+
+
+@pytest.mark.parametrize("tokenizer_class", [None, "RobertaTokenizer", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_json_without_added_tokens(directory: Path, tokenizer_class: str | None) -> None:
+    load_tokenizer(GOLDEN).save(str(directory / "tokenizer.json"))
+    values = json.loads((directory / "tokenizer.json").read_text())
+    files: dict[str, Any] = {
+        "tokenizer.json": {name: value for name, value in values.items() if name != "added_tokens"}
+    }
+    if tokenizer_class:
+        files["tokenizer_config.json"] = {"tokenizer_class": tokenizer_class}
+    write_files(directory, files)
+    assert_encodes(load_tokenizer(directory), [["hello", load_tokenizer(GOLDEN).encode("hello").ids]])
 
 
 def test_what_only_sentencepiece_reads(tmp_path: Path) -> None:
