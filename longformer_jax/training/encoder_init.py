@@ -37,5 +37,7 @@ def load_init(config: ExperimentConfig, model: ModelFactory, positions: str) -> 
             positions=positions,
             seed=config.seed,
         )
-    config.check_init_fields(found, "attention_mode", "max_position_embeddings")
+    # Full attention reads a Longformer as well: the projections of global tokens are left over.
+    mode = ("attention_mode",) if config.model.attention_mode == "sliding_window" else ()
+    config.check_init_fields(found, *mode, "max_position_embeddings")
     return params
