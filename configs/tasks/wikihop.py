@@ -51,8 +51,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def ablation(variant: str) -> TaskExperiment:
     """A row of the paper's table 10."""
-    config = paper.experiment(WikiHop(), "", epochs=5, warmup_steps=200)
-    model, task = config.model, config.task
+    task = WikiHop()
+    config = paper.experiment(task, "", epochs=5, warmup_steps=200)
+    model = config.model
     (phase,) = config.phases
     if variant.startswith("length_"):  # of as many tokens of the documents as in the longest pieces
         length = int(variant.removeprefix("length_"))

@@ -181,7 +181,8 @@ def evaluate(
         assert found.loss is not None
         metrics = config.task.score(found.predictions, features.examples) | {"loss": found.loss}
     if predictions is not None:
-        config.task.write_predictions(user_path("predictions", predictions), found.predictions)
+        file = user_path("predictions", predictions)
+        config.task.write_predictions(file, found.predictions, features.examples)
     seconds = time.perf_counter() - began
     return Result(name, model.step, metrics, describe_features(features), seconds)
 

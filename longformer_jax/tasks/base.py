@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -96,7 +96,7 @@ class Task(abc.ABC):
     unit: ClassVar[str] = "documents"
     # The splits that the distributed files have, "train" and "validation" at least.
     splits: ClassVar[Sequence[str]] = SPLITS
-    # What decoding and scoring need of an example.
+    # What decoding, scoring and the official file need of an example, of what it has.
     kept: ClassVar[Sequence[str]] = ("id",)
     # The fields that only labelled examples have.
     targets: ClassVar[Sequence[str]] = ()
@@ -242,8 +242,8 @@ class Task(abc.ABC):
         """The document of an example, as it was read, with its prediction; only of tasks whose answers are passages."""
         raise NotImplementedError
 
-    def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
-        """Writes the official file of predictions; here, a JSON object a line."""
+    def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:
+        """Writes the official file of predictions; here, a JSON object a line. The arguments are as of `score`."""
         with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
             for prediction in predictions:
                 file.write(json.dumps(prediction, ensure_ascii=False) + "\n")

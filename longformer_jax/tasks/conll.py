@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,19 @@ class Document:
         """The mentions of each entity, in ascending order; entities in the order of their first mentions."""
         return [*_clusters([line.chains for line in self._word_lines], self.name).values()]
 
+    @classmethod
+    def of_words(cls, name: str, words: Sequence[str], sentences: Sequence[int]) -> "Document":
+        """One of five columns: its name, the part, the word's number in its sentence, the word, and coreference.
+
+        What would end the name, spaces and parentheses, becomes _.
+        """
+        name = re.sub(r"[\s()]", "_", name)
+        lines: list[Line | None] = []
+        for _, sentence in itertools.groupby(zip(sentences, words, strict=True), key=lambda pair: pair[0]):
+            lines += [Line(f"{name} 0 {number} {word} ", "-", "") for number, (_, word) in enumerate(sentence)]
+            lines.append(None)
+        return cls(name, "000", tuple(lines))
+
     def with_clusters(self, clusters: Iterable[Iterable[Mention]]) -> "Document":
         """The same with other clusters, numbered from 0; only the last column differs."""
         columns = chain_columns(len(self._word_lines), clusters)
@@ -96,33 +110,38 @@ def read_documents(path: Path) -> Iterator[Document]:
     Raises:
       InputError: the file is missing, no UTF-8, or not of this format; the sentence names the line.
     """
+    with opened(path) as file:
+        yield from parse_documents((line.decode() for line in file), str(path))
+
+
+def parse_documents(file: Iterable[str], source: str) -> Iterator[Document]:
+    """As `read_documents`, of lines; `source` is what errors call them."""
     name = part = None
     lines: list[Line | None] = []
     number = 0
-    with opened(path) as file:
-        for number, content in enumerate(file, start=1):
-            text = content.decode().rstrip("\r\n")
-            place = f"line {number:,} of {str(path)!r}"
-            if text.startswith("#end document"):
-                if name is None:
-                    raise InputError(f"{place} ends a document; expected one that has begun")
-                yield _checked(Document(name, part or "", tuple(lines)), path)
-                name = part = None
-            elif text.startswith("#begin document"):
-                found = _BEGIN.match(text)
-                if found is None or name is not None:
-                    raise InputError(f"{place} is {text!r}; expected #begin document (NAME); part 000, after an #end")
-                name, part, lines = found["name"], found["part"], []
-            elif name is not None and not text.strip():
-                lines.append(None)
-            elif name is not None:
-                lines.append(_line(text, place))
-            elif text.strip():
-                raise InputError(f"{place} is {text!r}; expected #begin document (NAME); part 000")
+    for number, content in enumerate(file, start=1):
+        text = content.rstrip("\r\n")
+        place = f"line {number:,} of {source!r}"
+        if text.startswith("#end document"):
+            if name is None:
+                raise InputError(f"{place} ends a document; expected one that has begun")
+            yield _checked(Document(name, part or "", tuple(lines)), source)
+            name = part = None
+        elif text.startswith("#begin document"):
+            found = _BEGIN.match(text)
+            if found is None or name is not None:
+                raise InputError(f"{place} is {text!r}; expected #begin document (NAME); part 000, after an #end")
+            name, part, lines = found["name"], found["part"], []
+        elif name is not None and not text.strip():
+            lines.append(None)
+        elif name is not None:
+            lines.append(_line(text, place))
+        elif text.strip():
+            raise InputError(f"{place} is {text!r}; expected #begin document (NAME); part 000")
     if name is not None:
-        raise InputError(f"{str(path)!r} ends within document {name!r}; expected #end document")
+        raise InputError(f"{source!r} ends within document {name!r}; expected #end document")
     if not number:
-        raise InputError(f"{str(path)!r} is empty; expected documents in the CoNLL-2012 format")
+        raise InputError(f"{source!r} is empty; expected documents in the CoNLL-2012 format")
 
 
 def _line(text: str, place: str) -> Line:
@@ -134,11 +153,11 @@ def _line(text: str, place: str) -> Line:
     return Line(before, chains, text[len(content) :])
 
 
-def _checked(document: Document, path: Path) -> Document:
+def _checked(document: Document, source: str) -> Document:
     try:
         _ = document.clusters
     except InputError as error:
-        raise InputError(f"{str(path)!r}: {error}") from None
+        raise InputError(f"{source!r}: {error}") from None
     return document
 
 
@@ -165,11 +184,35 @@ def _clusters(columns: Sequence[str], name: str) -> dict[int, list[Mention]]:
     return dict(sorted(ordered.items(), key=lambda item: (item[1][0], item[0])))
 
 
+def without_crossing(clusters: Iterable[Iterable[Mention]]) -> list[list[Mention]]:
+    """The clusters in ascending order, without mentions that cross an earlier one of the same entity.
+
+    The format cannot hold these: which of several open mentions of an entity ends is not said.
+    """
+    kept: list[list[Mention]] = []
+    for mentions in clusters:
+        kept.append([])
+        for first, last in sorted((first, last) for first, last in mentions):
+            if not any(begin < first <= end < last for begin, end in kept[-1]):
+                kept[-1].append((first, last))
+    return kept
+
+
 def chain_columns(length: int, clusters: Iterable[Iterable[Mention]]) -> list[str]:
-    """The last column of so many words; entities are numbered from 0."""
+    """The last column of so many words; entities are numbered from 0.
+
+    Raises:
+      InputError: there is no such word, or two mentions of one entity cross, see `without_crossing`.
+    """
     starts: Mapping[int, list[tuple[int, str]]] = collections.defaultdict(list)
     ends: Mapping[int, list[tuple[int, str]]] = collections.defaultdict(list)
     for number, mentions in enumerate(clusters):
+        mentions = sorted((first, last) for first, last in mentions)
+        for one, other in itertools.combinations(mentions, 2):
+            if one[0] < other[0] <= one[1] < other[1]:
+                raise InputError(
+                    f"clusters[{number}] has {one} and {other}, which cross; expected those of one entity to be nested"
+                )
         for first, last in mentions:
             if not 0 <= first <= last < length:
                 raise InputError(

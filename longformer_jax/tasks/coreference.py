@@ -1,8 +1,9 @@
 """Coreference: which spans of a document speak of the same (OntoNotes, CoNLL-2012; Longformer, section 6.1)."""
 
 import dataclasses
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,22 +16,26 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
 from longformer_jax.models import LongformerConfig
 from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, save_encoder_and_head
-from longformer_jax.tasks.conll import Mention, chain_columns, read_documents
+from longformer_jax.tasks.conll import Document, Mention, parse_documents, read_documents, without_crossing
 from longformer_jax.tasks.coreference_model import CoreferenceSettings, FindCoreference, coreference_loss
 from longformer_jax.tasks.coreference_scores import coreference_scores
-from longformer_jax.tasks.extraction import sentences_of
+from longformer_jax.tasks.extraction import sentence_spans
 from longformer_jax.tasks.records import kind_of, read_records, shown, text_field
+from longformer_jax.tasks.words import words_of
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
     from longformer_jax.data.packing import Packer
 
+_LOGGER = logging.getLogger(__name__)
+
 # Of OntoNotes; what begins with none of these has the last number.
 GENRES = ("bc", "bn", "mz", "nw", "pt", "tc", "wb")
 # What a split's files begin with, and its folder in OntoNotes.
 _SPLITS = {"train": ("train", "train"), "validation": ("dev", "development"), "test": ("test", "test")}
-_WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
+# OntoNotes' languages, which are parts of the paths of its files.
+_LANGUAGES = {"arabic", "chinese", "english"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +44,16 @@ class Coreference(CoreferenceSettings, Task):
 
     The files are SPLIT.english.v4_gold_conll, or all *_conll in a folder train, development or test; or SPLIT.jsonl,
     with `id`, `sentences` (lists of words), `clusters` (lists of [first, last] words of the document, from 0) and, if
-    known, `speakers` (like the sentences) and `genre`.
+    known, `speakers` (like the sentences) and `genre`. Of OntoNotes' folders, gold annotation is read where automatic
+    annotation stands beside it, and English where other languages do.
 
     An example is {"id", "words", "sentences" and "speakers" of the words, "genre", "clusters"}, the last None where
-    they are unknown. A document that has more tokens than a row becomes several rows of whole sentences, which are
-    decoded independently: no entity goes from one into another. Entities with a single mention, which OntoNotes does
-    not have, are neither learnt nor found.
+    they are unknown. One of CoNLL-2012 also has its "conll", the document as it stands in the file; one of plain text
+    its "text" and the "places" of the words in it, [start, end] in characters.
+
+    A document that has more tokens than a row becomes several rows of whole sentences, which are decoded independently:
+    no entity goes from one into another. Entities with a single mention, which OntoNotes does not have, are neither
+    learnt nor found.
 
     Its settings are those of the head.
     """
@@ -53,7 +62,7 @@ class Coreference(CoreferenceSettings, Task):
     genres: int = len(GENRES) + 1
 
     unit: ClassVar[str] = "documents"
-    kept: ClassVar[Sequence[str]] = ("id", "words", "sentences", "clusters")
+    kept: ClassVar[Sequence[str]] = ("id", "words", "sentences", "clusters", "conll", "text", "places")
     targets: ClassVar[Sequence[str]] = ("mention_starts", "mention_ends", "mention_clusters")
 
     @property
@@ -70,13 +79,13 @@ class Coreference(CoreferenceSettings, Task):
         found = found or [file for file in path.glob(f"{split}.jsonl*") if kind_of(file)]
         if not found:
             folders = [part for part in path.rglob(folder) if part.is_dir()]
-            found = [file for part in folders for file in part.rglob("*_conll")]
+            found = [file for part in folders for name in ("*_conll", "*_conll.gz") for file in part.rglob(name)]
         if not found:
             raise InputError(
                 f"data.path is {str(path)!r}, which has no {split}; expected {name}.english.v4_gold_conll, a folder "
                 f"{folder} of *_conll files, or {split}.jsonl"
             )
-        return sorted(set(found))
+        return _wanted(sorted(set(found)), path)
 
     def read(self, path: Path, split: str, counts: Counts) -> Iterator[Example]:
         """The documents of a split."""
@@ -100,6 +109,7 @@ class Coreference(CoreferenceSettings, Task):
                     "speakers": document.speakers,
                     "genre": document.name[:2],
                     "clusters": [[[*mention] for mention in cluster] for cluster in document.clusters],
+                    "conll": str(document),
                 }
             return
         for number, (place, record) in enumerate(read_records(path), start=1):
@@ -118,15 +128,18 @@ class Coreference(CoreferenceSettings, Task):
             }
 
     def from_text(self, text: str, name: str) -> Example:
-        """Plain text: words are runs of letters and digits, and marks one by one."""
-        sentences = [_WORD.findall(sentence) for sentence in sentences_of(text)]
-        words = [word for sentence in sentences for word in sentence]
-        if not words:
+        """Plain text, in sentences and words by simple rules."""
+        found = [
+            (number, word, [begin + start, begin + end])
+            for number, (begin, close) in enumerate(sentence_spans(text))
+            for word, start, end in words_of(text[begin:close])
+        ]
+        if not found:
             raise InputError(f"{name}: text is empty; expected a document")
-        numbers = [i for i, sentence in enumerate(sentences) for _ in sentence]
-        speakers = ["-"] * len(words)
+        numbers, words, places = (list(column) for column in zip(*found, strict=True))
         return {
-            "id": name, "words": words, "sentences": numbers, "speakers": speakers, "genre": "", "clusters": None
+            "id": name, "words": words, "sentences": numbers, "speakers": ["-"] * len(words), "genre": "",
+            "clusters": None, "text": text, "places": places,
         }  # fmt: skip
 
     def is_labelled(self, example: Example) -> bool:
@@ -220,7 +233,10 @@ class Coreference(CoreferenceSettings, Task):
     # Answers.
 
     def decode(self, example: Example, rows: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Any]) -> Any:
-        """{"id", "clusters": of [first, last] words, "mentions": their texts, "words", "sentences"}."""
+        """{"id", "clusters": of [first, last] words, "mentions": their texts, "words", "sentences"}.
+
+        Of plain text also "characters", like the clusters: where the mentions begin and end in it.
+        """
         clusters: list[list[Mention]] = []
         for row, output in zip(rows, outputs, strict=True):
             of_span: dict[int, list[Mention]] = {}
@@ -232,15 +248,17 @@ class Coreference(CoreferenceSettings, Task):
                     clusters.append(of_span[int(antecedent)])
                 of_span[number] = of_span[int(antecedent)]
                 of_span[number].append(_words_of(row, output, number))
-        words = example["words"]
+        text, places = _text(example)
         found = sorted(sorted(cluster) for cluster in clusters)
-        return {
+        characters = [[[places[first][0], places[last][1]] for first, last in cluster] for cluster in found]
+        prediction = {
             "id": example["id"],
             "clusters": [[[*mention] for mention in cluster] for cluster in found],
-            "mentions": [[" ".join(words[a : b + 1]) for a, b in cluster] for cluster in found],
-            "words": words,
+            "mentions": [[" ".join(text[start:end].split()) for start, end in cluster] for cluster in characters],
+            "words": example["words"],
             "sentences": example["sentences"],
         }
+        return prediction | ({"characters": characters} if "text" in example else {})
 
     def score(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
         """All of `coreference_scores`."""
@@ -257,13 +275,8 @@ class Coreference(CoreferenceSettings, Task):
         return "\t".join(entities) or "no coreference"
 
     def marked(self, example: Example, prediction: Any) -> Marked:
-        """The words with a line for each sentence, and the mentions, by the numbers of entities from 1."""
-        text, places = "", []
-        for number, word in enumerate(example["words"]):
-            is_new = number and example["sentences"][number] != example["sentences"][number - 1]
-            text += "\n" if is_new else " " * bool(number)
-            places.append((len(text), len(text) + len(word)))
-            text += word
+        """The document and the mentions, by the numbers of entities from 1."""
+        text, places = _text(example)
         spans = [
             (places[first][0], places[last][1], f"entity {number}")
             for number, cluster in enumerate(prediction["clusters"], start=1)
@@ -272,23 +285,55 @@ class Coreference(CoreferenceSettings, Task):
         note = f"{len(prediction['clusters'])} entities with several mentions"
         return Marked("Who and what is meant", note, example["id"], text, spans)
 
-    def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
-        """A file of CoNLL-2012's columns for the document, the part, the word's number, the word, and coreference."""
+    def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:
+        """A file of CoNLL-2012: documents of such files with another last column, others with five columns.
+
+        The format cannot hold mentions of one entity that cross; the later one is left out, and the log says how many.
+        """
+        left_out = 0
         with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-            for prediction in predictions:
-                name, _, part = prediction["id"].rpartition("_")
-                if not part.isdecimal() or not name:
-                    name, part = prediction["id"], "000"
-                file.write(f"#begin document ({name}); part {part}\n")
-                columns = chain_columns(len(prediction["words"]), prediction["clusters"])
-                sentence, number = None, 0
-                for word, of, chains in zip(prediction["words"], prediction["sentences"], columns, strict=True):
-                    if of != sentence:
-                        file.write("" if sentence is None else "\n")
-                        sentence, number = of, 0
-                    file.write(f"{name} {int(part)} {number} {word} {chains}\n")
-                    number += 1
-                file.write("\n#end document\n")
+            for prediction, example in zip(predictions, examples, strict=True):
+                clusters = without_crossing(prediction["clusters"])
+                left_out += sum(map(len, prediction["clusters"])) - sum(map(len, clusters))
+                file.write(str(_document(example).with_clusters(clusters)))
+        if left_out:
+            _LOGGER.warning(
+                "%s left out of %s, as each crosses another one of its entity",
+                "1 mention" if left_out == 1 else f"{left_out:,} mentions",
+                path.name,
+            )
+
+
+def _wanted(files: list[Path], path: Path) -> list[Path]:
+    """Without automatic annotation beside gold, and other languages beside English."""
+
+    def parts(file: Path) -> set[str]:
+        return set(re.split(r"[/\\._]", str(file.relative_to(path))))
+
+    for wanted, others in (("gold", {"auto"}), ("english", _LANGUAGES - {"english"})):
+        if any(wanted in parts(file) for file in files):
+            files = [file for file in files if wanted in parts(file) or not others & parts(file)]
+    return files
+
+
+def _text(example: Example) -> tuple[str, Sequence[Sequence[int]]]:
+    """A document and where each word begins and ends: as it was written, or words with a line for each sentence."""
+    if "text" in example:
+        return example["text"], example["places"]
+    text, places = "", []
+    for number, word in enumerate(example["words"]):
+        is_new = number and example["sentences"][number] != example["sentences"][number - 1]
+        text += "\n" if is_new else " " * bool(number)
+        places.append((len(text), len(text) + len(word)))
+        text += word
+    return text, places
+
+
+def _document(example: Example) -> Document:
+    """A document as a file of CoNLL-2012 has it, or is to have it."""
+    if "conll" in example:
+        return next(parse_documents(example["conll"].split("\n"), example["id"]))
+    return Document.of_words(example["id"], example["words"], example["sentences"])
 
 
 def _words_of(row: Mapping[str, np.ndarray], output: Mapping[str, np.ndarray], span: int) -> Mention:

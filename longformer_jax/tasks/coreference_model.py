@@ -166,7 +166,7 @@ def find_antecedents(
     """As `FindCoreference`, of one document: x float32 [T, E], mask booleans [T], the others without B."""
     T, W = len(x), min(settings.max_span_width, len(x))
     K = max(1, min(int(settings.spans_per_token * T), T * W))
-    keys = jax.random.split(key, 3 + settings.depth)
+    keys = jax.random.split(key, 4 + settings.depth)
     all_scores = score_spans(params, settings, x, W, rate, keys[0])  # [T, W]
     last = jnp.arange(T)[:, None] + jnp.arange(W)[None]
     end = jnp.minimum(last, T - 1)
@@ -196,12 +196,12 @@ def find_antecedents(
         ],
         axis=-1,
     )
-    features = _dropout(features, rate, keys[0])
+    features = _dropout(features, rate, keys[3])
     scores = jnp.zeros((K, C + 1))
     for step in range(settings.depth):
         if step:
             spans = refined(params, spans, antecedents, scores)
-        fine = score_pairs(params, spans, antecedents, features, rate, keys[3 + step])
+        fine = score_pairs(params, spans, antecedents, features, rate, keys[4 + step])
         scores = jnp.concatenate([jnp.zeros((K, 1)), coarse + fine], axis=1)
     return Antecedents(starts, ends, kept, mention_scores, antecedents.astype(jnp.int32), scores)
 

@@ -118,8 +118,12 @@ class _Blanc(NamedTuple):
 
     @property
     def scores(self) -> tuple[float, float, float]:
-        """Recall, precision and F1: the means of both kinds of links, or of the one there is."""
-        kinds = [ratio for ratio in self if ratio.recall_whole or ratio.precision_whole]
+        """Recall, precision and F1: the means of both kinds of links, or of the one that the key has.
+
+        Where the key has neither, such as with a single mention, all are 0, as in the official scorer; in the paper it
+        matters there whether the mentions are right.
+        """
+        kinds = [ratio for ratio in self if ratio.recall_whole]
         if not kinds:
             return 0.0, 0.0, 0.0
         columns = zip(*((ratio.recall, ratio.precision, ratio.f1) for ratio in kinds), strict=True)

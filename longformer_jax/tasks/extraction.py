@@ -43,11 +43,11 @@ def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     return begin + len(sentence) - len(sentence.lstrip()), close - (len(sentence) - len(sentence.rstrip()))
 
 
-def sentences_of(text: str) -> list[str]:
-    """The sentences of a text, by the same rule, as they are written; without those of nothing but spaces."""
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Where the sentences of a text begin and end, by the same rule; without those of nothing but spaces."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    pieces = (text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True))
-    return [piece for piece in pieces if piece.strip()]
+    spans = zip([0, *ends], [*ends, len(text)], strict=True)
+    return [(start, end) for start, end in spans if text[start:end].strip()]
 
 
 def any_of_loss(logits: jax.Array, targets: jax.Array, valid: jax.Array) -> jax.Array:

@@ -282,7 +282,7 @@ def _write(
             for row in task.rows(example, encodings, packer, counts):
                 writer.add({**row, _OWNER: [len(ids)]}, optional)
             ids.add(example["id"])
-            keep({field: example[field] for field in task.kept})
+            keep({field: example[field] for field in task.kept if field in example})
     if not ids:
         raise InputError(f"{name} has no {task.unit}; expected at least one")
     return len(ids)

@@ -18,10 +18,10 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import read_json, replacing, user_path
 from longformer_jax.integers import as_number, check_integer
 from longformer_jax.models import Longformer, LongformerConfig
-from longformer_jax.tasks.answers import hotpotqa_metrics
+from longformer_jax.tasks.answers import hotpotqa_metrics, normalize_hotpotqa
 from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, save_encoder_and_head
-from longformer_jax.tasks.extraction import any_of_loss, best_pair, sentences_of
-from longformer_jax.tasks.hotpotqa_rows import Row, occurrences, spaced
+from longformer_jax.tasks.extraction import any_of_loss, best_pair, sentence_spans
+from longformer_jax.tasks.hotpotqa_rows import Row, placed_answer, shown_text, spaced
 from longformer_jax.tasks.records import read_list, shown, text_field
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _FILES = {"train": "hotpot_train_v1.1.json", "validation": "hotpot_dev_distracto
 _TYPES = ("span", "yes", "no")
 # The evidence comes from so many paragraphs.
 _PARAGRAPHS = 2
+# What says where an answer stands, None for one that stands nowhere.
+_PLACE = ("sentence", "place", "start", "end")
 
 
 @flax.struct.dataclass
@@ -94,7 +96,8 @@ class HotpotQA(Task):
     """`data.path` is the folder with hotpot_train_v1.1.json and hotpot_dev_distractor_v1.json; the test is not public.
 
     An example is {"id", "question", "titles", "sentences": of each title, "answer", "facts": [[title, number], …]}, the
-    last two None where they are unknown; "untitled" says that the titles are only made up. A row is
+    last two None where they are unknown; "untitled" says that the titles are only made up. One of plain text also has
+    the "text", and for each paragraph the "places" of its sentences in it, [start, end] in characters. A row is
 
         <s> [q] question [/q] <t> title </t> sentence [s] sentence [s] … <t> title </t> … </s>
 
@@ -129,7 +132,7 @@ class HotpotQA(Task):
 
     unit: ClassVar[str] = "questions"
     splits: ClassVar[Sequence[str]] = ("train", "validation")
-    kept: ClassVar[Sequence[str]] = ("id", "titles", "answer", "facts")
+    kept: ClassVar[Sequence[str]] = ("id", "titles", "answer", "facts", "places")
     targets: ClassVar[Sequence[str]] = ("firsts", "lasts", "answer_type", "is_fact", "is_source")
     added_tokens: ClassVar[Sequence[str]] = ("[q]", "[/q]", "<t>", "</t>", "[s]")
 
@@ -229,12 +232,24 @@ class HotpotQA(Task):
         """A question about a text, whose paragraphs have blank lines between them."""
         if not question.strip():
             raise InputError(f"{name}: question is empty; expected a question")
-        paragraphs = [sentences for part in text.split("\n\n") if (sentences := sentences_of(part))]
-        if not paragraphs:
+        places, begin = [], 0
+        for paragraph in text.split("\n\n"):
+            if spans := sentence_spans(paragraph):
+                places.append([[begin + start, begin + end] for start, end in spans])
+            begin += len(paragraph) + 2
+        if not places:
             raise InputError(f"{name}: text is empty; expected a document")
-        titles = [f"paragraph {number}" for number in range(1, len(paragraphs) + 1)]
-        unknown = {"answer": None, "facts": None, "untitled": True}
-        return {"id": name, "question": question, "titles": titles, "sentences": paragraphs, **unknown}
+        return {
+            "id": name,
+            "question": question,
+            "titles": [f"paragraph {number}" for number in range(1, len(places) + 1)],
+            "sentences": [[text[start:end] for start, end in spans] for spans in places],
+            "answer": None,
+            "facts": None,
+            "untitled": True,
+            "text": text,
+            "places": places,
+        }
 
     def is_labelled(self, example: Example) -> bool:
         """Whether the answer is known."""
@@ -287,7 +302,8 @@ class HotpotQA(Task):
         sources = {title for title, _ in facts}
         if sum(is_fact) < len(facts):
             happened.add("with supporting facts that are not in what is read")
-        answer_type = _TYPES.index(example["answer"]) if example["answer"] in _TYPES[1:] else 0
+        answer = normalize_hotpotqa(example["answer"])  # as the scorer sees it, "Yes" is yes
+        answer_type = _TYPES.index(answer) if answer in _TYPES[1:] else 0
         spans = [] if answer_type else row.find(example["answer"], is_fact)
         if not answer_type and not spans:
             happened.add("with an answer that is not in what is read")
@@ -383,19 +399,24 @@ class HotpotQA(Task):
         Of each of the two these are the sentences of a score above 0, one at least.
 
         Returns:
-          {"id", "answer", "score": the logit of its kind or of the span, "facts": [[title, number], …], "support": the
-          sentences, "paragraphs": the score of each, None where there was no room for it}.
+          {"id", "answer", "score": the logit of its kind or of the span, "sentence": in which it stands, "place": the
+          [title, number] of that, the number None for a title, "start" and "end": its characters in the text, or of a
+          file of HotpotQA's format in the sentence or title; "facts": [[title, number], …], "support": the sentences,
+          "paragraphs": the score of each, None where there was no room for it}. Of yes and no, and of an answer of "",
+          which is given where no candidates make a span, what says where it stands is None.
         """
         (row,), (output,) = rows, outputs
-        text = row["text"].tobytes().decode()
         kind = _TYPES[int(np.argmax(output["answer_type"]))]
-        answer, score = kind, float(np.max(output["answer_type"]))
-        if kind == "span":
-            start, end = int(row["begins"][output["first"]]), int(row["ends"][output["last"]])
-            answer, score = text[start:end].strip(), float(output["score"])
+        answer: dict[str, Any] = {"answer": kind, "score": round(float(np.max(output["answer_type"])), 4)}
+        if kind == "span" and np.isfinite(output["score"]):
+            answer = placed_answer(example, row, int(output["first"]), int(output["last"]))
+            answer["score"] = round(float(output["score"]), 4)
+        elif kind == "span":
+            answer = {"answer": "", "score": None}
+        text = row["text"].tobytes().decode()
         scores: list[float | None] = [None] * len(example["titles"])
         for paragraph, value in zip(row["paragraphs"], output["paragraphs"], strict=False):
-            scores[paragraph] = round(float(value), 4)
+            scores[paragraph] = round(float(value), 6)
         facts = row["facts"].reshape(-1, 2).tolist()
         of_paragraph: dict[int, list[tuple[float, int, int]]] = {}
         for place, value, (paragraph, number) in zip(row["sentences"], output["sentences"], facts, strict=False):
@@ -409,8 +430,8 @@ class HotpotQA(Task):
             support += [(example["titles"][paragraph], number, place) for _, number, place in kept]
         return {
             "id": example["id"],
-            "answer": answer,
-            "score": round(score, 4) if np.isfinite(score) else None,
+            **dict.fromkeys(_PLACE),
+            **answer,
             "facts": [[title, number] for title, number, _ in support],
             "support": [text[row["begins"][place] : row["ends"][place]].strip() for _, _, place in support],
             "paragraphs": scores,
@@ -422,25 +443,26 @@ class HotpotQA(Task):
         return hotpotqa_metrics(_official(predictions), truths)
 
     def describe(self, prediction: Any) -> str:
-        """The answer, its score and the supporting sentences."""
-        return f"{prediction['answer']}\t{prediction['score']}\t{' | '.join(prediction['support'])}"
+        """The answer, its score, the sentence that it stands in, if any, and the supporting sentences."""
+        answer, score = (prediction[name] for name in ("answer", "score"))
+        shown = ["no answer"] if score is None else [answer, f"{score:.4f}"]
+        sentences = [prediction["sentence"] or "", " | ".join(prediction["support"])]
+        return "\t".join([*shown, *(" ".join(sentence.split()) for sentence in sentences)])
 
     def marked(self, example: Example, prediction: Any) -> Marked:
-        """All paragraphs, with the supporting sentences, and the answer wherever it stands in them."""
-        text, sentences, supporting = "", [], {tuple(fact) for fact in prediction["facts"]}
-        for title, parts in zip(example["titles"], example["sentences"], strict=True):
-            text += f"{title}\n"
-            for number, sentence in enumerate(parts):
-                if (title, number) in supporting:
-                    sentences.append((len(text), len(text) + len(sentence), "sentence"))
-                text += sentence
-            text += "\n\n"
-        found = occurrences(text, prediction["answer"]) if prediction["answer"] not in _TYPES[1:] else []
-        inside = [(a, b) for a, b in found if any(start <= a and b <= end for start, end, _ in sentences)]
-        answers = [(start, end, "answer") for start, end in inside or found[:1]]
-        return Marked(example["question"], self.describe(prediction), example["id"], text, [*answers, *sentences])
+        """All paragraphs, or the text as it was written, with the answer and the supporting sentences."""
+        text, titles, places = shown_text(example)
+        number_of = {title: number for number, title in reversed([*enumerate(example["titles"])])}
+        spans = [(*places[number_of[title]][number], "sentence") for title, number in prediction["facts"]]
+        if prediction["place"] is not None:
+            (title, number), shift = prediction["place"], 0
+            if "text" not in example:
+                paragraph = number_of[title]
+                shift = titles[paragraph] if number is None else places[paragraph][number][0]
+            spans.insert(0, (shift + prediction["start"], shift + prediction["end"], "answer"))
+        return Marked(example["question"], self.describe(prediction), example["id"], text, spans)
 
-    def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
+    def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:
         """The official format, {"answer": {id: …}, "sp": {id: …}}, and "paragraphs", which the second stage needs."""
         predictions = list(predictions)
         paragraphs = {prediction["id"]: prediction["paragraphs"] for prediction in predictions}

@@ -1,6 +1,6 @@
-"""How a question and paragraphs become a row of HotpotQA's, token by token."""
+"""How a question and paragraphs become a row of HotpotQA's, token by token, and where an answer stands in them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,3 +118,39 @@ def occurrences(text: str, answer: str) -> list[tuple[int, int]]:
             spans.append((start, end))
         start = text.find(answer, start + 1)
     return spans
+
+
+def placed_answer(example: Mapping[str, Any], row: Mapping[str, np.ndarray], first: int, last: int) -> dict[str, Any]:
+    """The text of a row's tokens from `first` to `last`, and where it stands, as `HotpotQA.decode` returns it."""
+    text = row["text"].tobytes().decode()
+    start, end = int(row["begins"][first]), int(row["ends"][last])
+    answer = text[start:end].strip()
+    start = text.index(answer, start)  # a token may begin with a space
+    # The mark of a title comes before it, that of a sentence behind, and stands for the characters of the sentence.
+    paragraph = int(row["paragraphs"][np.searchsorted(row["titles"], first) - 1])
+    mark, number = int(np.searchsorted(row["sentences"], last)), None
+    begin, sentence = text.rfind("\n", 0, start) + 1, example["titles"][paragraph]
+    if mark < len(row["sentences"]) and row["begins"][row["sentences"][mark]] <= start:
+        begin, close = (int(row[name][row["sentences"][mark]]) for name in ("begins", "ends"))
+        number, sentence = int(row["facts"][2 * mark + 1]), text[begin:close].strip()
+    start -= begin
+    if "places" in example and number is not None:
+        start += example["places"][paragraph][number][0]
+    place = [example["titles"][paragraph], number]
+    return {"answer": answer, "sentence": sentence, "place": place, "start": start, "end": start + len(answer)}
+
+
+def shown_text(example: Mapping[str, Any]) -> tuple[str, list[int], list[list[tuple[int, int]]]]:
+    """A text, where titles begin in it, and of each paragraph where the sentences begin and end."""
+    if "text" in example:
+        return example["text"], [], [[(start, end) for start, end in spans] for spans in example["places"]]
+    text, titles, places = "", [], []
+    for title, sentences in zip(example["titles"], example["sentences"], strict=True):
+        titles.append(len(text))
+        text += f"{title}\n"
+        places.append([])
+        for sentence in sentences:
+            places[-1].append((len(text), len(text) + len(sentence)))
+            text += sentence
+        text += "\n\n"
+    return text, titles, places

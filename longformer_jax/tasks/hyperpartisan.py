@@ -8,7 +8,7 @@ import importlib.resources
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree
@@ -116,7 +116,7 @@ class Hyperpartisan(Classification):
             raise InputError(f"{str(file)!r} has the id {common!r} twice; expected parts that are disjoint")
         return parts
 
-    def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
+    def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:
         """SemEval's format: a line of id, label and confidence for each article."""
         with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
             for prediction in predictions:

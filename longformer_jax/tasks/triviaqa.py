@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -346,7 +346,7 @@ class TriviaQA(Task):
         spans.append((prediction["characters"], len(text), "unread"))
         return Marked(heading, note, prediction["document"], text, spans)
 
-    def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
+    def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:
         """The official format: {id: answer}."""
         with replacing(path) as partial:
             answers = {prediction["id"]: prediction["answer"] for prediction in predictions}

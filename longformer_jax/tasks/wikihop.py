@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -256,7 +256,7 @@ class WikiHop(Task):
         """The answer and its probability."""
         return f"{prediction['answer']}\t{prediction['score']:.4f}"
 
-    def write_predictions(self, path: Path, predictions: Iterable[Any]) -> None:
+    def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:
         """The official file: a JSON object of answers by the questions' ids."""
         answers = {prediction["id"]: prediction["answer"] for prediction in predictions}
         with replacing(path) as partial:

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
 # Samples of real data, which only developers have.
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"
+VOCAB = SHARED.parent / "vocab"
 
 ARTICLES, TRUTH = "articles-training-byarticle-20181122", "ground-truth-training-byarticle-20181122"
 
@@ -20,6 +23,15 @@ def write_records(path: Path, records: Sequence[Any]) -> Path:
     """JSON lines."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
+
+
+def roberta_tokenizer() -> Tokenizer:
+    """RoBERTa's, which only developers have."""
+    tokenizer = Tokenizer(models.BPE.from_file(str(VOCAB / "roberta_vocab.json"), str(VOCAB / "roberta_merges.txt")))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    return tokenizer
 
 
 def aclimdb(folder: Path) -> Path:

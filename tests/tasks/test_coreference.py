@@ -105,6 +105,13 @@ def read(path: Path, split: str = "train") -> list[dict[str, Any]]:
     return list(TASK.read(path, split, collections.Counter()))
 
 
+def read_stories(path: Path, split: str = "train") -> list[dict[str, Any]]:
+    """Examples of CoNLL-2012 without what the file says beside; that is the document as it stands there."""
+    found = read(path, split)
+    assert "".join(example.pop("conll") for example in found) == conll()
+    return found
+
+
 def features(examples: list[dict[str, Any]], length: int = 128) -> FeatureSet:
     return make_features(TASK, examples, Packer.of(tiny_tokenizer(), length), "stories")
 
@@ -117,11 +124,21 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
     assert expected[0]["clusters"][0] == [[0, 0], [5, 5]]
     path = written(tmp_path / "minimized")
     for split in ("train", "validation", "test"):
-        assert read(path, split) == expected
-    annotations = tmp_path / "ontonotes" / "v4" / "data" / "development" / "data" / "english" / "annotations" / "bc"
-    annotations.mkdir(parents=True)
-    (annotations / "town_0000.v4_gold_conll").write_text(conll())
-    assert read(tmp_path / "ontonotes", "validation") == expected
+        assert read_stories(path, split) == expected
+    # OntoNotes' folders, with automatic annotation and other languages beside.
+    data = tmp_path / "ontonotes" / "v4" / "data" / "development" / "data"
+    other = conll().replace("Anna", "Otto")
+    for language, kind in (("english", "gold"), ("english", "auto"), ("chinese", "gold"), ("arabic", "auto")):
+        annotations = data / language / "annotations" / "bc"
+        annotations.mkdir(parents=True, exist_ok=True)
+        text = conll() if (language, kind) == ("english", "gold") else other
+        (annotations / f"town_0000.v4_{kind}_conll").write_text(text)
+    assert read_stories(tmp_path / "ontonotes", "validation") == expected
+    for name in ("train.chinese.v4_gold_conll", "train.english.v4_auto_conll"):
+        (path / name).write_text(other)
+    assert read_stories(path) == expected
+    (path / "train.english.v4_gold_conll").unlink()
+    assert [file.name for file in TASK.files(path, "train")] == ["train.chinese.v4_gold_conll"]
     with pytest.raises(InputError, match=r"^data.path is '.*', which has no train; expected train.english.v4_"):
         read(tmp_path / "ontonotes")
     records = []
@@ -242,11 +259,48 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
         "<sub>1</sub> wept ."
     )
     assert len(set(re.findall(r"hsl\(\d+", shown))) == 2
-    TASK.write_predictions(tmp_path / "out.conll", predictions)
-    for document, example in zip(read_documents(tmp_path / "out.conll"), examples, strict=True):
-        assert (f"{document.name}_{document.part}", document.words) == (example["id"], example["words"])
-        assert document.sentences == example["sentences"]
-        assert [[[*mention] for mention in cluster] for cluster in document.clusters] == example["clusters"]
+    TASK.write_predictions(tmp_path / "out.conll", predictions, made.examples)
+    # Entities are numbered anew; all else is as in the file.
+    assert (tmp_path / "out.conll").read_text() == conll()
+
+
+def test_predictions_differ_in_the_last_column_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the name of the document and the part, and whatever else the file says."""
+    text = "#begin document (story_12); part 003\nx 3  0 A  nn\t7 (4)  \nx 3 1 dog nn 7 -\n\nx 3 0 It prp - (4)\n"
+    text += "#end document\n"
+    text += text.replace(" part 003", "")
+    (tmp_path / "in.conll").write_text(text)
+    examples = list(TASK.read_own(tmp_path / "in.conll"))
+    assert [example["id"] for example in examples] == ["story_12_003", "story_12"]
+    made = [{**example, "clusters": [[[0, 1], [2, 2]]]} for example in examples]
+    TASK.write_predictions(tmp_path / "out.conll", made, examples)
+    expected = text.replace("7 (4) ", "7 (0 ").replace("7 -", "7 0)").replace("- (4)", "- (0)")
+    assert (tmp_path / "out.conll").read_text() == expected
+    # JSON lines have no such file: five columns, and a name that ends at no space.
+    own = {"id": "a (b)_7", "words": ["A", "dog", "It"], "sentences": [0, 0, 1]}
+    TASK.write_predictions(tmp_path / "own.conll", [{**own, "clusters": [[[0, 1], [1, 2]]]}], [own])
+    assert (tmp_path / "own.conll").read_text() == (
+        "#begin document (a__b__7); part 000\na__b__7 0 0 A (0\na__b__7 0 1 dog 0)\n\na__b__7 0 0 It -\n\n"
+        "#end document\n"
+    )
+    assert caplog.messages == ["1 mention left out of own.conll, as each crosses another one of its entity"]
+
+
+def test_plain_text_stays_as_it_was_written() -> None:
+    text = "He's  Anna’s; they don't know Zoe\u0301\nwell - 1,000.5% of it can’t.  'So?' said DOGS’. It's"
+    words = "He 's Anna 's ; they do n't know Zo\xe9 well - 1,000.5 % of it ca n't . ' So ? ' said DOGS ' . It 's"
+    example = TASK.from_text(text, "file")
+    assert example["words"] == words.split(" ")
+    written = [text[start:end] for start, end in example["places"]]
+    assert (written[3], written[9]) == ("’s", "Zoe\u0301") and "".join(written) == "".join(text.split())
+    made = features([example])
+    row = made.row(0)
+    he, anna, end = (int(np.flatnonzero(row["word"] == word)[-1]) for word in (0, 2, 3))
+    output = {"starts": [he, anna], "ends": [he, end], "antecedents": [-1, 0]}
+    prediction = TASK.decode(made.examples[0], [row], [output])
+    assert prediction["mentions"] == [["He", "Anna’s"]] and prediction["characters"] == [[[0, 2], [6, 12]]]
+    marked = TASK.marked(example, prediction)
+    assert marked.text == text and marked.spans == [(0, 2, "entity 1"), (6, 12, "entity 1")]
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------
@@ -284,11 +338,14 @@ def test_it_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [document.clusters for document in read_documents(out)] == [
         [[tuple(mention) for mention in cluster] for cluster in story(number)["clusters"]] for number in range(3)
     ]
-    (tmp_path / "text.txt").write_text("The captain lost his ship. Nobody found it, and the captain wept.")
+    text = "The captain lost his ship. Nobody found it, and the captain wept."
+    (tmp_path / "text.txt").write_text(text)
     capsys.readouterr()
-    predict([f"--workdir={tmp_path / 'run'}", "--whole", "--json", str(tmp_path / "text.txt")])
+    arguments = [f"--workdir={tmp_path / 'run'}", "--whole", "--json", f"--html={tmp_path / 'page.html'}"]
+    predict([*arguments, str(tmp_path / "text.txt")])
     found = json.loads(capsys.readouterr().out)
     assert " ".join(found["words"]) == "The captain lost his ship . Nobody found it , and the captain wept ."
-    assert {mention for cluster in found["mentions"] for mention in cluster} <= {
-        " ".join(found["words"][a:b]) for a in range(15) for b in range(a + 1, 16)
-    }
+    assert found["mentions"] == [["The captain", "his", "the captain"], ["his ship", "it"]]
+    shown = (tmp_path / "page.html").read_text()
+    assert shown.count('<mark class="entity"') == 5
+    assert re.sub("<[^>]*>", "", re.sub("<sub>.*?</sub>", "", shown.partition("<article>")[2])).strip() == text

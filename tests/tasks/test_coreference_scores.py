@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longformer_jax import InputError
-from longformer_jax.tasks.conll import Document, chain_columns, read_documents
+from longformer_jax.tasks.conll import Document, chain_columns, read_documents, without_crossing
 from longformer_jax.tasks.coreference_scores import coreference_scores
 from tests.tasks.sets import SHARED
 
@@ -90,7 +90,7 @@ def brute_force(key: list[str], response: list[str]) -> dict[str, float]:
         best[name] = max(sum(map(phi, few, chosen)) for chosen in itertools.permutations(many, len(few)))
     kinds = []
     for wanted, found in zip(links(key), links(response), strict=True):
-        if wanted or found:
+        if wanted:
             common = len(wanted & found)
             kinds.append(f1(common / len(wanted) if wanted else 0.0, common / len(found) if found else 0.0))
     sizes = [len("".join(side)) for side in (key, response)]
@@ -116,6 +116,20 @@ def test_against_brute_force() -> None:
         for name, value in brute_force(key, response).items():
             assert found[name] == pytest.approx(value), (key, response, name)
         assert coreference_scores([(key, key)])["b_cubed_f1"] == coreference_scores([(key, key)])["ceaf_e_f1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "response", "f1"),
+    [
+        (["a"], ["a"], 0.0),  # no links
+        (["a"], ["ab"], 0.0),
+        ([*"abc"], ["ab", "c"], 0.8),  # two of three links between entities
+        (["abc"], ["ab", "c"], 0.5),  # one of three links within one
+    ],
+)
+def test_blanc_of_one_kind_of_links(key: list[str], response: list[str], f1: float) -> None:
+    """As ComputeBLANCFromCounts of the official scorer: only the kinds that the key has count."""
+    assert coreference_scores([(key, response)])["blanc_f1"] == pytest.approx(f1)
 
 
 def test_documents_are_added_up() -> None:
@@ -178,11 +192,16 @@ def test_random_clusters_survive(tmp_path: Path) -> None:
     for _ in range(100):
         spans = rng.sample([(a, b) for a in range(12) for b in range(a, 12)], 8)
         clusters = [sorted(spans[i::3]) for i in range(3)]
-        # Mentions of one entity that cross cannot be written.
-        if any(a < c <= b < d for cluster in clusters for (a, b), (c, d) in itertools.permutations(cluster, 2)):
-            continue
+        clusters = without_crossing(clusters)
         found = next(read_documents(written(tmp_path / "y", str(document.with_clusters(clusters))))).clusters
         assert sorted(found) == sorted(clusters)
+
+
+def test_mentions_of_one_entity_do_not_cross() -> None:
+    crossing = [[(0, 2), (1, 3), (4, 4)], [(2, 3), (0, 2)], [(1, 5), (3, 3)]]
+    with pytest.raises(InputError, match=r"^clusters\[0\] has \(0, 2\) and \(1, 3\), which cross; expected those of"):
+        chain_columns(6, crossing)
+    assert without_crossing(crossing) == [[(0, 2), (4, 4)], [(0, 2)], [(1, 5), (3, 3)]]
 
 
 @pytest.mark.parametrize(

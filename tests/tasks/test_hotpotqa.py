@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,15 @@ from longformer_jax import InputError
 from longformer_jax.data.packing import Packer
 from longformer_jax.evaluation import evaluate
 from longformer_jax.scripts.predict import run as predict
-from longformer_jax.tasks.extraction import best_pair, sentences_of
+from longformer_jax.tasks.answers import hotpotqa_metrics
+from longformer_jax.tasks.extraction import best_pair, sentence_spans
 from longformer_jax.tasks.features import FeatureSet, make_features
 from longformer_jax.tasks.hotpotqa import Evidence, HotpotQA
 from longformer_jax.training import MeshConfig, train
 from longformer_jax.training.prediction import Predictor
 from longformer_jax.training.sharding import make_mesh
 from tests.data.tiny_tokenizer import tiny_tokenizer
-from tests.tasks.sets import SHARED
+from tests.tasks.sets import SHARED, roberta_tokenizer
 from tests.training.tiny_task import by_heart
 
 SAMPLE = SHARED / "hotpotqa_50_examples.json"
@@ -194,6 +197,7 @@ def test_titles_that_are_made_up_answer_nothing() -> None:
     text = row["text"].tobytes().decode()
     read = "".join(text[row["begins"][i] : row["ends"][i]] for i in np.flatnonzero(row["part"] >= 0))
     assert read.split() == ["Jam", "is", "boiled.", "It", "is.Anna", "dug."]
+    assert [[example["text"][a:b] for a, b in spans] for spans in example["places"]] == example["sentences"]
     with pytest.raises(InputError, match="^file: text is empty; expected a document"):
         TASK.from_question("Who?", " \n", "file")
     with pytest.raises(InputError, match="^file: question is empty; expected a question"):
@@ -261,6 +265,10 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
     assert (predictions[0]["answer"], predictions[1]["answer"]) == ("Anna Tolk", "no")
     assert predictions[0]["support"] == ["Its harbour was dug by Tolk, <t> they say.", "Anna Tolk dug."]
     assert predictions[0]["paragraphs"] == [9.0, -9.0, 9.0]
+    assert [predictions[0][name] for name in ("sentence", "place", "start", "end")] == [
+        *("Anna Tolk dug.", ["Anna Tolk", 0], 0, 9),
+    ]
+    assert [predictions[1][name] for name in ("sentence", "place", "start", "end")] == [None] * 4
     page = TASK.marked(examples(RECORDS, tmp_path)[0], predictions[0])
     assert [(page.text[start:end], kind) for start, end, kind in page.spans] == [
         ("Anna Tolk", "answer"),
@@ -268,7 +276,7 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
         ("Anna Tolk dug.", "sentence"),
     ]
     assert page.text.startswith("Vellmar\nVellmar is a town. Its harbour") and page.heading == RECORDS[0]["question"]
-    TASK.write_predictions(tmp_path / "out.json", predictions)
+    TASK.write_predictions(tmp_path / "out.json", predictions, made.examples)
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["answer"] == {"a1": "Anna Tolk", "a2": "no"}
     assert content["sp"] == {record["_id"]: record["supporting_facts"] for record in RECORDS}
@@ -278,12 +286,69 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SAMPLE.is_file(), reason="needs the sample of HotpotQA")
-def test_the_gold_round_trip_of_the_sample() -> None:
-    """Nothing is lost to the length; the ceiling is 1."""
-    task = HotpotQA(max_question_tokens=512, max_answer_tokens=64)
-    made = features(list(task.read_own(SAMPLE)), task, 16_384)  # of a tokenizer that hardly knows more than bytes
-    assert made.counts == {}
-    assert set(task.score(gold_predictions(made, task), made.examples).values()) == {1.0}
+def test_the_gold_round_trip_of_the_sample(tmp_path: Path) -> None:
+    """With RoBERTa's tokens and the defaults, through the official file: nothing is lost to the length."""
+    task, tokenizer = HotpotQA(), roberta_tokenizer()
+    tokenizer.add_special_tokens([*task.added_tokens])
+    made = make_features(task, list(task.read_own(SAMPLE)), Packer.of(tokenizer, 4096), "sample")
+    assert made.counts == {} and made.size == 50
+    task.write_predictions(tmp_path / "out.json", gold_predictions(made, task), made.examples)
+    records = json.loads(SAMPLE.read_text())
+    metrics = hotpotqa_metrics(json.loads((tmp_path / "out.json").read_text()), records)
+    assert len(metrics) == 12 and set(metrics.values()) == {1.0}
+
+
+def test_no_candidates_make_a_span(tmp_path: Path) -> None:
+    """The likeliest last tokens stand before the likeliest first ones; so there is no answer, rather than a bad one."""
+    made = features(examples(RECORDS, tmp_path))
+    output = gold(made.row(0), 256, TASK)
+    (inside,) = np.nonzero(made.row(0)["part"] >= 0)
+    span = np.full((1, 256, 2), -9.0, np.float32)
+    span[0, inside[-20:], 0] = span[0, inside[:20], 1] = 9
+    found = TASK.outputs(output.replace(span=jnp.asarray(span)), made.batch([0], 256, names(made)))
+    prediction = TASK.decode(made.examples[0], [made.row(0)], [jax.tree.map(lambda x: np.asarray(x)[0], found)])
+    assert (prediction["answer"], prediction["score"], prediction["place"]) == ("", None, None)
+    assert prediction["facts"] == RECORDS[0]["supporting_facts"]
+    assert TASK.describe(prediction).startswith("no answer\t\tIts harbour")
+    assert {kind for *_, kind in TASK.marked(examples(RECORDS, tmp_path)[0], prediction).spans} == {"sentence"}
+
+
+@pytest.mark.parametrize(("answer", "kind"), [("Yes", 1), ("No.", 2), ("yes!", 1), ("Yes it is", 0)])
+def test_yes_and_no_are_what_the_scorer_takes_for_them(tmp_path: Path, answer: str, kind: int) -> None:
+    made = features(examples([{**RECORDS[1], "answer": answer}], tmp_path))
+    assert made.row(0)["answer_type"].tolist() == [kind]
+    if kind:
+        assert TASK.score(gold_predictions(made, TASK), made.examples)["joint_f1"] == 1.0
+
+
+def test_where_an_answer_stands(tmp_path: Path) -> None:
+    """Every word of a text as it was written; of a file, in a title, too."""
+    text = "\n\nJam is  boiled. It\nis! \n\n \n\nAnna dug (twice)."
+    example = TASK.from_question("Who?", text, "file")
+    (file,) = examples(RECORDS[:1], tmp_path)
+    for source, titled in ((example, 0), (file, 4)):
+        made = features([source])
+        row = made.row(0)
+        shown: set[int] = set()
+        for token in np.flatnonzero(row["part"] >= 0):
+            output = {"answer_type": np.array([1, 0, 0]), "first": token, "last": token, "score": 1.0}
+            output |= {"paragraphs": np.zeros(4), "sentences": np.full(8, -1.0)}
+            prediction = TASK.decode(made.examples[0], [row], [output])
+            page = TASK.marked(source, prediction)
+            (begin, end, _), *sentences = page.spans
+            assert page.text[begin:end] == prediction["answer"] and len(sentences) == 2
+            shown |= {*range(begin, end)}
+            title, number = prediction["place"]
+            sentence = prediction["sentence"]
+            if number is None:
+                assert sentence == title and page.text[: page.text.index("\n", begin)].endswith(title)
+                titled -= token - 1 in row["titles"]
+            else:
+                assert sentence == source["sentences"][source["titles"].index(title)][number].strip()
+                if source is example:
+                    assert (begin, end) == (prediction["start"], prediction["end"])
+        assert {place for place, c in enumerate(page.text) if not c.isspace()} == shown
+        assert titled == (0 if source is example else 1)
 
 
 def test_evidence_comes_from_two_paragraphs(tmp_path: Path) -> None:
@@ -328,6 +393,50 @@ def test_the_loss(tmp_path: Path) -> None:
     np.testing.assert_allclose(task.loss(output, batch), expected, rtol=1e-5)
 
 
+def drawn(head: Any, inputs: dict[str, Any]) -> Any:
+    """Parameters, without compiling what draws them."""
+    shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), **inputs)["params"])
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: np.asarray(rng.normal(size=x.shape) * 0.2, np.float32), shapes)
+
+
+def test_global_tokens_and_heads(tmp_path: Path) -> None:
+    """The question and all marks are global; the four heads in NumPy, on the encoder's output."""
+    task = dataclasses.replace(TASK, max_question_tokens=20)
+    made = features(examples([{**RECORDS[1], "_id": "a3", "answer": "Two"}, RECORDS[1]], tmp_path), task, 64)
+    batch = made.batch([0, 1], 64, names(made))
+    batch["input_ids"][1, 50:] = 1  # padding, and what it has no mark for
+    batch["sentences"][1, 2:] = -1
+    model = task.model(by_heart(task, tmp_path, tmp_path, length=64, steps=10).task_model)
+    inputs = task.inputs(batch, model, 64)
+    for row, mask in enumerate(np.asarray(inputs["global_attention_mask"])):
+        marks = [place for name in ("titles", "sentences") for place in batch[name][row] if place >= 0]
+        assert mask.nonzero()[0].tolist() == sorted({*range(batch["question"][row, 0]), *marks})
+        assert mask.sum() <= inputs["max_global_tokens"]
+    head = task.head(model)
+    params = drawn(head, inputs)
+    seen = lambda module, _: module.name == "longformer"  # noqa: E731
+    apply = jax.jit(lambda params: head.apply({"params": params}, **inputs, capture_intermediates=seen))
+    found, kept = apply(params)
+    x = np.asarray(kept["intermediates"]["longformer"]["__call__"][0].last_hidden_state)
+
+    def dense(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    def scored(name: str, x: np.ndarray) -> np.ndarray:
+        hidden = dense(f"{name}_dense", x)
+        return dense(f"{name}_score", hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2)[:, 0]
+
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(found.span, dense("span", x), **close)
+    np.testing.assert_allclose(found.answer_type, dense("answer_type", x[:, 0]), **close)
+    for name, places, scores in (("sentence", "sentences", found.sentences), ("paragraph", "titles", found.paragraphs)):
+        for row in range(2):
+            marks = batch[places][row][batch[places][row] >= 0]
+            assert len(marks) > 0
+            np.testing.assert_allclose(scores[row, : len(marks)], scored(name, x[row, marks]), **close)
+
+
 def test_a_span_stays_in_its_part() -> None:
     logits = np.full((1, 6, 2), -5.0, np.float32)
     logits[0, 1, 0], logits[0, 3, 1], logits[0, 2, 1] = 5, 5, 4
@@ -340,7 +449,7 @@ def test_a_span_stays_in_its_part() -> None:
 
 def test_sentences() -> None:
     text = "Mr. b said so. Then (at 5 p.m.) he left!  \n\nYes."
-    found = sentences_of(text)
+    found = [text[start:end] for start, end in sentence_spans(text)]
     assert "".join(found).replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
     assert [sentence.strip() for sentence in found] == ["Mr. b said so.", "Then (at 5 p.m.) he left!", "Yes."]
 
@@ -363,13 +472,21 @@ def test_both_stages_and_a_question_about_a_file(tmp_path: Path, capsys: pytest.
     task = dataclasses.replace(TASK, stage_one=(str(scores),))
     train(by_heart(task, path, tmp_path / "cache", length=128, steps=60), tmp_path / "two")
     assert _all_right(evaluate(tmp_path / "two", split="validation").metrics)
-    (tmp_path / "text.txt").write_text("Jam is boiled. It is.\n\nAnna Tolk dug the harbour.\n")
+    text = "Jam is boiled. It is.\n\nAnna Tolk dug the harbour.\n\nTolk was an engineer. She sang."
+    (tmp_path / "text.txt").write_text(text)
     capsys.readouterr()
-    predict([f"--workdir={tmp_path / 'one'}", "--json", "--question=Who dug?", str(tmp_path / "text.txt")])
-    (line,) = capsys.readouterr().out.splitlines()
-    found = json.loads(line)
-    assert {title for title, _ in found["facts"]} == {"paragraph 1", "paragraph 2"}
-    assert all(sentence in ("Jam is boiled.", "It is.", "Anna Tolk dug the harbour.") for sentence in found["support"])
+    arguments = [f"--workdir={tmp_path / 'one'}", "--json", f"--html={tmp_path / 'page.html'}", "--question=Who dug?"]
+    predict([*arguments, str(tmp_path / "text.txt")])
+    found = json.loads(capsys.readouterr().out)
+    assert [title for title, _ in found["facts"]] == sorted(title for title, _ in found["facts"])
+    assert {title for title, _ in found["facts"]} < {"paragraph 1", "paragraph 2", "paragraph 3"}
+    assert len({title for title, _ in found["facts"]}) == 2
+    shown = (tmp_path / "page.html").read_text()
+    assert re.sub("<[^>]*>", "", shown.partition("<article>")[2]).strip() == text
+    marked = re.findall(r"<mark[^>]*sentence[^>]*>([^<]*)<", shown)
+    assert " ".join("".join(marked).split()) == " ".join(found["support"])
+    if found["start"] is not None:
+        assert text[found["start"] : found["end"]] == found["answer"] and found["answer"] in found["sentence"]
 
 
 @pytest.mark.slow
@@ -385,8 +502,7 @@ def test_it_learns_the_sample(tmp_path: Path) -> None:
 
 def test_many_at_once_are_as_one_at_a_time(tmp_path: Path) -> None:
     config = by_heart(TASK, tmp_path, tmp_path, length=256, steps=10)
-    head = TASK.head(config.task_model)
-    params = head.init(jax.random.key(0), **config._one_row())["params"]
+    params = drawn(TASK.head(config.task_model), config._one_row())
     found = examples(RECORDS, tmp_path)
     predictor = Predictor(TASK, config.task_model, 256, (256,), 2, make_mesh(MeshConfig()))
     together = predictor(params, features(found)).predictions

@@ -301,9 +301,9 @@ def test_bad_splits(tmp_path: Path, content: Any, message: str) -> None:
 
 def test_predictions_in_the_official_format(tmp_path: Path) -> None:
     prediction = {"id": "0000003", "label": "true", "scores": {"false": 0.25, "true": 0.75}, "characters": 9}
-    Hyperpartisan().write_predictions(tmp_path / "out", [prediction])
+    Hyperpartisan().write_predictions(tmp_path / "out", [prediction], [])
     assert (tmp_path / "out").read_text() == "0000003 true 0.750000\n"
-    Imdb().write_predictions(tmp_path / "out", [prediction])
+    Imdb().write_predictions(tmp_path / "out", [prediction], [])
     assert json.loads((tmp_path / "out").read_text()) == prediction
 
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from longformer_jax import InputError, LongformerConfig
 from longformer_jax.data.packing import Packer
@@ -22,10 +21,9 @@ from longformer_jax.tasks.features import FeatureSet, make_features
 from longformer_jax.tasks.triviaqa import TriviaQA
 from tests.data.tiny_tokenizer import tiny_tokenizer
 from tests.tasks import sets
-from tests.tasks.sets import EVIDENCE, SHARED, write_records
+from tests.tasks.sets import EVIDENCE, SHARED, roberta_tokenizer, write_records
 
 SAMPLE = SHARED / "triviaqa-sample.tgz"
-VOCAB = SHARED.parent / "vocab"
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +294,7 @@ def round_trip(
             assert text[prediction["start"] : prediction["end"]] == prediction["answer"]
             assert prediction["end"] <= prediction["characters"] <= len(text)
             assert prediction["answer"] in prediction["sentence"] and prediction["sentence"] in text
-    task.write_predictions(out, predictions)
+    task.write_predictions(out, predictions, examples)
     answers = json.loads(out.read_text())
     assert answers.keys() == {example["id"] for example in examples}
     scores = [triviaqa_score(answers[example["id"]], example["answers"]) for example in examples]
@@ -316,15 +314,6 @@ def test_gold_round_trip(data: Path, tmp_path: Path, domain: str, split: str, ex
     examples = read(task, data, split)
     metrics = round_trip(task, examples, features(task, examples), 256, tmp_path / "predictions.json")
     assert metrics["exact_match"] == pytest.approx(exact)
-
-
-def roberta_tokenizer() -> Tokenizer:
-    """RoBERTa's."""
-    tokenizer = Tokenizer(models.BPE.from_file(str(VOCAB / "roberta_vocab.json"), str(VOCAB / "roberta_merges.txt")))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    return tokenizer
 
 
 # Of real questions, those that the first 4,096 tokens of their documents answer.

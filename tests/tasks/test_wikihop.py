@@ -231,7 +231,7 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
         perfect = jax.nn.one_hot(row["answer"][0], task.max_candidates)
         predictions.append(task.decode(example, [row], [np.asarray(perfect)]))
     assert task.score(predictions, made.examples) == {"accuracy": 1.0}
-    task.write_predictions(tmp_path / "answers.json", predictions)
+    task.write_predictions(tmp_path / "answers.json", predictions, made.examples)
     assert json.loads((tmp_path / "answers.json").read_text()) == {q["id"]: q["answer"] for q in questions}
     assert predictions[0]["scores"] == {"fox": 0.0, "lazy dog": 1.0, "Über-jam": 0.0}
     assert task.describe(predictions[0]) == "lazy dog\t1.0000"
