@@ -134,7 +134,7 @@ def find_answers(text: str, answers: Iterable[str]) -> list[tuple[int, int]]:
     """
     by_first: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
     for answer in {normalize_triviaqa(answer) for answer in answers}:
-        if words := tuple(_WORD.findall(answer)):
+        if words := tuple(_WORD.findall(_folded(answer))):
             by_first.setdefault(words[0], set()).add((answer, words))
     found = set()
     written = list(_words(text))
@@ -153,12 +153,17 @@ def find_answers(text: str, answers: Iterable[str]) -> list[tuple[int, int]]:
 
 def _words(text: str) -> Iterator[tuple[str, int, int]]:
     """Each word in lower case, and where it stands in the text."""
-    lowered = text.lower()
+    lowered = _folded(text.lower())
     # The only letter that becomes longer is İ.
     places = range(len(text)) if len(lowered) == len(text) else [i for i, c in enumerate(text) for _ in c.lower()]
     for match in _WORD.finditer(lowered):
         if match[0] not in _NO_WORDS:
             yield match[0], places[match.start()], places[match.end() - 1] + 1
+
+
+def _folded(lowered: str) -> str:
+    """With one small sigma: which one a capital becomes depends on the letters around it, of other words, too."""
+    return lowered.replace("ς", "σ")
 
 
 def _is_mark(text: str, place: int) -> bool:

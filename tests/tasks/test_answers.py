@@ -75,6 +75,7 @@ def test_hotpotqa_gold_against_gold() -> None:
         ("In the 30s, 30 men. 1930s", ["30", "30s"], ["30s", "30"]),
         ("İstanbul; Istanbul; i̇stanbul x İ", ["İSTANBUL", "x"], ["İstanbul", "i̇stanbul", "x"]),
         ("ΟΔΟΣ οδος", ["Οδος"], ["ΟΔΟΣ", "οδος"]),
+        ("ΠΑΣ.Ο won, πας, πασ", ["ΠΑΣ"], ["ΠΑΣ", "πας"]),  # in "ΠΑΣ.Ο" the sigma is not the last one
         ("café cafe", ["cafe"], ["cafe"]),  # the first has a combining accent
         ("it cost £10, or £ 10", ["£10"], ["£10"]),
         ("東京 東京都", ["東京"], ["東京"]),

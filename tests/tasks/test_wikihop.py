@@ -14,6 +14,7 @@ import pytest
 
 from longformer_jax import InputError, LongformerConfig, load_pretrained
 from longformer_jax.data.packing import Packer
+from longformer_jax.evaluation import evaluate
 from longformer_jax.models import Longformer
 from longformer_jax.tasks.base import HEAD_FILE
 from longformer_jax.tasks.features import FeatureSet, make_features
@@ -23,8 +24,10 @@ from longformer_jax.training.prediction import Predictor
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.workdir import restore_best
 from tests.data.tiny_tokenizer import tiny_tokenizer
+from tests.tasks.sets import SHARED
+from tests.training.tiny_task import by_heart
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa" / "wikihop_2_examples.json"
+SAMPLE = SHARED / "wikihop_2_examples.json"
 TASK = WikiHop(max_pieces=3, max_candidates=4, max_global_tokens=24)
 QUESTIONS = [
     {
@@ -217,7 +220,7 @@ def test_without_global_attention() -> None:
 
 def samples() -> list[dict[str, Any]]:
     """Ours, and the two of the official set where they are at hand."""
-    return [*QUESTIONS, *(TASK.read_own(SHARED) if SHARED.exists() else ())]
+    return [*QUESTIONS, *(TASK.read_own(SAMPLE) if SAMPLE.exists() else ())]
 
 
 def test_the_gold_round_trip(tmp_path: Path) -> None:
@@ -287,6 +290,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns(trained: Path) -> None:
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert max(record.get("accuracy", 0) for record in records) == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="needs the sample of WikiHop")
+def test_it_learns_the_sample(tmp_path: Path) -> None:
+    """Its questions by heart, in pieces of 2,048 tokens; the ceiling is 1."""
+    for name in ("train.json", "dev.json"):
+        (tmp_path / name).write_bytes(SAMPLE.read_bytes())
+    task = WikiHop(max_candidates=20, max_global_tokens=256)
+    config = by_heart(task, tmp_path, tmp_path / "cache", length=2048, steps=40)
+    phase = dataclasses.replace(config.phases[0], batch_size=2)
+    train(dataclasses.replace(config, phases=(phase,), lengths=(4096,)), tmp_path / "run")
+    result = evaluate(tmp_path / "run", split="train", predictions=tmp_path / "answers.json", batch_size=1)
+    assert result.metrics["accuracy"] == 1.0
+    records = json.loads(SAMPLE.read_text())
+    assert json.loads((tmp_path / "answers.json").read_text()) == {q["id"]: q["answer"] for q in records}
 
 
 @pytest.mark.slow

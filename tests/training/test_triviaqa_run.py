@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,12 @@ def test_a_question_and_a_file(run: Path, tmp_path: Path, capsys: pytest.Capture
     predict(arguments)
     line = f"{expected['answer']}\t{expected['score']:.4f}\t{expected['sentence']}\n"
     assert capsys.readouterr().out == line
-    predict([*arguments, "--json"])
+    page = tmp_path / "page.html"
+    predict([*arguments, "--json", f"--html={page}"])
+    text = re.sub("<[^>]*>", "", page.read_text().partition("<article>")[2].partition("</article>")[0])
+    assert text == example["texts"][1]
+    (shown,) = re.findall(r'<mark id="answer1" class="answer sentence">(.*?)</mark>', page.read_text())
+    assert shown == expected["answer"]
     named = {"id": str(file), "document": str(file)}
     assert json.loads(capsys.readouterr().out) == expected | named
     for bad, message in (
