@@ -35,7 +35,11 @@ flags.DEFINE_integer("step", None, "Which checkpoint; default: the latest, or th
 
 # Options of an evaluation: those that are not given are left to the kind of experiment.
 flags.DEFINE_string("data_path", None, "Where the text of a run is now, if it has moved.")
-flags.DEFINE_string("split", None, "train, validation or test; default: test, or validation if there is no test.")
+flags.DEFINE_string(
+    "split",
+    None,
+    "train, validation or test, of TriviaQA also verified; default: test, or validation if there is no test.",
+)
 flags.DEFINE_string(
     "protocol",
     None,

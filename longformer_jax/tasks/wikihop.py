@@ -141,6 +141,16 @@ class WikiHop(Task):
                 "answer": answer,
             }
 
+    def from_text(self, text: str, name: str) -> Example:
+        """No example, as candidates are missing."""
+        raise InputError(
+            f"{name} has no candidates, which task {self.kind!r} needs; expected a JSON file in WikiHop's format"
+        )
+
+    def from_question(self, question: str, text: str, name: str) -> Example:
+        """No example either."""
+        return self.from_text(text, name)
+
     def is_labelled(self, example: Example) -> bool:
         """Whether the answer is known."""
         return example["answer"] is not None

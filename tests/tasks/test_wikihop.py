@@ -109,6 +109,14 @@ def test_bad_files(tmp_path: Path, content: Any, message: str) -> None:
         list(TASK.read_own(file))
 
 
+def test_a_question_without_candidates() -> None:
+    for ask in (TASK.from_text, lambda text, name: TASK.from_question("Who?", text, name)):
+        with pytest.raises(
+            InputError, match="^a.txt has no candidates, which task 'wikihop' needs; expected a JSON file"
+        ):
+            ask("A text.", "a.txt")
+
+
 # ---- Rows ------------------------------------------------------------------------------------------------------------
 
 
