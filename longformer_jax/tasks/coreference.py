@@ -79,7 +79,7 @@ class Coreference(CoreferenceSettings, Task):
         found = found or [file for file in path.glob(f"{split}.jsonl*") if kind_of(file)]
         if not found:
             folders = [part for part in path.rglob(folder) if part.is_dir()]
-            found = [file for part in folders for name in ("*_conll", "*_conll.gz") for file in part.rglob(name)]
+            found = [file for part in folders for end in ("", ".gz") for file in part.rglob(f"*_conll{end}")]
         if not found:
             raise InputError(
                 f"data.path is {str(path)!r}, which has no {split}; expected {name}.english.v4_gold_conll, a folder "

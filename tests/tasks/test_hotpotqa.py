@@ -355,10 +355,11 @@ def test_evidence_comes_from_two_paragraphs(tmp_path: Path) -> None:
     made = features(examples(RECORDS[:1], tmp_path))
     row = made.row(0)
     output = {"answer_type": np.array([0.0, 3.0, 1.0]), "first": 0, "last": 0, "score": -np.inf}
-    output["paragraphs"] = np.array([-5.0, 2.0, -4.0, 99.0])  # the last is no paragraph
+    output["paragraphs"] = np.array([-5.0, 2.0, -2.99999, 99.0])  # the last is no paragraph
     output["sentences"] = np.array([9.0, 9.0, -1.0, -3.0, -2.0, -4.0, 9.0, 9.0])
     prediction = TASK.decode(made.examples[0], [row], [output])
     assert (prediction["answer"], prediction["score"]) == ("yes", 3.0)
+    assert prediction["paragraphs"] == [-5.0, 2.0, -2.99999]  # the last is above the threshold of the second stage
     assert prediction["facts"] == [["Jam", 0], ["Anna Tolk", 1]]  # the best of each, as none is above 0
 
 
