@@ -29,7 +29,7 @@ def user_path(field: str, path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{field} is {path!r}; expected a path")
     if "\0" in text:
         raise InputError(f"{field} is {text!r}; expected a path without a null character")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):  # pathlib makes one slash of two
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # pathlib makes one slash of two; C:/ is a drive of Windows
         raise InputError(f"{field} is {text!r}; expected a path of this machine's file system")
     try:
         return Path(text).expanduser()

@@ -23,6 +23,7 @@ def test_a_tilde_is_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("path", "~/a/b") == tmp_path / "a" / "b"
     assert user_path("path", Path("a")) == Path("a")
+    assert user_path("path", "C:/models/x") == Path("C:/models/x")
     CONFIG.save(tmp_path)
     assert ExperimentConfig.load("~") == CONFIG
 

@@ -5,7 +5,7 @@ import hashlib
 import importlib.resources
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,12 +85,15 @@ def load_corpus(
       InputError: an unknown source, an argument that the source has no use for, a file that is missing, short or
         corrupt, fractions that are none, or a split that comes out empty though its fraction is not 0.
     """
-    if source not in SOURCES:
+    if not isinstance(source, str) or source not in SOURCES:
         raise InputError(f"source is {source!r}; expected one of {', '.join(SOURCES)}")
+    if isinstance(split, str) or not isinstance(split, Iterable):
+        raise InputError(f"split is {split!r}; expected three fractions >= 0 with sum 1")
+    split = tuple(split)
     if source == "text_file":
         return _load_text_file(path, split)
-    if tuple(split) != DEFAULT_FRACTIONS:
-        raise InputError(f"split is {tuple(split)}; expected the default, as the splits of {source} are fixed")
+    if split != DEFAULT_FRACTIONS:
+        raise InputError(f"split is {split}; expected the default, as the splits of {source} are fixed")
     if source == "tiny_shakespeare":
         if path is not None:
             raise InputError(f"path is {str(path)!r}; expected None for tiny_shakespeare (text_file reads a file)")
@@ -118,7 +121,7 @@ def _cut(data: np.ndarray, sizes: Sequence[int]) -> dict[str, np.ndarray]:
     return dict(zip(SPLITS, np.split(data, np.cumsum(sizes)[:2]), strict=True))
 
 
-def _load_text_file(path: str | os.PathLike[str] | None, fractions: Sequence[float]) -> Corpus:
+def _load_text_file(path: str | os.PathLike[str] | None, fractions: tuple[float, ...]) -> Corpus:
     if path is None:
         raise InputError("path is None; expected the file that text_file is to read")
     path = user_path("path", path)
@@ -130,9 +133,9 @@ def _load_text_file(path: str | os.PathLike[str] | None, fractions: Sequence[flo
         raise InputError(f"path is {str(path)!r}, which is empty; expected a file with text")
     parts = [number for fraction in fractions if (number := as_number(fraction)) is not None and number >= 0]
     if not len(parts) == len(fractions) == 3 or not math.isclose(sum(parts), 1):
-        raise InputError(f"split is {tuple(fractions)}; expected three fractions >= 0 with sum 1")
+        raise InputError(f"split is {fractions}; expected three fractions >= 0 with sum 1")
     if fractions[0] == 0:
-        raise InputError(f"split is {tuple(fractions)}; expected a fraction for train greater than 0")
+        raise InputError(f"split is {fractions}; expected a fraction for train greater than 0")
 
     data = np.memmap(path, dtype=np.uint8, mode="r")
     ends = np.rint(np.cumsum(fractions) * len(data)).astype(int)

@@ -137,15 +137,18 @@ def export_stablehlo(
 
 
 def _functions(model: Model, lengths: Sequence[int] | None) -> Iterator[Function]:
-    lengths = model.lengths if lengths is None else lengths
+    try:
+        lengths = [
+            check_integer("length", x, maximum=model.most) for x in (model.lengths if lengths is None else lengths)
+        ]
+    except TypeError:
+        raise InputError(f"lengths is {lengths!r}; expected a list of lengths") from None
     if not lengths:
         raise InputError(
             f"length is not given; expected one, such as --length=512, as {model.what} has none of its own"
         )
     if len({*lengths}) < len(lengths):
         raise InputError(f"length is {', '.join(map(str, lengths))}; expected each number once")
-    for length in lengths:
-        check_integer("length", length, maximum=model.most)
     (batch,) = jax.export.symbolic_shape("batch")
     for length in lengths:
         yield model.function(batch, length)

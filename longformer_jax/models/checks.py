@@ -39,6 +39,13 @@ def check_rate(field: str, value: Any) -> float:
     return rate
 
 
+def check_config(config: object, *kinds: type) -> None:
+    """A configuration of one of some classes."""
+    if not isinstance(config, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(f"config is {describe(config)}; expected {expected}")
+
+
 def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
     """One of a few names."""
     if not isinstance(value, str) or value not in choices:
@@ -101,6 +108,13 @@ def check_integers(field: str, x: Any, axes: str) -> None:
     """An array of integers with the axes that are named, as "batch, length"."""
     if getattr(x, "ndim", None) != axes.count(",") + 1 or dtype_kind(x) != "integer":
         raise InputError(f"{field} is {describe(x)}; expected an array of integers [{axes}]")
+
+
+def check_rows_of_ids(input_ids: Any, sep_token_id: Any) -> None:
+    """Ids [..., length], and one of them, as the functions of masks take them."""
+    if getattr(input_ids, "ndim", 0) < 1 or dtype_kind(input_ids) != "integer":
+        raise InputError(f"input_ids is {describe(input_ids)}; expected an array of integers [..., length]")
+    check_integer("sep_token_id", sep_token_id, 0)
 
 
 def check_within(field: str, ids: Any, size: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from longformer_jax.attention.split import flat_rows
 from longformer_jax.errors import InputError
-from longformer_jax.models.checks import check_integers, check_within, is_known, why_unknown
+from longformer_jax.models.checks import check_integers, check_rows_of_ids, check_within, is_known, why_unknown
 from longformer_jax.models.longformer import EncoderOutput, Longformer, check_shapes, dense, layer_norm
 from longformer_jax.models.longformer_config import LongformerConfig
 from longformer_jax.models.parameters import names_wrong_params
@@ -222,7 +222,12 @@ class ForMultipleChoice(nn.Module):
 
 
 def question_mask(input_ids: Any, sep_token_id: int) -> Any:
-    """Booleans like `input_ids` [..., T]: the tokens before the first </s>; none where there is no </s>."""
+    """Booleans like `input_ids` [..., T]: the tokens before the first </s>; none where there is no </s>.
+
+    Raises:
+      InputError: `input_ids` is no array of integers, or `sep_token_id` no id.
+    """
+    check_rows_of_ids(input_ids, sep_token_id)
     xp = np if is_known(input_ids) else jnp
     separators = xp.cumsum(xp.asarray(input_ids) == sep_token_id, axis=-1)
     return (separators == 0) & (separators[..., -1:] > 0)

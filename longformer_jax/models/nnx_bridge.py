@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax
 
+from longformer_jax.errors import InputError
+from longformer_jax.models.checks import describe
 from longformer_jax.models.parameters import check_params, check_tree, one_token
 
 if TYPE_CHECKING:
@@ -23,10 +25,12 @@ def as_nnx(model: nn.Module, params: Any) -> "nnx.Module":
       params: its parameters, as `init` and `load_pretrained` return them.
 
     Raises:
-      InputError: the parameters are not those of the model.
+      InputError: `model` is no such model, or the parameters are not those of it.
     """
     from flax import nnx  # not above: it takes a third of a second
 
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is {describe(model)}; expected a model, such as CharLM(config)")
     check_tree(params)
     check_params(model, params, exact=True)
     module: Any = nnx.eval_shape(lambda: nnx.bridge.ToNNX(model).lazy_init(one_token(model), rngs=jax.random.key(0)))

@@ -1,5 +1,6 @@
 """The parameters that a model has, and whether those that it is given are these."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from longformer_jax.errors import InputError
-from longformer_jax.models.checks import describe
+from longformer_jax.models.checks import check_config, describe
 
 # Parts of the paths of parameters that only some settings make, and the settings.
 _BECAUSE = {
@@ -33,7 +34,7 @@ def abstract_params(module: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def names_wrong_params[**P, R](call: Callable[P, R]) -> Callable[P, R]:
-    """A model's `__call__` that fails with an InputError where it fails because of its parameters.
+    """A model's `__call__` that fails with an InputError where it fails because of its configuration or parameters.
 
     Only then are they looked at: a call that succeeds has had all that it needs. Others are passed over.
     """
@@ -46,6 +47,8 @@ def names_wrong_params[**P, R](call: Callable[P, R]) -> Callable[P, R]:
             raise
         except Exception:
             module: Any = args[0]
+            kind: Any = next(field.type for field in dataclasses.fields(module) if field.name == "config")
+            check_config(module.config, kind)
             if not module.is_mutable_collection("params"):  # else they are being made
                 check_params(module, module.variables.get("params", {}))
             raise

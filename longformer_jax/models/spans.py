@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from longformer_jax.errors import InputError
-from longformer_jax.models.checks import check_size, describe, dtype_kind, is_known
+from longformer_jax.models.checks import check_rows_of_ids, check_size, describe, dtype_kind, is_known
 
 
 @flax.struct.dataclass
@@ -47,8 +47,9 @@ def best_spans(logits: Any, answer_mask: Any, *, max_answer_length: int = 30, to
       top_n: n, how many spans to return; where a row has fewer, `Spans.valid` tells which they are.
 
     Raises:
-      InputError: an argument does not fit, or `logits` holds a NaN or infinity for an allowed token or the first one.
-        Under jit their values are not known: such a row has no valid span, and NaN for all of its scores.
+      InputError: an argument does not fit, or `logits` holds a NaN or +infinity for an allowed token or the first
+        one; -infinity is a logit as any other. Under jit their values are not known: such a row has no valid span, and
+        NaN for all of its scores.
     """
     if getattr(logits, "ndim", None) != 3 or logits.shape[-1] != 2 or dtype_kind(logits) != "floating":
         raise InputError(f"logits is {describe(logits)}; expected an array of floats [batch, length, 2]")
@@ -88,7 +89,14 @@ def answer_mask(input_ids: Any, sep_token_id: int, attention_mask: Any = None) -
       input_ids: integers [..., T]: <s> question </s></s> text </s>, as RoBERTa's tokenizer writes a pair.
       sep_token_id: of </s>, as `config.sep_token_id`.
       attention_mask: as of a `Longformer`; None where there is no padding.
+
+    Raises:
+      InputError: an argument is not of this kind or shape.
     """
+    check_rows_of_ids(input_ids, sep_token_id)
+    if attention_mask is not None and getattr(attention_mask, "shape", None) != input_ids.shape:
+        found = describe(attention_mask)
+        raise InputError(f"attention_mask is {found}; expected the shape of input_ids, {list(input_ids.shape)}")
     xp = np if is_known(input_ids) and is_known(attention_mask) else jnp
     is_separator = xp.asarray(input_ids) == sep_token_id
     mask = (xp.cumsum(is_separator, axis=-1) > 0) & ~is_separator

@@ -15,6 +15,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.integers import as_integer
 from longformer_jax.models.char_lm import CharLM, CharLMConfig, check_cache
 from longformer_jax.models.checks import (
+    check_config,
     check_integers,
     check_number,
     check_seed,
@@ -34,7 +35,11 @@ def init_cache(config: CharLMConfig, batch_size: int) -> Cache:
     """An empty cache: {"position": int32 scalar, "layers": keys and values [layers, B, window * dilation, H, D]}.
 
     The position wraps at 2**31, up to 2**32 characters in all.
+
+    Raises:
+      InputError: `config` or `batch_size` is none.
     """
+    check_config(config, CharLMConfig)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), config.cache_spec(check_size("batch_size", batch_size)))
 
 
@@ -42,9 +47,10 @@ def extend(config: CharLMConfig, params, cache: Cache, tokens: jax.Array) -> tup
     """Reads a chunk of any length: tokens [B, C] -> (logits float32 [B, C, V], cache).
 
     Raises:
-      InputError: as `CharLM`; also if `cache` belongs to another model or batch size, or `params` is no tree of
-        parameters.
+      InputError: as `CharLM`; also if `cache` belongs to another model or batch size, `config` is none, or `params` is
+        no tree of parameters.
     """
+    check_config(config, CharLMConfig)
     if cache is None:
         raise InputError("cache is None; expected what init_cache gave, or an earlier call")
     check_tree(params)
@@ -54,6 +60,7 @@ def extend(config: CharLMConfig, params, cache: Cache, tokens: jax.Array) -> tup
 
 def decode_step(config: CharLMConfig, params, cache: Cache, token: jax.Array) -> tuple[jax.Array, Cache]:
     """Reads one character: token [B] -> (logits float32 [B, V] of the next one, cache); raises as `extend`."""
+    check_config(config, CharLMConfig)
     check_integers("token", token, "batch")
     check_within("token", token, config.vocab_size)
     logits, cache = extend(config, params, cache, token[:, None])
@@ -71,6 +78,8 @@ def prefill(
     Raises:
       InputError: as `extend`; also if `chunk` is less than 1.
     """
+    check_config(config, CharLMConfig)
+    check_tree(params)
     check_tokens("tokens", tokens, config.vocab_size)
     chunk = check_size("chunk", chunk)
     if cache is None:
@@ -111,8 +120,11 @@ def generate(
       int32 [B, length].
 
     Raises:
-      InputError: the prompt is empty or has a character outside the vocabulary, or a setting is out of range.
+      InputError: the prompt is empty or has a character outside the vocabulary, or a setting is out of range; or as
+        `extend`.
     """
+    check_config(config, CharLMConfig)
+    check_tree(params)
     check_tokens("prompt", prompt, config.vocab_size)
     characters = as_integer(length)
     if characters is None or not 1 <= characters < 2**31:

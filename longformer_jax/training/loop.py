@@ -17,6 +17,7 @@ import jax
 from longformer_jax.checkpoints import DIRECTORY, Checkpoints, find_checkpoint, had_checkpoint, has_checkpoint
 from longformer_jax.errors import InputError
 from longformer_jax.files import check_kinds, check_shared, locked, user_path
+from longformer_jax.models.checks import check_config
 from longformer_jax.processes import alone, check_same, from_first, together, versions
 from longformer_jax.settings import pinned
 from longformer_jax.training.config import CONFIG_FILE, DATA_FILE, ExperimentConfig, Validator
@@ -79,6 +80,7 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
         allows. The latest checkpoint is from before that.
     """
     with together():
+        check_config(config, ExperimentConfig)
         workdir = user_path("workdir", workdir)
     if not alone():
         check_same(versions() | {"workdir": str(workdir.absolute())} | _what_decides(config))

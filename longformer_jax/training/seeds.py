@@ -9,6 +9,7 @@ import jax
 
 from longformer_jax.files import user_path
 from longformer_jax.integers import check_integer
+from longformer_jax.models.checks import check_config
 from longformer_jax.processes import check_same, from_first, together
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.loop import train
@@ -35,6 +36,7 @@ def train_seeds(config: ExperimentConfig, workdir: str | Path, count: int, *, pr
       InputError: where `train` does.
     """
     with together():
+        check_config(config, ExperimentConfig)
         count = check_integer("seeds", count)
         workdir = user_path("workdir", workdir)
     check_same({"seeds": count})

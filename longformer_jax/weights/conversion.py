@@ -15,8 +15,9 @@ from longformer_jax.checksums import recording
 from longformer_jax.errors import InputError
 from longformer_jax.files import check_unused, read_json, replacing, user_path
 from longformer_jax.integers import as_integer
-from longformer_jax.models import LongformerConfig
-from longformer_jax.models.checks import check_seed
+from longformer_jax.models import Longformer, LongformerConfig
+from longformer_jax.models.checks import check_choice, check_config, check_seed
+from longformer_jax.models.parameters import check_params, check_tree
 from longformer_jax.settings import pinned_random
 from longformer_jax.weights.added_tokens import optional_json
 from longformer_jax.weights.hub import TOKENIZER_FILES, find_directory
@@ -65,8 +66,13 @@ def roberta_to_longformer(
       of `params`, so donating them deletes them there, too.
 
     Raises:
-      InputError: `max_length` is less than the table serves already, or another argument is not valid.
+      InputError: `max_length` is less than the table serves already, `params` are not those of `config`, or another
+        argument is not valid.
     """
+    check_config(config, LongformerConfig)
+    check_tree(params)
+    encoder = params.get("longformer", params)
+    check_params(Longformer(dataclasses.replace(config, global_projections=False), add_pooling_layer=False), encoder)
     length = as_integer(max_length)
     if length is None or length < config.max_length:
         raise InputError(
@@ -74,8 +80,7 @@ def roberta_to_longformer(
             "already"
         )
     seed = check_seed(seed)
-    if positions not in POSITIONS:
-        raise InputError(f"positions is {positions!r}; expected one of {', '.join(POSITIONS)}")
+    check_choice("positions", positions, POSITIONS)
     if attention_window is None:
         attention_window = _DEFAULT_WINDOW if config.attention_mode == "full" else config.attention_window
     reserved = config.pad_token_id + 1
@@ -87,7 +92,6 @@ def roberta_to_longformer(
         global_projections=True,
     )
 
-    encoder = params.get("longformer", params)
     layers = dict(encoder["layers"])
     for name in ("query", "key", "value"):
         if f"{name}_global" not in layers:  # an array twice in one tree cannot be donated
@@ -127,8 +131,7 @@ def convert(
       InputError: as `load_pretrained` and `roberta_to_longformer`, or `out` has something in it or cannot be written.
     """
     out = user_path("out", out).absolute()
-    if format not in FORMATS:
-        raise InputError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+    check_choice("format", format, [*FORMATS])
     check_unused("out", out)
     directory = find_directory(source, revision)
     config, params = load_pretrained(directory, find_model(directory))

@@ -19,8 +19,8 @@ from longformer_jax.checksums import check_sum, recording
 from longformer_jax.errors import InputError
 from longformer_jax.files import user_path
 from longformer_jax.models import CharLM, CharLMConfig, Longformer, LongformerConfig
-from longformer_jax.models.checks import check_bool, check_seed
-from longformer_jax.models.parameters import abstract_params
+from longformer_jax.models.checks import check_bool, check_config, check_seed
+from longformer_jax.models.parameters import abstract_params, check_tree
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
     ModelFactory,
@@ -175,8 +175,10 @@ def save_pretrained(
     Raises:
       InputError: the parameters are not those of the model.
     """
+    check_config(config, LongformerConfig, CharLMConfig)
+    check_tree(params)
     if isinstance(config, CharLMConfig):
-        if model not in (None, CharLM):
+        if model is not None and model is not CharLM:
             raise InputError(f"model is {model!r}; expected CharLM, as config is a CharLMConfig")
         return save_char_lm(directory, config, params)
     flat = flatten_dict(params, sep="/")

@@ -9,7 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from longformer_jax.errors import InputError
 from longformer_jax.models import LongformerConfig
-from longformer_jax.models.checks import check_seed, check_size
+from longformer_jax.models.checks import check_config, check_seed, check_size
+from longformer_jax.models.parameters import check_tree
 from longformer_jax.settings import pinned_random
 
 # What has an entry for each token, without the "longformer/" of models with heads.
@@ -38,6 +39,8 @@ def resize_vocab(
     Raises:
       InputError: `vocab_size` is less than it was (tokens cannot be dropped), or `params` are not those of `config`.
     """
+    check_config(config, LongformerConfig)
+    check_tree(params)
     vocab_size = check_size("vocab_size", vocab_size)
     seed = check_seed(seed)
     if vocab_size < config.vocab_size:
@@ -48,7 +51,7 @@ def resize_vocab(
     if not any(path.endswith(_TABLES[0]) for path in tables):
         raise InputError(f"params have no {_TABLES[0]}; expected the parameters of an encoder")
     for path, x in tables.items():
-        if jnp.shape(x)[0] != config.vocab_size:
+        if jnp.shape(x)[:1] != (config.vocab_size,):
             raise InputError(f"params have {path} {jnp.shape(x)}; expected vocab_size rows, {config.vocab_size}")
         x = jnp.asarray(x)
         shape = (added, *x.shape[1:])
