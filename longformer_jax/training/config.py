@@ -7,6 +7,7 @@ import abc
 import dataclasses
 import importlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,13 +17,15 @@ import jax
 from jax.sharding import Mesh
 
 from longformer_jax.errors import InputError
-from longformer_jax.files import read_json, user_path, write_text
+from longformer_jax.files import check_kinds, read_json, user_path, write_text
 from longformer_jax.training.parts import MeshConfig, OptimizerConfig, Phase
 from longformer_jax.training.serialization import build, check, convert_fields, to_config_dict
 from longformer_jax.weights.hub import find_directory
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+_log = logging.getLogger(__name__)
 
 
 class Validator(Protocol):
@@ -282,7 +285,8 @@ class ExperimentConfig(abc.ABC):
           data_path: where the data is now, if not at `data.path`.
 
         Raises:
-          InputError: where `load_data` does, or the content is another one than when the run began.
+          InputError: where `load_data` does, or the content is another one than when the run began. Where data.json is
+            missing, that is not known, and a warning in the log says so.
         """
         if data_path is not None:
             moved = dataclasses.replace(self.data, path=str(user_path("data_path", data_path)))
@@ -294,7 +298,9 @@ class ExperimentConfig(abc.ABC):
                 raise
             raise InputError(f"{error} ({_MOVED})") from None
         path = workdir / DATA_FILE
-        if not path.is_file():  # written by an earlier version
+        check_kinds(path)
+        if not path.exists():  # a run of an earlier version has none
+            _log.warning("%s is missing; whether the data are those that the run began with is not checked", path)
             return data
         began_with = read_json(path).get("fingerprint")
         if not isinstance(began_with, str):

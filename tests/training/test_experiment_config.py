@@ -258,6 +258,20 @@ def test_harmless_changes_resume(edit: Callable[[dict[str, Any]], None]) -> None
     check_resumes(changed(edit), CONFIG, 20)
 
 
+def test_data_that_nothing_tells_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = CONFIG.open_data(tmp_path)
+    assert caplog.messages == [
+        f"{tmp_path / 'data.json'} is missing; whether the data are those that the run began with is not checked"
+    ]
+    CONFIG.save_data(tmp_path, data)
+    CONFIG.open_data(tmp_path)
+    assert len(caplog.messages) == 1
+    (tmp_path / "data.json").unlink()
+    (tmp_path / "data.json").mkdir()
+    with pytest.raises(InputError, match=r"^'.*/data\.json' is there, but is no file; expected a file$"):
+        CONFIG.open_data(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "why"),
     [
