@@ -10,15 +10,15 @@ process of its own, as a kernel that does not suit an architecture aborts the co
 import argparse
 import dataclasses
 import itertools
-import json
 import math
+import multiprocessing
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -391,44 +391,48 @@ def ptxas() -> str:
     return next(str(file) for root in nvidia.__path__ for file in Path(root).rglob("bin/ptxas"))
 
 
-def run_worker(*arguments: str) -> Any:
-    """A compilation in a process of its own: what its last line says."""
+# Has imported what every compilation needs, and no backend.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["longformer_jax", "benchmarks.gpu.sweep", "jax.experimental.topologies"])
+
+
+def _send_result(sender: Connection, environment: dict[str, str], compile_it: Callable, arguments: tuple) -> None:
+    os.environ |= environment
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    sender.send(compile_it(*arguments))
+
+
+def in_process(compile_it: Callable[..., Any], *arguments: Any) -> Any:
+    """A compilation in a process of its own: what it returns. What it raises is printed there."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={folder} --xla_dump_emitter_re=.*"
         mosaic = {"MOSAIC_GPU_DUMP_TO": folder, "MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
         # Else LLVM, where llvm-symbolizer is installed, starts it for each of its many diagnostics.
-        quick = {"LLVM_DISABLE_SYMBOLIZATION": "1"}
-        ran = subprocess.run(
-            [sys.executable, "-m", "benchmarks.aot", "--worker", *arguments],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | mosaic | quick,
-            cwd=Path(__file__).resolve().parents[1],
-            capture_output=True,
-            text=True,
-        )
-    if ran.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with status {ran.returncode}:\n{ran.stderr[-3000:]}")
-    return json.loads(ran.stdout.splitlines()[-1])
-
-
-def measure(target: str, case: AnyCase) -> dict[str, dict[str, Any]]:
-    kind = "model-call" if isinstance(case, ModelCase) else "case"
-    return run_worker(f"--target={target}", f"--{kind}={case.name}")
-
-
-def measure_split(target: str, case: Case) -> dict[str, int]:
-    return run_worker(f"--target={target}", f"--case={case.name}", "--split")
-
-
-def measure_rounded(target: str, case: Case) -> dict[str, int]:
-    return run_worker(f"--target={target}", f"--case={case.name}", "--rounded")
+        environment = {"XLA_FLAGS": flags, **mosaic, "LLVM_DISABLE_SYMBOLIZATION": "1"}
+        receiver, sender = _PROCESSES.Pipe(duplex=False)
+        with receiver:
+            process = _PROCESSES.Process(target=_send_result, args=(sender, environment, compile_it, arguments))
+            process.start()
+            sender.close()
+            try:
+                return receiver.recv()
+            except EOFError:
+                process.join()
+                said = f"{compile_it.__name__}{arguments} ended with status {process.exitcode}"
+                raise RuntimeError(said) from None
+            finally:
+                process.join()
 
 
 def measure_all[OneCase: AnyCase](
     wanted: Sequence[tuple[str, OneCase]],
 ) -> Iterator[tuple[str, OneCase, dict[str, dict[str, Any]]]]:
-    """(target, case, what `measure` says) for all of them, in order; a compilation on each processor at a time."""
+    """(target, case, what `compile_case` says) for all of them, in order; a compilation on each processor at a time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (target, case), found in zip(wanted, pool.map(lambda both: measure(*both), wanted), strict=True):
+        found_in_order = pool.map(lambda both: in_process(compile_case, *both), wanted)
+        for (target, case), found in zip(wanted, found_in_order, strict=True):
             yield target, case, found
 
 
@@ -442,10 +446,6 @@ def table_rows(target: str, case: AnyCase, found: dict[str, dict[str, Any]]) -> 
     )
 
 
-def measure_training_step(target: str, length: int, devices: int = 1) -> dict[str, int]:
-    return run_worker(f"--target={target}", f"--training-step={length}", f"--devices={devices}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
@@ -454,26 +454,13 @@ def main() -> None:
     }
     parser.add_argument("--case", choices=named, action="append", help="default: all, Hopper's for sm_90a only")
     parser.add_argument("--model", choices=EXPERIMENTS, help="what its training calls, in place of cases")
-    parser.add_argument("--model-call", help=argparse.SUPPRESS)  # a worker's
     parser.add_argument("--training-step", type=int, metavar="LENGTH", help="of the character model, in place of cases")
     parser.add_argument("--devices", type=int, default=1, help="over which the training step's sequence is split")
-    parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)  # a worker's, as are the next two
-    parser.add_argument("--rounded", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     targets = options.target or list(TARGETS)
-    if options.worker:
-        if options.training_step:
-            done = compile_training_step(targets[0], options.training_step, options.devices)
-        else:
-            compile_it = compile_split if options.split else compile_rounded if options.rounded else compile_case
-            case: Any = ModelCase.of(options.model_call) if options.model_call else named[options.case[0]]
-            done = compile_it(targets[0], case)
-        print(json.dumps(done))
-        return
     if options.training_step:
         for target in targets:
-            print(target, measure_training_step(target, options.training_step, options.devices))
+            print(target, in_process(compile_training_step, target, options.training_step, options.devices))
         return
     print(TABLE_HEAD)
     cases: Sequence[AnyCase] = [named[name] for name in options.case or ()] or (*CASES, *HOPPER_CASES, *MMA_CASES)

@@ -91,6 +91,7 @@ class ModelCase:
     phase: int
     number: int
     implementation: str
+    call: ModelCall
 
     @property
     def is_mosaic(self) -> bool:
@@ -100,18 +101,9 @@ class ModelCase:
     def name(self) -> str:
         return f"{self.experiment},{self.phase},{self.number},{self.implementation}"
 
-    @classmethod
-    def of(cls, name: str) -> "ModelCase":
-        experiment, phase, number, implementation = name.split(",")
-        return cls(experiment, int(phase), int(number), implementation)
-
-    @property
-    def call(self) -> ModelCall:
-        return model_calls(self.experiment, self.phase)[self.number]
-
 
 def model_cases(experiment: str, implementation: str) -> Iterator[ModelCase]:
     """All of an experiment's."""
     for phase in PHASES:
-        for number in range(len(model_calls(experiment, phase))):
-            yield ModelCase(experiment, phase, number, implementation)
+        for number, call in enumerate(model_calls(experiment, phase)):
+            yield ModelCase(experiment, phase, number, implementation, call)

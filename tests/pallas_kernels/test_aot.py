@@ -19,10 +19,11 @@ from benchmarks.aot import (
     VARIANTS,
     AnyCase,
     Case,
+    compile_rounded,
+    compile_split,
+    compile_training_step,
+    in_process,
     measure_all,
-    measure_rounded,
-    measure_split,
-    measure_training_step,
     table_rows,
 )
 from benchmarks.model_calls import EXPERIMENTS, ModelCase, model_cases
@@ -137,18 +138,18 @@ def test_the_papers_models_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("case", ROUNDED_CASES, ids=lambda case: case.name)
 def test_a_cotangent_is_rounded_for_all_that_read_it(case: Case) -> None:
     """Else delta would not fit the products, and a row that sees one key would get a gradient."""
-    found = measure_rounded("sm_90a", case)
+    found = in_process(compile_rounded, "sm_90a", case)
     assert found["readers"] >= 1 and not found["inexact"]
 
 
 def test_a_batch_is_split_over_gpus() -> None:
-    found = measure_split("sm_90a", SPLIT_CASE)
+    found = in_process(compile_split, "sm_90a", SPLIT_CASE)
     assert found["kernels"] >= 3
     assert (found["transfers"], found["whole_results"]) == (0, 0)
 
 
 def test_memory_of_the_training_step_is_linear() -> None:
-    short, long = (measure_training_step("sm_90a", length) for length in (4096, 16384))
+    short, long = (in_process(compile_training_step, "sm_90a", length) for length in (4096, 16384))
     for step, length in ((short, 4096), (long, 16384)):
         assert step["kernels"] >= 3
         assert step["moved_operands"] == 0
@@ -157,7 +158,7 @@ def test_memory_of_the_training_step_is_linear() -> None:
 
 
 def test_a_sequence_is_split_over_gpus() -> None:
-    whole, split = (measure_training_step("sm_90a", 16384 * devices, devices) for devices in (1, 4))
+    whole, split = (in_process(compile_training_step, "sm_90a", 16384 * devices, devices) for devices in (1, 4))
     assert split["kernels"] >= whole["kernels"] >= 3
     assert split["gathered"] == 0
     # Of a device, which fetches half as many keys and values as it has.
