@@ -44,11 +44,16 @@ def prepare_jax(f: Callable, *shapes: Any, chain: int = CHAIN) -> Callable[..., 
             return _seconds(loop, arguments, jnp.int32(chains)) / (chains * chain)
 
         seconds_of_call(1)
-        estimate = min(seconds_of_call(1) for _ in range(2))
+        estimate = seconds_of_call(1)
+        if estimate * chain > LONG:  # as of interpreted kernels
+            return result(estimate)
+        estimate = min(estimate, seconds_of_call(1))
         chains = max(1, min(500, int(SECONDS / REPEATS / estimate)) // chain)
         repeats = max(3, min(REPEATS, int(LONG / (estimate * chains * chain))))
-        median = statistics.median(seconds_of_call(chains) for _ in range(repeats))
-        return {"milliseconds": median * 1e3, "bytes": loop.memory_analysis().temp_size_in_bytes}  # type: ignore
+        return result(statistics.median(seconds_of_call(chains) for _ in range(repeats)))
+
+    def result(seconds: float) -> dict[str, float]:
+        return {"milliseconds": seconds * 1e3, "bytes": loop.memory_analysis().temp_size_in_bytes}  # type: ignore
 
     return measure
 
