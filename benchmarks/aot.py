@@ -332,7 +332,7 @@ def _resources(report: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def compile_training_step(target: str, length: int, devices: int) -> dict[str, int]:
+def compile_training_step(target: str, length: int, devices: int = 1) -> dict[str, int]:
     """Of a character model like `enwik8_small` with a narrow sinusoid, one sequence over so many devices: the kernels
     in it, how many of their operands are copied or transposed first, bytes of a device's temporary memory, numbers
     in the largest array, and how often one that holds no integers is gathered.

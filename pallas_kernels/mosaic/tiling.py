@@ -118,7 +118,7 @@ _TILINGS = {
     # With a shared key: not measured.
     ("forward", 64, 64, 64): Tiling(4, columns=64, stages=3, overlap=False),
     ("forward", 64, 64, 128): Tiling(2, columns=64, stages=3),
-    ("forward", 64, 64, 192): Tiling(2, columns=64, stages=3),
+    ("forward", 64, 64, 192): Tiling(2, columns=64, stages=3, persistent=False),
     ("forward", 128, 128, 64): Tiling(2, columns=64, stages=3),
     ("forward", 128, 128, 128): Tiling(2, columns=64, stages=2, overlap=False),
     ("forward", 128, 128, 192): Tiling(1, columns=64, stages=2, overlap=False),

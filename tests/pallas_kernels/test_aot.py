@@ -124,14 +124,17 @@ def test_the_papers_models_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -
 
     """
     kinds: dict[Any, tuple[str, ModelCase]] = {}
-    for kernels, kind, target in SETS:
+    for kernels, gpu, target in SETS:
         monkeypatch.setenv(choice.VARIABLE, kernels)
         for case in (case for name in EXPERIMENTS for case in model_cases(name, choice.KERNELS[kernels])):
             dims = case.call.dims
-            assert chosen(kind, case.call.dtype, *dims) == case.implementation, case.name
-            # Windows and lengths are constants in the code; head_dims are filled up.
-            filled = mosaic.filled_up_dims(*dims) if case.is_mosaic else (*dims[:2], (dims[2] - 1).bit_length())
-            kinds[target, case.implementation, filled] = target, case
+            assert chosen(gpu, case.call.dtype, *dims) == case.implementation, case.name
+            # Windows and lengths are constants in the code; head_dims are filled up. Mosaic's kernels divide by dilations.
+            if case.is_mosaic:
+                kind = *mosaic.filled_up_dims(*dims), max(case.call.band.dilation)
+            else:
+                kind = *dims[:2], (dims[2] - 1).bit_length()
+            kinds[target, case.implementation, kind] = target, case
     check(list(kinds.values()))
 
 
