@@ -25,9 +25,9 @@ def test_the_answer_is_that_of_facts_in_two_documents(distance: int) -> None:
         season, weather = sorted((first, second), key=lambda word: word in WEATHERS)
         assert record["answer"] == two_documents.ANSWERS[season, weather]
         assert places[1] - places[0] == distance and one != other
-        assert sorted(record["candidates"]) == sorted(two_documents.ANSWERS.values())
+        assert sorted(record["candidates"]) == sorted([*two_documents.ANSWERS.values(), *two_documents.NO_CITIES])
         answers[record["candidates"].index(record["answer"])] += 1
-    assert min(answers[place] for place in range(4)) > 25  # no place is the right one
+    assert min(answers[place] for place in range(8)) > 10  # no place is the right one
 
 
 def test_one_fact_leaves_two_candidates() -> None:
