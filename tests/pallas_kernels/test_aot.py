@@ -129,7 +129,7 @@ def test_the_papers_models_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -
         for case in (case for name in EXPERIMENTS for case in model_cases(name, choice.KERNELS[kernels])):
             dims = case.call.dims
             assert chosen(gpu, case.call.dtype, *dims) == case.implementation, case.name
-            # Windows and lengths are constants in the code; head_dims are filled up. Mosaic's kernels divide by dilations.
+            # Windows and lengths are constants; head_dims are filled up; Mosaic's kernels divide by dilations.
             if case.is_mosaic:
                 kind = *mosaic.filled_up_dims(*dims), max(case.call.band.dilation)
             else:
