@@ -18,7 +18,6 @@ from longformer_jax.data.packing import Packer
 from longformer_jax.evaluation import evaluate
 from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.answers import hotpotqa_metrics
-from longformer_jax.tasks.extraction import best_pair, sentence_spans
 from longformer_jax.tasks.features import FeatureSet, make_features
 from longformer_jax.tasks.hotpotqa import Evidence, HotpotQA
 from longformer_jax.training import MeshConfig, train
@@ -436,23 +435,6 @@ def test_global_tokens_and_heads(tmp_path: Path) -> None:
             marks = batch[places][row][batch[places][row] >= 0]
             assert len(marks) > 0
             np.testing.assert_allclose(scores[row, : len(marks)], scored(name, x[row, marks]), **close)
-
-
-def test_a_span_stays_in_its_part() -> None:
-    logits = np.full((1, 6, 2), -5.0, np.float32)
-    logits[0, 1, 0], logits[0, 3, 1], logits[0, 2, 1] = 5, 5, 4
-    allowed = np.ones((1, 6), bool)
-    found = [
-        best_pair(logits, allowed, candidates=4, longest=6, part=part) for part in (None, np.array([[0] * 3 + [1] * 3]))
-    ]
-    assert [(int(first[0]), int(last[0])) for first, last, _ in found] == [(1, 3), (1, 2)]
-
-
-def test_sentences() -> None:
-    text = "Mr. b said so. Then (at 5 p.m.) he left!  \n\nYes."
-    found = [text[start:end] for start, end in sentence_spans(text)]
-    assert "".join(found).replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
-    assert [sentence.strip() for sentence in found] == ["Mr. b said so.", "Then (at 5 p.m.) he left!", "Yes."]
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------

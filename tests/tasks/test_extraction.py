@@ -1,0 +1,22 @@
+"""Answers as spans of tokens, and the sentences of a text."""
+
+import numpy as np
+
+from longformer_jax.tasks.extraction import best_pair, sentence_spans
+
+
+def test_a_span_stays_in_its_part() -> None:
+    logits = np.full((1, 6, 2), -5.0, np.float32)
+    logits[0, 1, 0], logits[0, 3, 1], logits[0, 2, 1] = 5, 5, 4
+    allowed = np.ones((1, 6), bool)
+    found = [
+        best_pair(logits, allowed, candidates=4, longest=6, part=part) for part in (None, np.array([[0] * 3 + [1] * 3]))
+    ]
+    assert [(int(first[0]), int(last[0])) for first, last, _ in found] == [(1, 3), (1, 2)]
+
+
+def test_sentences() -> None:
+    text = "Mr. b said so. Then (at 5 p.m.) he left!  \n\nYes."
+    found = [text[start:end] for start, end in sentence_spans(text)]
+    assert "".join(found).replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
+    assert [sentence.strip() for sentence in found] == ["Mr. b said so.", "Then (at 5 p.m.) he left!", "Yes."]
