@@ -104,8 +104,8 @@ def test_trials(run_python: Callable, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_endurance(compilation_cache: Path, tmp_path: Path) -> None:
-    record = endurance.follow("char_lm", 200, tmp_path)
+    record = endurance.follow("char_lm", 1000, tmp_path)
     assert len(record["samples"]) >= 90
     assert all(sample["memory"] > 10**8 and sample["programs"] > 1 for sample in record["samples"])
-    # In so few steps the allocator still grows, and a program or two are new.
+    # In so few steps the allocator still grows, and a program or two may be new.
     assert {name for name, more in record["grown"].items() if more > endurance.SLACK[name]} <= {"memory", "programs"}

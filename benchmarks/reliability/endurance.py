@@ -1,6 +1,6 @@
 """10,000 steps of each kind of experiment: does anything grow?
 
-Each trial is one run of a tiny experiment by train.py, with 200 checkpoints and 40 validations. A hundred times it is
+Each trial is one run of a tiny experiment by train.py, with 100 checkpoints and 40 validations. A hundred times it is
 looked at from outside: resident memory, open files, threads, files in the workdir, and how many programs have been
 compiled. The least that there is in the last tenth is compared with the least in the third, when nothing is new any
 more; in between there is more, while a checkpoint is written.
@@ -56,7 +56,7 @@ def follow(kind: str, total: int, folder: Path) -> Record:
     workdir = folder / kind
     shutil.rmtree(workdir, ignore_errors=True)
     config = f"{EXPERIMENTS}:{kind}@{folder / 'data' / kind}"
-    intervals = {"log": total // SAMPLES, "checkpoint": max(total // 200, 20), "eval": max(total // 40, 40)}
+    intervals = {"log": total // SAMPLES, "checkpoint": max(total // 100, 100), "eval": max(total // 40, 40)}
     flags = [f"--config={config}", f"--workdir={workdir}"]
     flags += [f"--config.{name}_interval={steps}" for name, steps in intervals.items()]
     phases = (total,) if kind == "task" else (total // 10, total - total // 10)
@@ -104,7 +104,7 @@ def look_at(pid: int, workdir: Path) -> dict[str, int]:
         "open files": len(os.listdir(place / "fd")),
         "threads": len(os.listdir(place / "task")),
         "files": sum(len(files) for where, _, files in os.walk(workdir) if "checkpoints" not in where),
-        "checkpoints": len(os.listdir(workdir / "checkpoints")),
+        "checkpoints": sum(name.isdecimal() for name in os.listdir(workdir / "checkpoints")),
     }
 
 
