@@ -18,6 +18,9 @@ _BECAUSE = {
     "_global/": "global_projections",
     "lm_head/decoder/": "tie_word_embeddings",
     "layers/relative": "positions",
+    "layers/query_norm/": "qk_norm",
+    "layers/key_norm/": "qk_norm",
+    "layers/value_residual": "value_residual",
     "head": "tie_embeddings",
 }
 

@@ -50,10 +50,20 @@ def forward(
         x = x - x.mean(-1, keepdims=True)
         return x / xp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
 
-    def attention(x: Any, p: Any, layer: int) -> Any:
+    def values(x: Any, p: Any) -> Any:
+        return (x @ p["qkv"]["kernel"][:, 2 * config.embed_dim :]).reshape(*x.shape[:2], config.num_heads, -1)
+
+    def attention(x: Any, p: Any, first: Any, layer: int) -> Any:
         B, T, E = x.shape
         H, D = config.num_heads, config.head_dim
         q, k, v = (y.reshape(B, T, H, D) for y in xp.split(x @ p["qkv"]["kernel"], 3, axis=-1))
+        if config.qk_norm:
+            q, k = (
+                y / xp.sqrt((y * y).mean(-1, keepdims=True) + 1e-6) * p[name]["scale"]
+                for y, name in ((q, "query_norm"), (k, "key_norm"))
+            )
+        if config.value_residual:
+            v = (1 - p["value_residual"]) * v + p["value_residual"] * first
         if config.positions == "transformer_xl":
             table = xp.asarray(sinusoid(np.arange(T), config.sinusoid_dim), x.dtype)
             relative = (table @ p["relative"]).reshape(T, H, D)
@@ -73,18 +83,24 @@ def forward(
 
     def feed_forward(x: Any, p: Any) -> Any:
         x = x @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"]
-        x = 0.5 * x * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        if config.activation == "relu2":
+            x = xp.maximum(x, 0) ** 2
+        else:
+            x = 0.5 * x * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
         return x @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
 
-    def apply(layer: int, x: Any, p: Any) -> Any:
-        x = x + attention(norm(x, p["attention_norm"]), p, layer)
+    def apply(layer: int, x: Any, p: Any, first: Any) -> Any:
+        x = x + attention(norm(x, p["attention_norm"]), p, first, layer)
         return x + feed_forward(norm(x, p["mlp_norm"]), p)
 
     embedding = params["embed"]["embedding"]
     x = embedding[tokens]
+    bottom = layer_params(params["layers"], 0)
+    first = values(norm(x, bottom["attention_norm"]), bottom)
     for layer in range(config.num_layers):
-        x = wrap(functools.partial(apply, layer))(x, layer_params(params["layers"], layer))
-    return norm(x, params["final_norm"]) @ (embedding.T if config.tie_embeddings else params["head"])
+        x = wrap(functools.partial(apply, layer))(x, layer_params(params["layers"], layer), first)
+    logits = norm(x, params["final_norm"]) @ (embedding.T if config.tie_embeddings else params["head"])
+    return logits if config.logit_softcap is None else config.logit_softcap * xp.tanh(logits / config.logit_softcap)
 
 
 def layer_params(layers: Any, layer: int) -> Any:

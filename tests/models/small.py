@@ -22,6 +22,8 @@ SMALL = CharLMConfig(
     dropout_rate=0.0,
     dtype="float32",
 )
+# What the paper's models do not have.
+RECIPE: dict[str, Any] = {"activation": "relu2", "qk_norm": True, "value_residual": True, "logit_softcap": 5.0}
 
 
 def random_tokens(*shape: int, seed: int = 0) -> np.ndarray:
@@ -44,7 +46,7 @@ def random_params(config: CharLMConfig, seed: int = 0) -> Any:
                 x /= np.sqrt(shape.shape[-2])
             case "scale":
                 x = 1 + 0.2 * x
-            case "bias" | "u" | "v":
+            case "bias" | "u" | "v" | "value_residual":
                 x *= 0.5
         return jnp.asarray(x)
 

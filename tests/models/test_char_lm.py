@@ -15,6 +15,7 @@ from longformer_jax.models import CharLM, CharLMConfig, decode_step, extend, gen
 from longformer_jax.models.positions import band_basis
 from tests.models import dense
 from tests.models.small import (
+    RECIPE,
     SMALL,
     error,
     logits_and_grads,
@@ -32,6 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "undilated": {"dilated_heads": 0},
     "rotary": {"positions": "rotary"},
     "rotary_untied": {"positions": "rotary", "tie_embeddings": False, "dilated_heads": 1},
+    "recipe": RECIPE,
+    "rotary_recipe": RECIPE | {"positions": "rotary"},
 }
 
 
@@ -48,7 +51,7 @@ def test_logits_equal_the_dense_model(variant: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["full_width", "rotary_untied"])
+@pytest.mark.parametrize("variant", ["full_width", "rotary_untied", "recipe"])
 def test_gradients_equal_the_dense_model(variant: str) -> None:
     """Of every parameter; the truth is JAX's own differentiation of the dense model in float64."""
     config = dataclasses.replace(SMALL, **VARIANTS[variant])
@@ -357,6 +360,11 @@ def test_parameters_of_other_settings() -> None:
         (rotary, SMALL, "head missing; expected (32, 29), as CharLM has it where config.tie_embeddings is False"),
         (SMALL, rotary, "layers/relative missing; expected (3, 32, 32), as CharLM has it where config.positions is 't"),
         (dataclasses.replace(SMALL, num_layers=2, windows=3, dilations=1), SMALL, "layers/attention_norm/bias (3, 32)"),
+        (
+            dataclasses.replace(SMALL, qk_norm=True),
+            SMALL,
+            "layers/key_norm/scale missing; expected (3, 8), as CharLM has it where config.qk_norm is True",
+        ),
     ):
         with pytest.raises(InputError, match="^params have " + re.escape(sentence)):
             CharLM(config).apply({"params": random_params(of)}, random_tokens(1, 3))

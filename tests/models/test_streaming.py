@@ -12,13 +12,14 @@ import pytest
 
 from longformer_jax.errors import InputError
 from longformer_jax.models import CharLMConfig, decode_step, extend, init_cache, prefill
-from tests.models.small import SMALL, error, logits_of, random_params, random_tokens
+from tests.models.small import RECIPE, SMALL, error, logits_of, random_params, random_tokens
 
 # Windows reach 3, 10 and 10 positions back, 23 together: the text is several times longer.
 TEXT = random_tokens(2, 107)
 CONFIGS = {
     "transformer_xl": SMALL,
     "rotary": dataclasses.replace(SMALL, positions="rotary", dilated_heads=1),
+    "recipe": dataclasses.replace(SMALL, **RECIPE),
 }
 
 jit_extend = jax.jit(extend, static_argnums=0)

@@ -175,6 +175,7 @@ def test_the_model_of_a_run_goes_round_and_begins_another(
         ({"position_dim": 8}, "whose position_dim is None; expected 8, model.position_dim"),
         ({"positions": "rotary"}, "whose positions is 'transformer_xl'; expected 'rotary', model.positions"),
         ({"dilations": (1, 1)}, "whose dilations is (1, 2); expected (1, 1), model.dilations"),
+        ({"qk_norm": True}, "whose qk_norm is False; expected True, model.qk_norm"),
     ],
 )
 def test_another_model_to_begin_with(finished: tuple[Path, str], fields: dict[str, Any], message: str) -> None:
