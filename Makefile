@@ -1,5 +1,5 @@
 # Everything runs in a virtual environment of its own; all it needs is a Python of at least 3.12.
-#   make quickstart    train, evaluate and sample the small character model into runs/quickstart
+#   make quickstart    train, evaluate and sample the small character model into runs/quickstart; VARIANT=:minute is short
 #   make test          the fast tests, some ten minutes on two cores: every feature once
 #   make test-all      the other tests, some half an hour
 #   make lint types    ruff and pyrefly
@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(READY)
-	$(BIN)/python train.py --config=configs/char_lm/quickstart.py --workdir=$(WORKDIR)
+	$(BIN)/python train.py --config=configs/char_lm/quickstart.py$(VARIANT) --workdir=$(WORKDIR)
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --split=validation --protocol=stream
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample=500
 
