@@ -1,6 +1,7 @@
 """Coreference: which spans of a document speak of the same (OntoNotes, CoNLL-2012; Longformer, section 6.1)."""
 
 import dataclasses
+import io
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -290,12 +291,14 @@ class Coreference(CoreferenceSettings, Task):
 
         The format cannot hold mentions of one entity that cross; the later one is left out, and the log says how many.
         """
-        left_out = 0
-        with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        left_out, line_is_open = 0, False
+        with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             for prediction, example in zip(predictions, examples, strict=True):
                 clusters = without_crossing(prediction["clusters"])
                 left_out += sum(map(len, prediction["clusters"])) - sum(map(len, clusters))
-                file.write(str(_document(example).with_clusters(clusters)))
+                text = str(_document(example).with_clusters(clusters))
+                file.write("\n" * line_is_open + text)
+                line_is_open = not text.endswith("\n")  # at the end of a file, behind which another one may come
         if left_out:
             _LOGGER.warning(
                 "%s left out of %s, as each crosses another one of its entity",
@@ -332,7 +335,7 @@ def _text(example: Example) -> tuple[str, Sequence[Sequence[int]]]:
 def _document(example: Example) -> Document:
     """A document as a file of CoNLL-2012 has it, or is to have it."""
     if "conll" in example:
-        return next(parse_documents(example["conll"].split("\n"), example["id"]))
+        return next(parse_documents(io.StringIO(example["conll"]), example["id"]))
     return Document.of_words(example["id"], example["words"], example["sentences"])
 
 

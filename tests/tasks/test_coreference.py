@@ -276,11 +276,17 @@ def test_predictions_differ_in_the_last_column_alone(tmp_path: Path, caplog: pyt
     TASK.write_predictions(tmp_path / "out.conll", made, examples)
     expected = text.replace("7 (4) ", "7 (0 ").replace("7 -", "7 0)").replace("- (4)", "- (0)")
     assert (tmp_path / "out.conll").read_text() == expected
+    # Several files, of which one ends within its last line.
+    (tmp_path / "in.conll").write_text(text.removesuffix("\n"), newline="")
+    (tmp_path / "other.conll").write_text(text.replace("\n", "\r\n"), newline="")
+    examples = [example for name in ("in", "other") for example in TASK.read_own(tmp_path / f"{name}.conll")]
+    TASK.write_predictions(tmp_path / "out.conll", [{**e, "clusters": [[[0, 1], [2, 2]]]} for e in examples], examples)
+    assert (tmp_path / "out.conll").read_bytes().decode() == expected + expected.replace("\n", "\r\n")
     # JSON lines have no such file: five columns, and a name that ends at no space.
     own = {"id": "a (b)_7", "words": ["A", "dog", "It"], "sentences": [0, 0, 1]}
     TASK.write_predictions(tmp_path / "own.conll", [{**own, "clusters": [[[0, 1], [1, 2]]]}], [own])
     assert (tmp_path / "own.conll").read_text() == (
-        "#begin document (a__b__7); part 000\na__b__7 0 0 A (0\na__b__7 0 1 dog 0)\n\na__b__7 0 0 It -\n\n"
+        "#begin document (a%20%28b%29_7); part 000\na%20%28b%29_7 0 0 A (0\na%20%28b%29_7 0 1 dog 0)\n\na%20%28b%29_7 0 0 It -\n\n"
         "#end document\n"
     )
     assert caplog.messages == ["1 mention left out of own.conll, as each crosses another one of its entity"]
