@@ -19,14 +19,14 @@ Mention = tuple[int, int]
 BEGIN, _END = "#begin document", "#end document"
 _BEGIN = re.compile(rf"{BEGIN} \((?P<name>.*)\);?(?:\s*part\s+(?P<part>[0-9]+))?")
 _PART = re.compile(r"(?P<open>\()?(?P<number>[0-9]+)(?P<close>\))?")
-# The official scorer needs no | between them. Possessive, as a number that could be cut makes 2^n ways to read n of them.
+# The official scorer needs no | between them. Possessive: if numbers could be cut, n of them could be read in 2^n ways.
 _CHAINS = re.compile(r"(?:\([0-9]++\)?+\|?|[0-9]++\)\|?)+")
 _BLANKS = " \t\r\n"  # other spaces may be part of a word
 _WORD, _SPEAKER = 3, 9  # columns, counted from 0
 
 
 class Line(NamedTuple):
-    """A word's line: what is before the last column, the last column, and what is behind it, the line's end included."""
+    """A word's line: what is before the last column, that column, and what is behind it, with the line's end."""
 
     before: str
     chains: str
@@ -175,7 +175,7 @@ def _document(begun: re.Match[str], lines: Iterable[Line | str], source: str) ->
 
 
 def _clusters(columns: Sequence[str], name: str) -> list[list[Mention]]:
-    """The mentions of each entity, as `Document.clusters` has them. Those of one may be nested, of several may cross."""
+    """As `Document.clusters`. The mentions of one entity may be nested, those of several may cross."""
     clusters: dict[str, list[Mention]] = {}
     open_at: dict[str, list[int]] = collections.defaultdict(list)
     for word, column in enumerate(columns):

@@ -103,7 +103,7 @@ def brute_force(key: list[str], response: list[str]) -> dict[str, float]:
     }
 
 
-# Columns of key and response, and what the official scorer, version 8.01, prints: F1 in percent, cut behind two decimals.
+# Columns of key and response, and what the official scorer, version 8.01, prints: F1 in percent, to two decimals.
 OFFICIAL = ("muc", "b_cubed", "ceaf_m", "ceaf_e", "blanc", "mentions")
 COLUMNS = [
     # A word's beginnings are before its ends: (0, 2) and (1, 1), not (0, 1) and (1, 2).
