@@ -228,7 +228,7 @@ def test_loss_and_gradients(params: Any) -> None:
 
 
 def test_no_array_of_all_spans() -> None:
-    """At base size neither pass has the hidden layer of all widths, nor the numbers of all spans' tokens or antecedents.
+    """At base size neither pass has the hidden layers of all widths, nor the tokens or antecedents of all spans.
 
     4,096 tokens x 30 widths x 1,000 units are 491 MB; 1,638 spans x 50 antecedents x 2,324 numbers 761 MB.
     """
