@@ -6,9 +6,9 @@
   python -m longformer_jax.predict --workdir=runs/triviaqa --question="Who dug the harbour?" harbour.txt
 
 A file of text holds a document in each line, or with --whole one document. Files whose name says JSON lines, CSV or
-another form that the task knows are read as the task reads them. For each document a line is printed. With --question,
-each file is one document, and the line is the answer in it, its score and its sentence. --html=PAGE shows answers in
-their documents.
+another form that the task knows are read as the task reads them; of CoNLL-2012 the first line says it, too. For each
+document a line is printed. With --question, each file is one document, and the line is the answer in it, its score and
+its sentence. --html=PAGE shows answers in their documents.
 """
 
 import argparse
@@ -24,8 +24,6 @@ from longformer_jax.files import read_file, read_stream, user_path, write_text
 from longformer_jax.scripts.page import page
 from longformer_jax.settings import keep_compiled
 from longformer_jax.tasks import Example, Task
-
-_TEXTS = ("", ".txt", ".text")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -79,7 +77,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 def _read(task: Task, file: str, whole: bool) -> Iterator[Example]:
     """The examples of a file."""
     name, path = _named(file)
-    if path is not None and path.suffix not in _TEXTS and not whole:
+    if path is not None and not whole and task.is_own(path):
         yield from task.read_own(path)
         return
     text = _text(path)

@@ -123,6 +123,10 @@ class Task(abc.ABC):
           InputError: one sentence that names the file, the record and the field.
         """
 
+    def is_own(self, path: Path) -> bool:
+        """Whether `predict` gives a file to `read_own`, rather than its text to `from_text`."""
+        return path.suffix not in ("", ".txt", ".text")
+
     @abc.abstractmethod
     def read_own(self, path: Path) -> Iterator[Example]:
         """The examples of a file of a user's own, labelled or not; raises InputError as `read` does."""

@@ -1,6 +1,8 @@
 """Coreference: which spans of a document speak of the same (OntoNotes, CoNLL-2012; Longformer, section 6.1)."""
 
+import codecs
 import dataclasses
+import io
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
 from longformer_jax.models import LongformerConfig
 from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, save_encoder_and_head
-from longformer_jax.tasks.conll import Document, Mention, parse_documents, read_documents, without_crossing
+from longformer_jax.tasks.conll import BEGIN, Document, Mention, parse_documents, read_documents, without_crossing
 from longformer_jax.tasks.coreference_model import CoreferenceSettings, FindCoreference, coreference_loss
 from longformer_jax.tasks.coreference_scores import coreference_scores
 from longformer_jax.tasks.extraction import sentence_spans
@@ -95,6 +97,10 @@ class Coreference(CoreferenceSettings, Task):
                     raise InputError(f"document {example['id']!r} of {file.name} has no clusters; expected them")
                 yield example
 
+    def is_own(self, path: Path) -> bool:
+        """Also files whose name ends in conll, or which begin as those of CoNLL-2012 do."""
+        return super().is_own(path) or path.name.endswith("conll") or _begins_as_conll(path)
+
     def read_own(self, path: Path) -> Iterator[Example]:
         """A file of CoNLL-2012, or JSON lines in which clusters may be missing."""
         if kind_of(path) is None:
@@ -115,11 +121,14 @@ class Coreference(CoreferenceSettings, Task):
         for number, (place, record) in enumerate(read_records(path), start=1):
             sentences = _sentences(place, record)
             count = sum(map(len, sentences))
+            name = text_field(place, record, "id") if "id" in record else str(number)
+            if not name:
+                raise InputError(f"{place}: id is ''; expected a text, as it names the document in files of CoNLL-2012")
             speakers = record.get("speakers")
             if speakers is not None and [len(s) for s in _lists(place, record, "speakers")] != [*map(len, sentences)]:
                 raise InputError(f"{place}: speakers is {shown(speakers)}; expected one for each word, by sentences")
             yield {
-                "id": text_field(place, record, "id") if "id" in record else str(number),
+                "id": name,
                 "words": [word for sentence in sentences for word in sentence],
                 "sentences": [i for i, sentence in enumerate(sentences) for _ in sentence],
                 "speakers": ["-"] * count if speakers is None else [name for names in speakers for name in names],
@@ -128,7 +137,9 @@ class Coreference(CoreferenceSettings, Task):
             }
 
     def from_text(self, text: str, name: str) -> Example:
-        """Plain text, in sentences and words by simple rules."""
+        """Plain text, in sentences and words by simple rules; raises InputError for a document of CoNLL-2012."""
+        if text.startswith(BEGIN):
+            raise InputError(f"{name} begins with {BEGIN}; expected plain text, or a file for predict without --whole")
         found = [
             (number, word, [begin + start, begin + end])
             for number, (begin, close) in enumerate(sentence_spans(text))
@@ -181,6 +192,12 @@ class Coreference(CoreferenceSettings, Task):
             }
             if example["clusters"] is not None:
                 row |= _gold(example["clusters"], first, last, 1 - begin, bounds)
+                mentions, tokens = len(row["mention_starts"]), len(row["input_ids"])
+                if mentions > tokens:  # there is room for as many
+                    raise InputError(
+                        f"clusters of {example['id']!r} have {mentions:,} mentions in a row of {tokens:,} tokens; "
+                        "expected at most one for each token"
+                    )
             yield row
 
     def fields(self) -> Mapping[str, Field]:
@@ -290,18 +307,27 @@ class Coreference(CoreferenceSettings, Task):
 
         The format cannot hold mentions of one entity that cross; the later one is left out, and the log says how many.
         """
-        left_out = 0
-        with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        left_out, line_is_open = 0, False
+        with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             for prediction, example in zip(predictions, examples, strict=True):
                 clusters = without_crossing(prediction["clusters"])
                 left_out += sum(map(len, prediction["clusters"])) - sum(map(len, clusters))
-                file.write(str(_document(example).with_clusters(clusters)))
+                text = str(_document(example).with_clusters(clusters))
+                file.write("\n" * line_is_open + text)
+                line_is_open = not text.endswith("\n")  # at the end of a file, behind which another one may come
         if left_out:
             _LOGGER.warning(
                 "%s left out of %s, as each crosses another one of its entity",
                 "1 mention" if left_out == 1 else f"{left_out:,} mentions",
                 path.name,
             )
+
+
+def _begins_as_conll(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(100).removeprefix(codecs.BOM_UTF8).startswith(BEGIN.encode())
 
 
 def _wanted(files: list[Path], path: Path) -> list[Path]:
@@ -332,7 +358,7 @@ def _text(example: Example) -> tuple[str, Sequence[Sequence[int]]]:
 def _document(example: Example) -> Document:
     """A document as a file of CoNLL-2012 has it, or is to have it."""
     if "conll" in example:
-        return next(parse_documents(example["conll"].split("\n"), example["id"]))
+        return next(parse_documents(io.StringIO(example["conll"]), example["id"]))
     return Document.of_words(example["id"], example["words"], example["sentences"])
 
 
@@ -361,10 +387,13 @@ def _pieces(sentences: Sequence[int], bounds: np.ndarray, room: int) -> Iterator
 def _gold(
     clusters: Sequence[Sequence[Sequence[int]]], first: int, last: int, shift: int, bounds: np.ndarray
 ) -> dict[str, Any]:
-    """The mentions within words [first, last), of entities that have two of them at least."""
-    mentions = []
+    """The mentions within words [first, last), of entities that have two of them at least; each counts once."""
+    mentions: list[tuple[int, int, int]] = []
+    seen: set[Mention] = set()
     for number, cluster in enumerate(clusters):
         inside = [(a, b) for a, b in cluster if first <= a and b < last]
+        inside = [mention for mention in dict.fromkeys(inside) if mention not in seen]
+        seen.update(inside)
         if len(inside) > 1:
             mentions += [(int(bounds[a]) + shift, int(bounds[b + 1]) - 1 + shift, number) for a, b in inside]
     mentions = [mention for mention in mentions if mention[0] <= mention[1]]  # of words that the tokenizer knows
@@ -383,8 +412,8 @@ def _lists(place: str, record: Mapping[str, Any], name: str) -> list[list[str]]:
 
 
 def _sentences(place: str, record: Mapping[str, Any]) -> list[list[str]]:
-    sentences = [sentence for sentence in _lists(place, record, "sentences") if sentence]
-    if not sentences or not all(word.strip() and len(word.split()) == 1 for words in sentences for word in words):
+    sentences = _lists(place, record, "sentences")
+    if not any(sentences) or not all(word.strip() and len(word.split()) == 1 for words in sentences for word in words):
         raise InputError(f"{place}: sentences is {shown(sentences)}; expected words without spaces, at least one")
     return sentences
 

@@ -217,7 +217,8 @@ def score_spans(
     """float32 [T, W]: how much each span is a mention, by its first token and the number of further ones.
 
     A network of one hidden layer on the first token, the last one, the attended one and the width. It goes through the
-    widths one by one, each [T, hidden_size]: T x W spans are never there at once.
+    widths one by one, each [T, hidden_size]: T x W spans are never there at once. Nor are they in the backward pass,
+    which keeps what the widths begin with of some at a time: they are in about sqrt(W) runs of as many.
     """
     T = len(x)
     attention = (x @ params["attention"])[:, 0]
@@ -237,9 +238,17 @@ def score_spans(
         score = (_dropout(hidden, rate, key) @ params["mention_out"])[:, 0] + params["mention_out_bias"]
         return (new, total, weighted), score
 
+    @jax.checkpoint
+    def run(carry: Any, inputs: Any) -> Any:
+        return lax.scan(step, carry, inputs)
+
+    length = math.isqrt(W - 1) + 1
+    count = -(-W // length) * length  # a few more than W, to fill the last run
+    inputs = jnp.pad(widths, ((0, count - W), (0, 0))), jnp.arange(count), jax.random.split(key, count)
+    inputs = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), inputs)
     carry = jnp.full(T, -jnp.inf), jnp.zeros(T), jnp.zeros_like(attended)
-    _, scores = lax.scan(step, carry, (widths, jnp.arange(W), jax.random.split(key, W)))
-    return scores.T
+    _, scores = lax.scan(run, carry, inputs)
+    return scores.reshape(count, T)[:W].T
 
 
 def keep_spans(scores: jax.Array, K: int, number: jax.Array, crossing: bool) -> tuple[jax.Array, jax.Array]:
@@ -295,7 +304,7 @@ def span_numbers(
     tokens = jnp.minimum(starts[:, None] + jnp.arange(W)[None], len(x) - 1)  # [K, W]
     attention = (x @ params["attention"])[:, 0][tokens]
     weights = jax.nn.softmax(jnp.where(jnp.arange(W)[None] <= widths[:, None], attention, -jnp.inf))
-    attended = jnp.einsum("kw,kwe->ke", weights, x[tokens])
+    attended = _mixed(weights, tokens, x)
     ends = jnp.minimum(starts + widths, len(x) - 1)
     return jnp.concatenate([x[starts], x[ends], attended, params["width"][widths]], axis=-1)
 
@@ -330,14 +339,19 @@ def score_pairs(
 def refined(params: Mapping[str, jax.Array], spans: jax.Array, antecedents: jax.Array, scores: jax.Array) -> jax.Array:
     """float32 [K, G]: the spans, mixed by a gate with what their antecedents are expected to be."""
     weights = jax.nn.softmax(scores)
-
-    def add(total: jax.Array, inputs: Any) -> tuple[jax.Array, None]:
-        number, weight = inputs
-        return total + weight[:, None] * spans[number], None
-
-    expected, _ = lax.scan(add, weights[:, :1] * spans, (antecedents.T, weights[:, 1:].T))
+    expected = weights[:, :1] * spans + _mixed(weights[:, 1:], antecedents, spans)
     gate = nn.sigmoid(jnp.concatenate([spans, expected], axis=-1) @ params["gate"] + params["gate_bias"])
     return gate * spans + (1 - gate) * expected
+
+
+def _mixed(weights: jax.Array, numbers: jax.Array, rows: jax.Array) -> jax.Array:
+    """float32 [K, G]: sums of rows, [N, G], by their numbers, [K, C], with the weights, [K, C].
+
+    By a matrix [K, N], which is much smaller than the rows, [K, C, G], that the backward pass would else keep.
+    """
+    K = len(numbers)
+    matrix = jnp.zeros((K, len(rows))).at[jnp.arange(K)[:, None], numbers].add(weights)
+    return matrix @ rows
 
 
 def coreference_loss(output: Antecedents, starts: jax.Array, ends: jax.Array, clusters: jax.Array) -> jax.Array:

@@ -171,7 +171,8 @@ def coreference_scores(
 
     Args:
       documents: for each the clusters of the key and of the response. Mentions are compared as they are. One that is
-        named again, in the same cluster or in another one, counts once, where it is first.
+        named again, in the same cluster or in another one, counts once, where it is first; the official scorer counts
+        it again in a key, and in a response if the key does not have it.
 
     Returns:
       For each score NAME_recall, NAME_precision and NAME_f1, and `conll_f1`, the mean of those of MUC, B³ and CEAF-φ4.

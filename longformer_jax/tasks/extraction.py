@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# The end of a line, or of a sentence before what does not begin with a small letter.
-_SENTENCE_END = re.compile(r"\n|[.!?…]+[\"'”’)\]]*(?=\s+[^\sa-z])|[。！？]")
+# The end of a line, or of a sentence before what does not begin with a small letter. A long row of dots is read once:
+# from its beginning alone, and as a whole.
+_SENTENCE_END = re.compile(r"\n|(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s++[^\sa-z])|[。！？]")
 
 
 def token_spans(spans: Iterable[tuple[int, int]], begins: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
@@ -37,8 +38,9 @@ def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     before = itertools.takewhile(lambda match: match.end() <= start, _SENTENCE_END.finditer(text))
     begin = max((match.end() for match in before), default=0)
     # What ends a sentence may be the end of the span itself.
-    after = _SENTENCE_END.search(text, max(start, end - 1))
-    close = len(text) if after is None else max(end, after.end())
+    last = max(start, end - 1)
+    after = _SENTENCE_END.search(text[last:])
+    close = len(text) if after is None else max(end, last + after.end())
     sentence = text[begin:close]
     return begin + len(sentence) - len(sentence.lstrip()), close - (len(sentence) - len(sentence.rstrip()))
 

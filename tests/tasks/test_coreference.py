@@ -15,6 +15,7 @@ from longformer_jax import InputError, LongformerConfig
 from longformer_jax.data.packing import Packer
 from longformer_jax.evaluation import evaluate
 from longformer_jax.scripts.page import page
+from longformer_jax.scripts.predict import _read
 from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.conll import chain_columns, read_documents
 from longformer_jax.tasks.coreference import Coreference
@@ -167,12 +168,41 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
         ({"clusters": [[[0, 3]]]}, r"clusters is \[\[\[0, 3\]\]\]; expected lists of \[first, last\], words 0 to 2"),
         ({"clusters": [[1]]}, r"clusters is \[\[1\]\]; expected lists of"),
         ({"speakers": [["x"]]}, r"speakers is \[\['x'\]\]; expected one for each word, by sentences"),
+        ({"sentences": [[]]}, r"sentences is \[\[\]\]; expected words without spaces, at least one"),
+        ({"id": ""}, "id is ''; expected a text, as it names the document in files of CoNLL-2012"),
     ],
 )
 def test_bad_records(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     write_records(tmp_path / "train.jsonl", [{"sentences": [["A", "dog", "."]], **changes}])
     with pytest.raises(InputError, match=f"^record 1 of '.*': {message}"):
         list(TASK.read_own(tmp_path / "train.jsonl"))
+
+
+def test_sentences_without_words(tmp_path: Path) -> None:
+    record = {"sentences": [["A", "b"], [], ["c"]], "speakers": [["x", "y"], [], ["z"]]}
+    (example,) = TASK.read_own(write_records(tmp_path / "x.jsonl", [record]))
+    assert (example["words"], example["speakers"]) == (["A", "b", "c"], ["x", "y", "z"])
+    assert example["sentences"] == [0, 0, 2]
+
+
+def test_files_of_conll_are_no_plain_text(tmp_path: Path) -> None:
+    """By their name or by their first line; nothing but a sentence is made of one as text."""
+    for name, content, expected in (
+        ("dev_conll", "", True),
+        ("dev.v4_gold_conll.gz", "", True),
+        ("dev.txt", conll(), True),
+        ("dev", "\ufeff" + conll(), True),
+        ("story", "Anna saw her dog.", False),
+        ("story.txt", "The #begin document (x)", False),
+        ("missing", None, False),
+    ):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        assert TASK.is_own(tmp_path / name) is expected, name
+        if content and expected:
+            assert [*_read(TASK, str(tmp_path / name), whole=False)] == [*TASK.read_own(tmp_path / name)]
+            with pytest.raises(InputError, match="^.*dev.* begins with #begin document; expected plain text, or"):
+                next(_read(TASK, str(tmp_path / name), whole=True))
 
 
 # ---- Rows and answers ------------------------------------------------------------------------------------------------
@@ -222,6 +252,21 @@ def test_long_documents_become_several_rows(tmp_path: Path) -> None:
         assert all(count > 1 for count in counts.values())
     with pytest.raises(InputError, match="^sequence_length is 6; expected more, as a word has "):
         features(examples[:1], 6)
+
+
+def test_mentions_that_are_named_again(tmp_path: Path) -> None:
+    """Each counts once, in the entity where it is first, as in the scores; there is room for one for each token."""
+    clusters = [[[0, 0], [1, 1]] * 300, [[1, 1], [0, 1], [2, 2]], [[2, 2]] * 9]
+    record = {"sentences": [["a", "b", "c"]], "clusters": clusters}
+    made = features(list(TASK.read_own(write_records(tmp_path / "x.jsonl", [record]))))
+    row = made.row(0)
+    assert spans_as_text(made, 0, "a b c") == ["a", "b", "a b", "c"]
+    assert row["mention_clusters"].tolist() == [0, 0, 1, 1]
+    assert made.batch([0], 128, TASK.targets)["mention_starts"].shape == (1, 128)
+    words = list("abcdefghij")
+    record = {"sentences": [words], "clusters": [[[i, j] for j in range(10) for i in range(j + 1)]]}
+    with pytest.raises(InputError, match="^clusters of '1' have 55 mentions in a row of .* tokens; expected at"):
+        features(list(TASK.read_own(write_records(tmp_path / "x.jsonl", [record]))))
 
 
 def gold(row: dict[str, np.ndarray]) -> Antecedents:
@@ -276,11 +321,18 @@ def test_predictions_differ_in_the_last_column_alone(tmp_path: Path, caplog: pyt
     TASK.write_predictions(tmp_path / "out.conll", made, examples)
     expected = text.replace("7 (4) ", "7 (0 ").replace("7 -", "7 0)").replace("- (4)", "- (0)")
     assert (tmp_path / "out.conll").read_text() == expected
+    # Several files, of which one ends within its last line.
+    (tmp_path / "in.conll").write_text(text.removesuffix("\n"), newline="")
+    (tmp_path / "other.conll").write_text(text.replace("\n", "\r\n"), newline="")
+    examples = [example for name in ("in", "other") for example in TASK.read_own(tmp_path / f"{name}.conll")]
+    TASK.write_predictions(tmp_path / "out.conll", [{**e, "clusters": [[[0, 1], [2, 2]]]} for e in examples], examples)
+    assert (tmp_path / "out.conll").read_bytes().decode() == expected + expected.replace("\n", "\r\n")
     # JSON lines have no such file: five columns, and a name that ends at no space.
     own = {"id": "a (b)_7", "words": ["A", "dog", "It"], "sentences": [0, 0, 1]}
     TASK.write_predictions(tmp_path / "own.conll", [{**own, "clusters": [[[0, 1], [1, 2]]]}], [own])
     assert (tmp_path / "own.conll").read_text() == (
-        "#begin document (a__b__7); part 000\na__b__7 0 0 A (0\na__b__7 0 1 dog 0)\n\na__b__7 0 0 It -\n\n"
+        "#begin document (a%20%28b%29_7); part 000\na%20%28b%29_7 0 0 A (0\na%20%28b%29_7 0 1 dog 0)\n\n"
+        "a%20%28b%29_7 0 0 It -\n\n"
         "#end document\n"
     )
     assert caplog.messages == ["1 mention left out of own.conll, as each crosses another one of its entity"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from longformer_jax.tasks.extraction import best_pair, sentence_spans
+from longformer_jax.tasks.extraction import best_pair, sentence_around, sentence_spans
 
 
 def test_a_span_stays_in_its_part() -> None:
@@ -20,3 +20,20 @@ def test_sentences() -> None:
     found = [text[start:end] for start, end in sentence_spans(text)]
     assert "".join(found).replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
     assert [sentence.strip() for sentence in found] == ["Mr. b said so.", "Then (at 5 p.m.) he left!", "Yes."]
+
+
+def test_a_sentence_around_dots() -> None:
+    """The end of a span may be in the middle of them; a long row of them is read once."""
+    text = "He left... She cried!! It rained."
+    for span, expected in (
+        ("left..", "He left..."),
+        ("left...", "He left..."),
+        ("cried!", "She cried!!"),
+        ("It", "It rained."),
+    ):
+        start = text.index(span)
+        begin, end = sentence_around(text, start, start + len(span))
+        assert text[begin:end] == expected
+    dots = "." * 300_000
+    assert sentence_spans(f"{dots}x") == [(0, len(dots) + 1)]
+    assert sentence_around(f"{dots}x", len(dots), len(dots) + 1) == (0, len(dots) + 1)

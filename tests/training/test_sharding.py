@@ -144,12 +144,17 @@ sizes = dict(zip(("data", "fsdp", "sequence", "tensor"), map(int, sys.argv[2:]))
 jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
 from longformer_jax.training import MeshConfig, train
 from longformer_jax.training.step import abstract_params
+from tests.tasks import test_coreference
 from tests.training import tiny, tiny_masked, tiny_task
+def coreference(folder):
+    stories = test_coreference.written(folder / "stories")
+    return tiny_task.by_heart(test_coreference.TASK, stories, folder, length=128, steps=6)
 with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryDirectory() as data:
     config = {
         "char_lm": lambda: tiny.CONFIG,
         "masked_lm": lambda: tiny_masked.with_text(pathlib.Path(data)),
         "task": lambda: tiny_task.with_data(pathlib.Path(data)),
+        "coreference": lambda: coreference(pathlib.Path(data)),
     }[sys.argv[1]]()
     # Not accumulated, so that microbatches and with them dropout are the same on any number of devices.
     phase = dataclasses.replace(config.phases[0], sequences_per_device=None)
@@ -178,6 +183,14 @@ def measure(run_python: Callable, kind: str, *sizes: int) -> dict[str, list[floa
 def test_split_sequences_give_the_losses_of_whole_ones(run_python: Callable, kind: str) -> None:
     one, many = (measure(run_python, kind, *sizes) for sizes in ((1, 1, 1, 1), (1, 2, 2, 2)))
     assert len(one["train"]) > 10 and one["validation"]
+    np.testing.assert_allclose(many["train"], one["train"], rtol=1e-4)
+    np.testing.assert_allclose(many["validation"], one["validation"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_split_documents_have_the_coreference_of_whole_ones(run_python: Callable) -> None:
+    one, many = (measure(run_python, "coreference", *sizes) for sizes in ((1, 1, 1, 1), (1, 1, 4, 1)))
+    assert len(one["train"]) == 6 and one["validation"]
     np.testing.assert_allclose(many["train"], one["train"], rtol=1e-4)
     np.testing.assert_allclose(many["validation"], one["validation"], rtol=1e-4)
 

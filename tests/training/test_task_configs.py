@@ -2,15 +2,18 @@
 
 import dataclasses
 import importlib
+import re
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 
 from configs.pretrain.reviews import MODEL
 from configs.tasks.wikihop import ABLATIONS
 from longformer_jax import ForMaskedLM, LongformerConfig, save_pretrained
 from longformer_jax.training import TaskExperiment
 from longformer_jax.training.encoder_init import KEPT
+from longformer_jax.training.sharding import accumulation_steps, make_mesh, state_shardings
 from longformer_jax.training.step import abstract_params
 from tests.models.encoders import random_params
 
@@ -52,6 +55,24 @@ def test_recipe_of_answers(name: str) -> None:
         assert (config.model.num_hidden_layers, config.model.max_length) == (layers, 4096)
         assert set(config.model.attention_window) == {512}
     assert load(name, "base") == load(name)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ANSWERS])
+def test_they_begin_on_the_hardware_that_they_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """And on up to eight GPUs: batch, sequences and parameters can be split over them."""
+    text = importlib.import_module(f"configs.tasks.{name}").__doc__ or ""
+    hardware = re.findall(r"(base|large)(?:[^;.]*?), (one|four)", text.partition("Hardware: ")[2].partition(".")[0])
+    assert hardware[0] == ("base", "one")
+    monkeypatch.setattr(jax, "make_mesh", AbstractMesh)
+    for variant in importlib.import_module(f"configs.tasks.{name}").VARIANTS:
+        config = load(name, variant)
+        for devices in sorted({1, 2, 8, {"one": 1, "four": 4}[dict(hardware).get(variant, "one")]}):
+            monkeypatch.setattr(jax, "device_count", lambda: devices)  # noqa: B023
+            mesh = make_mesh(config.mesh)
+            state_shardings(mesh, {"params": abstract_params(config)})
+            for index in range(len(config.phases)):
+                for length in config.phase_lengths(index):
+                    assert accumulation_steps(config, index, mesh, length) >= 1
 
 
 def test_ablations_read_as_much() -> None:
