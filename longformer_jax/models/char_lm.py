@@ -107,7 +107,7 @@ class CharLMConfig:
             raise InputError(f"embed_dim / num_heads is {self.head_dim}; expected an even number for rotary positions")
         for name in ("dropout_rate", "attention_dropout_rate"):
             object.__setattr__(self, name, check_rate(name, getattr(self, name)))
-        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
         for name in ("qk_norm", "value_residual", "tie_embeddings", "remat"):
             check_bool(name, getattr(self, name))
         if self.logit_softcap is not None:
