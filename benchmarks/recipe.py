@@ -54,7 +54,17 @@ def phases(change: Callable[[Any], Any]) -> Change:
     return lambda config: dataclasses.replace(config, phases=tuple(change(phase) for phase in config.phases))
 
 
-CHANGES: dict[str, Change] = {}
+CHANGES: dict[str, Change] = {
+    "Muon": optimizer(name="muon"),
+    "ReLU²": model(activation="relu2"),
+    "QK-norm": model(qk_norm=True),
+    "value residuals": model(value_residual=True),
+    "logits capped at 15": model(logit_softcap=15.0),
+    "decay to zero": optimizer(final_fraction=0.0),
+    "weight decay 0.5": optimizer(weight_decay=0.5),
+    "dropout 0.1": model(dropout_rate=0.1),
+    "batches twice as large": phases(lambda phase: dataclasses.replace(phase, batch_size=2 * phase.batch_size)),
+}
 
 
 def recipe(data: DataConfig) -> CharLMExperiment:
