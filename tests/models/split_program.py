@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from longformer_jax import models
 from longformer_jax.models import CharLMConfig, LongformerConfig, sub_bands
+from tests.models.small import RECIPE
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 B, T = 2, 48
@@ -37,8 +38,8 @@ ENCODER_DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0
 CASES: dict[str, tuple[tuple[int, ...], str, dict[str, Any], dict[str, Any]]] = {
     "char_lm": ((2, 1, 4, 1), "CharLM", DROPOUT | {"remat": True}, {}),
     "char_lm_sub_bands": ((1, 1, 8, 1), "CharLM", DROPOUT | {"windows": 30, "dilations": (1, 2, 1)}, {}),
-    "char_lm_rotary": ((1, 2, 4, 1), "CharLM", DROPOUT | {"positions": "rotary"}, {}),
-    "char_lm_tensor": ((2, 1, 2, 2), "CharLM", DROPOUT, {}),
+    "char_lm_rotary": ((1, 2, 4, 1), "CharLM", DROPOUT | {"positions": "rotary"} | RECIPE, {}),
+    "char_lm_tensor": ((2, 1, 2, 2), "CharLM", DROPOUT | RECIPE, {}),
     "encoder": ((1, 1, 4, 2), "Longformer", ENCODER_DROPOUT, {}),
     "encoder_full": ((1, 1, 8, 1), "Longformer", {"attention_mode": "full"}, {}),
     "shared_projections": ((2, 1, 4, 1), "Longformer", {"global_projections": False, "remat": True}, {}),

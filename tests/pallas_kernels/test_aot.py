@@ -121,7 +121,6 @@ def test_the_papers_models_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -
     """All that their training calls in each phase; of each kind one is compiled.
 
     `python -m benchmarks.aot --model=NAME` compiles all of them.
-
     """
     kinds: dict[Any, tuple[str, ModelCase]] = {}
     for kernels, gpu, target in SETS:
