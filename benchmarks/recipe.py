@@ -58,7 +58,6 @@ CHANGES: dict[str, Change] = {
     "Muon": optimizer(name="muon"),
     "ReLU²": model(activation="relu2"),
     "QK-norm": model(qk_norm=True),
-    "value residuals": model(value_residual=True),
     "logits capped at 15": model(logit_softcap=15.0),
     "decay to zero": optimizer(final_fraction=0.0),
     "weight decay 0.5": optimizer(weight_decay=0.5),

@@ -56,7 +56,6 @@ class CharLMConfig:
         parameters and gives other logits. A layer computes only with the frequencies that its window can tell apart.
       activation: of the feed-forward layer, one of ACTIVATIONS. "gelu_new" is GELU by the tanh formula.
       qk_norm: whether queries and keys go through an RMSNorm of each head (Henry et al. 2020, Dehghani et al. 2023).
-      value_residual: whether each layer's values are mixed with the first layer's (Zhou et al. 2024).
       logit_softcap: c, where logits are c * tanh(logits / c) (Gemma 2); None: as they are.
       tie_embeddings: whether the output projection is the transposed embedding.
       dropout_rate: after the embedding, the attention's projection and the feed-forward layer.
@@ -78,7 +77,6 @@ class CharLMConfig:
     position_dim: int | None = None
     activation: str = "gelu_new"
     qk_norm: bool = False
-    value_residual: bool = False
     logit_softcap: float | None = None
     tie_embeddings: bool = True
     dropout_rate: float = 0.2
@@ -108,7 +106,7 @@ class CharLMConfig:
         for name in ("dropout_rate", "attention_dropout_rate"):
             object.__setattr__(self, name, check_rate(name, getattr(self, name)))
         check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        for name in ("qk_norm", "value_residual", "tie_embeddings", "remat"):
+        for name in ("qk_norm", "tie_embeddings", "remat"):
             check_bool(name, getattr(self, name))
         if self.logit_softcap is not None:
             cap = check_number("logit_softcap", self.logit_softcap, _SOFTCAPS)
@@ -128,14 +126,10 @@ class CharLMConfig:
 
     @property
     def layer_groups(self) -> tuple["LayerGroup", ...]:
-        """Runs of neighbouring layers that share window and dilation: each is one scan.
-
-        The first layer is alone where all others take its values.
-        """
+        """Runs of neighbouring layers that share window and dilation: each is one scan."""
         assert isinstance(self.windows, tuple) and isinstance(self.dilations, tuple)  # as __post_init__ has made them
-        alone = (self.value_residual and layer == 0 for layer in range(self.num_layers))
         groups, start = [], 0
-        for (window, dilation, _), run in itertools.groupby(zip(self.windows, self.dilations, alone, strict=True)):
+        for (window, dilation), run in itertools.groupby(zip(self.windows, self.dilations, strict=True)):
             stop = start + len(list(run))
             groups.append(LayerGroup(start, stop, window, dilation if self.dilated_heads else 1))
             start = stop
@@ -176,23 +170,16 @@ class Block(nn.Module):
     deterministic: bool = True
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        position: jax.Array,
-        past: tuple[jax.Array, jax.Array] | None = None,
-        first_value: jax.Array | None = None,
-    ):
+    def __call__(self, x: jax.Array, position: jax.Array, past: tuple[jax.Array, jax.Array] | None = None):
         """Runs the layer on positions `position`, `position + 1`, ….
 
         Args:
           x: [B, T, E].
           position: integer scalar, of the first row of x.
           past: keys and values [B, P, H, D] of the P positions before x; those before position 0 are not seen.
-          first_value: the first layer's values [B, T, H, D]; None where they are not asked for.
 
         Returns:
-          x [B, T, E], the keys and values [B, P + T, H, D], and the layer's own values [B, T, H, D].
+          x [B, T, E] and the keys and values [B, P + T, H, D].
         """
         cfg = self.config
         B, T, E = x.shape
@@ -204,14 +191,10 @@ class Block(nn.Module):
         x = flat_rows(x)
         y = nn.LayerNorm(dtype=dtype, name="attention_norm")(x)
         qkv = dense(3 * E, use_bias=False, name="qkv")(y).reshape(B, T, 3, H, D)
-        query, key, own_value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        value = own_value
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if cfg.qk_norm:
             query = nn.RMSNorm(dtype=dtype, name="query_norm")(query)
             key = nn.RMSNorm(dtype=dtype, name="key_norm")(key)
-        if cfg.value_residual:
-            part = self.param("value_residual", nn.initializers.constant(0.5), (), jnp.float32).astype(dtype)
-            value += part * ((value if first_value is None else first_value) - value)
         if cfg.positions == "rotary":
             positions = position + jnp.arange(T)
             query, key = rotate(query, positions), rotate(key, positions)
@@ -225,7 +208,7 @@ class Block(nn.Module):
         y = ACTIVATIONS[cfg.activation](dense(cfg.mlp_dim, name="mlp_in")(y))
         y = dense(E, kernel_init=residual_init, name="mlp_out")(y)
         x += dropout(y)
-        return x.reshape(B, T, E), (key, value), own_value
+        return x.reshape(B, T, E), (key, value)
 
     def _attend(self, query, key, value, position) -> Any:
         """The attention's output [B, T, H, D] of queries from `position` on; queries and keys end with the same one."""
@@ -390,7 +373,7 @@ class CharLM(nn.Module):
         x = nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(spread(x) if cache is None else x)
         marked = wants_marks(self)
         finite: list[Any] = [finite_tokens(x)[None]] if marked else []
-        new_layers, first_value = [], None
+        new_layers = []
         for index, group in enumerate(cfg.layer_groups):
             block = Block(cfg, group.window, group.dilation, deterministic, parent=None)
             params = jax.tree.map(lambda p, group=group: p[group.start : group.stop], layers)
@@ -399,19 +382,17 @@ class CharLM(nn.Module):
                 keys = jax.random.split(self.make_rng("dropout"), group.stop - group.start)
             past = None if cache is None else cache["layers"][index]
 
-            def layer(x, inputs, block=block, reach=group.reach, first_value=first_value):
+            def layer(x, inputs, block=block, reach=group.reach):
                 params, key, past = inputs
                 rngs = {} if key is None else {"dropout": key}
-                outputs: Any = block.apply({"params": params}, x, position, past, first_value, rngs=rngs)
-                x, seen, value = outputs
+                outputs: Any = block.apply({"params": params}, x, position, past, rngs=rngs)
+                x, seen = outputs
                 kept = None if past is None else tuple(s[:, s.shape[1] - reach :] for s in seen)
-                wanted = value if cfg.value_residual and first_value is None else None
-                return x, (kept, finite_tokens(x) if marked else None, wanted)
+                return x, (kept, finite_tokens(x) if marked else None)
 
             if cfg.remat:
                 layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("attention"))
-            x, (seen, is_finite, values) = lax.scan(layer, x, (params, keys, past))
-            first_value = first_value if values is None else values[0]
+            x, (seen, is_finite) = lax.scan(layer, x, (params, keys, past))
             new_layers.append(seen)
             finite.append(is_finite)
         if marked:

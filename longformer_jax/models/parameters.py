@@ -20,7 +20,6 @@ _BECAUSE = {
     "layers/relative": "positions",
     "layers/query_norm/": "qk_norm",
     "layers/key_norm/": "qk_norm",
-    "layers/value_residual": "value_residual",
     "head": "tie_embeddings",
 }
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _KEPT = (
     *("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim", "tie_embeddings"),
     *("positions", "position_dim", "dilations", "dilated_heads"),
-    *("activation", "qk_norm", "value_residual", "logit_softcap"),
+    *("activation", "qk_norm", "logit_softcap"),
 )
 
 

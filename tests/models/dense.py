@@ -50,10 +50,7 @@ def forward(
         x = x - x.mean(-1, keepdims=True)
         return x / xp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
 
-    def values(x: Any, p: Any) -> Any:
-        return (x @ p["qkv"]["kernel"][:, 2 * config.embed_dim :]).reshape(*x.shape[:2], config.num_heads, -1)
-
-    def attention(x: Any, p: Any, first: Any, layer: int) -> Any:
+    def attention(x: Any, p: Any, layer: int) -> Any:
         B, T, E = x.shape
         H, D = config.num_heads, config.head_dim
         q, k, v = (y.reshape(B, T, H, D) for y in xp.split(x @ p["qkv"]["kernel"], 3, axis=-1))
@@ -62,8 +59,6 @@ def forward(
                 y / xp.sqrt((y * y).mean(-1, keepdims=True) + 1e-6) * p[name]["scale"]
                 for y, name in ((q, "query_norm"), (k, "key_norm"))
             )
-        if config.value_residual:
-            v = (1 - p["value_residual"]) * v + p["value_residual"] * first
         if config.positions == "transformer_xl":
             table = xp.asarray(sinusoid(np.arange(T), config.sinusoid_dim), x.dtype)
             relative = (table @ p["relative"]).reshape(T, H, D)
@@ -89,16 +84,14 @@ def forward(
             x = 0.5 * x * (1 + xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
         return x @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
 
-    def apply(layer: int, x: Any, p: Any, first: Any) -> Any:
-        x = x + attention(norm(x, p["attention_norm"]), p, first, layer)
+    def apply(layer: int, x: Any, p: Any) -> Any:
+        x = x + attention(norm(x, p["attention_norm"]), p, layer)
         return x + feed_forward(norm(x, p["mlp_norm"]), p)
 
     embedding = params["embed"]["embedding"]
     x = embedding[tokens]
-    bottom = layer_params(params["layers"], 0)
-    first = values(norm(x, bottom["attention_norm"]), bottom)
     for layer in range(config.num_layers):
-        x = wrap(functools.partial(apply, layer))(x, layer_params(params["layers"], layer), first)
+        x = wrap(functools.partial(apply, layer))(x, layer_params(params["layers"], layer))
     logits = norm(x, params["final_norm"]) @ (embedding.T if config.tie_embeddings else params["head"])
     return logits if config.logit_softcap is None else config.logit_softcap * xp.tanh(logits / config.logit_softcap)
 

@@ -23,7 +23,7 @@ SMALL = CharLMConfig(
     dtype="float32",
 )
 # What the paper's models do not have.
-RECIPE: dict[str, Any] = {"activation": "relu2", "qk_norm": True, "value_residual": True, "logit_softcap": 5.0}
+RECIPE: dict[str, Any] = {"activation": "relu2", "qk_norm": True, "logit_softcap": 5.0}
 
 
 def random_tokens(*shape: int, seed: int = 0) -> np.ndarray:
@@ -46,7 +46,7 @@ def random_params(config: CharLMConfig, seed: int = 0) -> Any:
                 x /= np.sqrt(shape.shape[-2])
             case "scale":
                 x = 1 + 0.2 * x
-            case "bias" | "u" | "v" | "value_residual":
+            case "bias" | "u" | "v":
                 x *= 0.5
         return jnp.asarray(x)
 

@@ -107,7 +107,6 @@ def test_layer_groups_are_runs_of_equal_layers() -> None:
         ({"dilated_heads": 2.0}, "dilated_heads is 2.0; expected 0 to num_heads, 8"),
         ({"tie_embeddings": 1}, "tie_embeddings is 1; expected True or False"),
         ({"qk_norm": "yes"}, "qk_norm is 'yes'; expected True or False"),
-        ({"value_residual": 0.5}, "value_residual is 0.5; expected True or False"),
         ({"activation": "relu3"}, "activation is 'relu3'; expected one of gelu, "),
         ({"logit_softcap": 0}, "logit_softcap is 0.0; expected a positive number, or None"),
         ({"logit_softcap": "15"}, "logit_softcap is '15'; expected a positive number, or None"),
