@@ -7,8 +7,6 @@ A process of its own, as the number of devices is fixed with the first use of JA
 
 import dataclasses
 import json
-import math
-import re
 import sys
 from typing import Any
 
@@ -20,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from longformer_jax.attention import banded_attention
 from tests.attention.cases import CASE, Case, compiled
+from tests.collectives import bytes_sent
 
 SHORT = Case(T=41, B=2, window=(9, 4), dilation=(1, 3), dropout_rate=0.3)
 CASES = CASE | {
@@ -81,29 +80,21 @@ def largest_difference(case: Case, implementation: str) -> float:
     return float(max(differences))
 
 
-def bytes_sent(length: int) -> int:
-    """By each device in forward and backward pass; fails where anything but edges is sent."""
+def edges_sent(length: int) -> int:
+    """Bytes that each device sends in forward and backward pass; fails where anything but edges is sent."""
     case = Case(T=length, window=(9, 4), dilation=(1, 3))
 
     def both(inputs, cotangents):
         outputs, pullback = jax.vjp(split_attention(case, "xla"), *inputs)
         return outputs, pullback(cotangents)
 
-    text = jax.jit(both).lower(case.inputs(), case.cotangents()).compile().as_text()
-    return sent_in(text)
-
-
-def sent_in(text: str) -> int:
-    """The bytes of all collective permutes of a compiled module; fails where there are other collectives."""
-    others = re.findall(r"(all-gather|all-to-all|all-reduce|reduce-scatter)(?:-start)?\(", text)
-    assert not others, others
-    sizes = {"f32": 4, "bf16": 2, "pred": 1, "s32": 4, "u8": 1}
-    found = re.findall(r"= (\w+)\[([\d,]*)\]\S* collective-permute(?:-start)?\(", text)
-    return sum(sizes[dtype] * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in found)
+    sent = bytes_sent(jax.jit(both).lower(case.inputs(), case.cotangents()).compile().as_text())
+    assert {what.split()[0] for what in sent} == {"collective-permute"}, sent
+    return sum(sent.values())
 
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", DEVICES)
     implementation, *names = sys.argv[1:]
     print(json.dumps({name: largest_difference(CASES[name], implementation) for name in names}))
-    print(json.dumps([bytes_sent(length) for length in (64, 512)]))
+    print(json.dumps([edges_sent(length) for length in (64, 512)]))

@@ -1,14 +1,13 @@
 """Holds models whose sequences are split over eight devices to the same models on one.
 
-    python -m tests.models.split_program CASE…
+    python -m tests.models.split_program [--longer] CASE…
 
-Prints, for each case, by how much logits and gradients differ, relative to the largest number, and which collectives
-the compiled program has for activations. A process of its own, as the number of devices is fixed with the first use of
-JAX.
+Prints, for each case, by how much logits and gradients differ, relative to the largest number, and what each device
+sends; or only what it sends where sequences are longer. A process of its own, as the number of devices is fixed with
+the first use of JAX.
 """
 
 import json
-import re
 import sys
 from typing import Any
 
@@ -19,10 +18,12 @@ from jax.sharding import PartitionSpec as P
 
 from longformer_jax import models
 from longformer_jax.models import CharLMConfig, LongformerConfig, sub_bands
+from tests.collectives import bytes_sent
 from tests.models.small import RECIPE
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 B, T = 2, 48
+LONGER = 4 * T
 CHAR_LM: dict[str, Any] = {
     "vocab_size": 40, "embed_dim": 16, "num_layers": 3, "num_heads": 4, "mlp_dim": 32, "windows": (4, 4, 9),
     "dilations": (1, 1, 3), "dropout_rate": 0.0, "dtype": "float32",
@@ -30,7 +31,7 @@ CHAR_LM: dict[str, Any] = {
 DROPOUT = {"dropout_rate": 0.2, "attention_dropout_rate": 0.3}
 ENCODER: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32,
-    "max_position_embeddings": T + 2, "attention_window": (8, 20), "hidden_dropout_prob": 0.0,
+    "max_position_embeddings": LONGER + 2, "attention_window": (8, 20), "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 ENCODER_DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
@@ -49,27 +50,28 @@ CASES: dict[str, tuple[tuple[int, ...], str, dict[str, Any], dict[str, Any]]] = 
 }
 
 
-def inputs_of(name: str) -> dict[str, np.ndarray]:
+def inputs_of(name: str, length: int = T) -> dict[str, np.ndarray]:
     """Rows with padding and with global tokens on several devices; none of these for a character LM."""
     rng = np.random.default_rng(0)
-    ids = rng.integers(4, 40, (B, T))
+    ids = rng.integers(4, 40, (B, length))
     if name == "CharLM":
         return {"tokens": ids}
-    mask, is_global = np.ones((B, T), int), np.zeros((B, T), int)
+    mask, is_global = np.ones((B, length), int), np.zeros((B, length), int)
     mask[1, 37:], ids[1, 37:] = 0, 1
     ids[:, 6:9] = 2
-    is_global[:, 0] = is_global[0, [25, T - 1]] = is_global[1, 30] = 1
+    is_global[:, 0] = is_global[0, [25, length - 1]] = is_global[1, 30] = 1
     arrays = {"input_ids": ids, "attention_mask": mask, "global_attention_mask": is_global}
     return {key: np.stack([x, x[::-1]], 1) for key, x in arrays.items()} if name == "ForMultipleChoice" else arrays
 
 
-def run(case: str) -> dict[str, Any]:
-    sizes, name, changes, options = CASES[case]
+def program(case: str, length: int = T) -> tuple[Any, Any, Any]:
+    """A function of parameters and inputs that gives logits and the parameters' gradients; and both."""
+    _, name, changes, options = CASES[case]
     config = CharLMConfig(**CHAR_LM | changes) if name == "CharLM" else LongformerConfig(**ENCODER | changes)
     model, rng = getattr(models, name)(config), np.random.default_rng(1)
     if name != "CharLM":
         options = options | {"max_global_tokens": 4}
-    inputs = inputs_of(name)
+    inputs = inputs_of(name, length)
     one = {key: x[..., :1] for key, x in inputs.items() if key in ("tokens", "input_ids")}
     params = model.init(jax.random.key(0), **one)["params"]
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params)
@@ -85,22 +87,33 @@ def run(case: str) -> dict[str, Any]:
         found, pullback = jax.vjp(lambda params: logits(params, inputs), params)
         return found, pullback(cotangent)[0]
 
-    expected = jax.jit(both)(params, inputs)
-    mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4)
+    return both, params, inputs
+
+
+def split(case: str, both: Any, params: Any, inputs: Any) -> Any:
+    """The program compiled for the case's mesh."""
+    mesh = jax.make_mesh(CASES[case][0], AXES, axis_types=(AxisType.Auto,) * 4)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(both).lower(jax.device_put(params, NamedSharding(mesh, P())), inputs).compile()
-        found = compiled(params, inputs)
+        return jax.jit(both).lower(jax.device_put(params, NamedSharding(mesh, P())), inputs).compile()
+
+
+def run(case: str) -> dict[str, Any]:
+    both, params, inputs = program(case)
+    compiled = split(case, both, params, inputs)
+    found, expected = compiled(params, inputs), jax.jit(both)(params, inputs)
     differences = [
         max(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
         / max(float(np.abs(b).max()) for b in jax.tree.leaves(y))
         for x, y in zip(found, expected, strict=True)
     ]
-    gathered = re.findall(r"= \(?(f32\[[\d,]*\])\S* (?:all-gather|all-to-all)", compiled.as_text())
-    return {"differences": differences, "gathered": [shape for shape in gathered if f",{T}" in shape]}
+    return {"differences": differences, "sent": bytes_sent(compiled.as_text())}
 
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     sub_bands.LARGEST_DIM = 8  # of 16, so that wide windows are cut
     assert len(sub_bands.cut_window(16, 4, 30, (1,) * 4, T - 1)[0].sub_bands) > 1
-    print(json.dumps({case: run(case) for case in sys.argv[1:]}))
+    if sys.argv[1] == "--longer":
+        print(json.dumps({case: bytes_sent(split(case, *program(case, LONGER)).as_text()) for case in sys.argv[2:]}))
+    else:
+        print(json.dumps({case: run(case) for case in sys.argv[1:]}))
