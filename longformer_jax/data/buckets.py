@@ -59,12 +59,14 @@ class EpochBatches:
     last batch of the longest bucket is filled up with rows of weight 0, so that an epoch has ceil(N / B) batches.
     """
 
-    def __init__(self, row_lengths: np.ndarray, *, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, row_lengths: np.ndarray, *, lengths: Sequence[int], batch_size: int, seed: Sequence[int]
+    ) -> None:
         """Raises InputError where there are no rows, or one is longer than the last of `lengths`."""
         if len(row_lengths) == 0:
             raise InputError("row_lengths is empty; expected at least one row")
         self.batch_size = check_integer("batch_size", batch_size)
-        self._seed = check_integer("seed", seed, 0)
+        self._seed = tuple(check_integer("seed", number, 0) for number in seed)
         self._lengths = tuple(lengths)
         self._buckets = bucket_of(row_lengths, self._lengths)
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
@@ -85,7 +87,7 @@ class EpochBatches:
         return self._epoch(epoch)[index]
 
     def _make_epoch(self, epoch: int) -> list[BatchPlan]:
-        rng = np.random.default_rng([self._seed, epoch])
+        rng = np.random.default_rng([*self._seed, epoch])
         order = rng.permutation(len(self._buckets))
         plans, waiting = [], np.empty(0, order.dtype)
         size = self.batch_size

@@ -143,7 +143,7 @@ def evaluate(
       predictions: a file for the predictions, in the task's official format.
       step: which checkpoint; None is the best, where the run keeps that, else the latest.
       batch_size: rows of the full length at once; of shorter ones more.
-      limit: only so many examples, the first; None is all.
+      limit: only so many examples, at equal distances; None is all.
 
     Raises:
       InputError: an argument, the workdir or the data does not fit; before anything compiles.
@@ -173,7 +173,7 @@ def evaluate(
     if not labelled and predictions is None:
         raise InputError(f"{what}, which has no labels; expected labels, or --predictions=FILE for answers")
     if limit is not None:
-        features = features.first(limit)
+        features = features.some(limit)
     began = time.perf_counter()
     found = model.score(features, labelled, progress=True)
     metrics = {}

@@ -13,6 +13,7 @@ from longformer_jax.settings import pinned
 from longformer_jax.training import ExperimentConfig
 from longformer_jax.training.config import CONFIG_FILE
 from longformer_jax.training.seeds import runs_of_seeds
+from longformer_jax.training.workdir import MODEL_DIRECTORY
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import CHAR_LM, read_values
 
@@ -38,6 +39,11 @@ def evaluate(workdir: str | Path, **options: Any) -> Any:
             raise InputError(
                 f"predictions is {str(options['predictions'])!r}, but {str(workdir)!r} holds several runs; expected "
                 f"one of them, such as {str(runs[0])!r}, as workdir"
+            )
+        if unfinished := [run.name for run in runs if not (run / MODEL_DIRECTORY).exists()]:
+            raise InputError(
+                f"workdir {str(workdir)!r} has {', '.join(unfinished)} without the model of a run that has ended; "
+                "expected only runs that have"
             )
         return SeedResults({run.name: evaluate(run, **options) for run in runs})
     objective = ExperimentConfig.load(workdir).objective

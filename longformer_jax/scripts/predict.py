@@ -12,6 +12,7 @@ its sentence. --html=PAGE shows answers in their documents.
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ def _read(task: Task, file: str, whole: bool) -> Iterator[Example]:
         yield from task.read_own(path)
         return
     text = _text(path)
-    documents = [text] if whole else text.splitlines()
+    documents = [text] if whole else [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
     if not any(document.strip() for document in documents):
         raise InputError(f"{name} is empty; expected a document" + ("" if whole else " in each line"))
     for number, document in enumerate(documents, start=1):

@@ -55,12 +55,17 @@ class Classification(Task):
     def selection(self) -> str:
         return "accuracy"
 
-    def example(self, place: str, name: str, text: str, label: str | None) -> Example:
-        """An example; raises InputError, which begins with `place`, where the text is empty or the label unknown."""
+    def example(
+        self, place: str, name: str, text: str, label: str | None, fields: tuple[str, str] = ("text", "label")
+    ) -> Example:
+        """An example; raises InputError, which begins with `place`, where the text is empty or the label unknown.
+
+        `fields` is what these two are called where they come from.
+        """
         if not text.strip():
-            raise InputError(f"{place}: text is empty; expected a document")
+            raise InputError(f"{place}: {fields[0]} is empty; expected a document")
         if label is not None and label not in self.label_names:
-            raise InputError(f"{place}: label is {label!r}; expected one of {', '.join(self.label_names)}")
+            raise InputError(f"{place}: {fields[1]} is {label!r}; expected one of {', '.join(self.label_names)}")
         return {"id": name, "text": text, "label": label}
 
     def from_text(self, text: str, name: str) -> Example:
@@ -84,6 +89,7 @@ class Classification(Task):
                 text_field(place, record, name) if name in record else str(number),
                 text_field(place, record, text),
                 text_field(place, record, label) if known else None,
+                (text, label),
             )
 
     # Features.

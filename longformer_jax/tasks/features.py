@@ -97,16 +97,30 @@ class FeatureSet:
             batch[name] = array
         return batch
 
-    def first(self, examples: int) -> "FeatureSet":
-        """Only the rows of the first so many examples."""
-        if examples >= self.size:
+    def some(self, count: int) -> "FeatureSet":
+        """Only the rows of so many examples, at equal distances, as files are often sorted by their labels.
+
+        What has been cut or dropped is not counted anew, so there are no `counts`.
+        """
+        if count >= self.size:
             return self
-        rows = int(np.searchsorted(self.owners, examples))
-        columns = {
-            name: Column(column.values[: column.starts[rows]], column.starts[: rows + 1])
-            for name, column in self.columns.items()
-        }
-        return dataclasses.replace(self, size=examples, columns=columns, read_examples=lambda: self.examples[:examples])
+        chosen = np.arange(count) * self.size // count
+        rows = np.flatnonzero(np.isin(self.owners, chosen))
+
+        def column(name: str) -> Column:
+            values = [self.columns[name][row] for row in rows]
+            if name == _OWNER:
+                values = [np.searchsorted(chosen, owner).astype(owner.dtype) for owner in values]
+            starts = np.cumsum([0, *map(len, values)])
+            return Column(np.concatenate([self.columns[name].values[:0], *values]), starts)
+
+        return dataclasses.replace(
+            self,
+            size=count,
+            columns={name: column(name) for name in self.columns},
+            counts={},
+            read_examples=lambda: [self.examples[i] for i in chosen],
+        )
 
 
 def make_features(task: Task, examples: Iterable[Example], packer: Packer, name: str) -> FeatureSet:
@@ -303,14 +317,18 @@ def _tokenized(
 
 
 def whole_texts(task: Task, example: Example) -> list[str]:
-    """What is tokenized of an example; raises InputError for half of a character, which JSON may hold but no UTF-8."""
+    """What is tokenized of an example.
+
+    Raises:
+      InputError: there or in its id is half of a character, which JSON may hold but no UTF-8.
+    """
     texts = task.texts(example)
-    for text in texts:
+    for what, text in (("its id", example["id"]), *(("a text", text) for text in texts)):
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{example['id']!r} has {text[error.start]!r} at character {error.start:,} of a text, which is half of "
+                f"{example['id']!r} has {text[error.start]!r} at character {error.start:,} of {what}, which is half of "
                 "a character; expected whole ones"
             ) from None
     return texts

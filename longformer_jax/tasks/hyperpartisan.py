@@ -181,7 +181,10 @@ def _elements(path: Path) -> Iterator[ElementTree.Element]:
                 seen.add(name)
                 yield element
                 element.clear()
-    except (ElementTree.ParseError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+    except (
+        *(ElementTree.ParseError, LookupError, EOFError, OSError, zlib.error),  # an unknown encoding is a LookupError
+        *(zipfile.BadZipFile, RuntimeError),  # as is a password, or a compression that is not implemented
+    ) as error:
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
             raise
         raise InputError(f"{str(path)!r} is damaged after {number:,} articles ({error}); expected XML") from None

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -100,7 +101,9 @@ def opened_archive(path: Path, expected: str) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path, "r:*") as archive:
             yield archive
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # not of the archive's content
+            raise
         reason = str(error).partition("\n")[0].rstrip(":")
         raise InputError(f"data.path {str(path)!r} is damaged ({reason}); expected {expected}") from None
 
@@ -113,7 +116,7 @@ def text_field(place: str, record: dict[str, Any], name: str) -> str:
     if type(value) is int:
         return str(value)
     if not isinstance(value, str):
-        raise InputError(f"{place}: {name} is {value!r}; expected a text")
+        raise InputError(f"{place}: {name} is {shown(value)}; expected a text")
     return value
 
 

@@ -255,7 +255,9 @@ class _Loop:
             self._remove_model()
         ends = itertools.accumulate(phase.steps for phase in config.phases)
         for index, end in enumerate(ends):
-            if step < end and not self.stopped and not self.is_over:
+            # A run may have been killed while its last validation was under way.
+            validates = end == config.total_steps and config.eval_interval and self._is_due(end)
+            if (step < end or validates) and not self.stopped and not self.is_over:
                 state, step = self._train_phase(index, state, step, end, monitor)
         monitor.end()
         if self.stopped:
@@ -353,11 +355,11 @@ class _Loop:
         """Reports what a validation finds, and keeps the parameters if they are the best."""
         config = self.config
         values = validate(state["params"])
+        is_best = self.selection.add(step, values) and config.keep_best
+        if is_best:  # before the log says so: a validation that is not in it is made again
+            save_best(self.workdir, step, state["params"])
         self.log.write("validation", step, {config.unit: config.tokens_at(step), "phase": index + 1, **values})
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        is_best = self.selection.add(step, values) and config.keep_best
-        if is_best:
-            save_best(self.workdir, step, state["params"])
         self.log.say(
             f"step {step:,}/{config.total_steps:,}  phase {index + 1}  validation {numbers}" + ("  (best)" * is_best)
         )

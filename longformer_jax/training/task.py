@@ -134,7 +134,7 @@ class TaskExperiment(ExperimentConfig):
         `bucket_lengths` of the phase's sequence_length. A step is compiled for each that occurs.
       evaluations_per_epoch: with a phase's `epochs`, so often are validations and checkpoints; `eval_interval` and
         `checkpoint_interval` are set to that. 0 leaves them.
-      eval_sequences: how many validation examples are looked at.
+      eval_sequences: how many validation examples are looked at, at equal distances.
     """
 
     model: LongformerConfig
@@ -298,7 +298,7 @@ class TaskExperiment(ExperimentConfig):
             data.train[phase].lengths,
             lengths=self.phase_lengths(phase),
             batch_size=self.phases[phase].batch_size,
-            seed=self.seed,
+            seed=(self.seed, phase) if phase else (self.seed,),
         )
 
     def train_batches(
@@ -311,15 +311,16 @@ class TaskExperiment(ExperimentConfig):
         share = self.phases[phase].batch_size // process_count
         mine = slice(process_index * share, (process_index + 1) * share)
         names = [name for name, field in features.fields.items() if field.for_model]
-        # Steps are counted over all phases.
-        first = start_step
+        dtypes = {name: spec.dtype for name, spec in self.batch_spec(phase).items()}  # the tokenizer may have fewer ids
+        before = sum(earlier.steps for earlier in self.phases[:phase])
 
         def batch(step: int) -> dict[str, np.ndarray]:
             plan = epochs.plan(step)
-            return features.batch(plan.rows[mine], plan.length, names) | {"weight": plan.weights[mine]}
+            batch = features.batch(plan.rows[mine], plan.length, names) | {"weight": plan.weights[mine]}
+            return {name: array.astype(dtypes[name], copy=False) for name, array in batch.items()}
 
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        return iter(grain.MapDataset.range(first, 2**31 - 1).map(batch).to_iter_dataset(options))
+        return iter(grain.MapDataset.range(start_step - before, 2**31 - 1).map(batch).to_iter_dataset(options))
 
     def batch_spec(self, phase: int, length: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch of rows of a length; None is the longest."""
@@ -405,8 +406,8 @@ class TaskExperiment(ExperimentConfig):
     # Validation.
 
     def validator(self, phase: int, data: TaskData, batch_size: int, mesh: Mesh) -> "TaskValidator":
-        """Loss and metrics of the first `eval_sequences` validation examples."""
-        features = data.validation[phase].first(self.eval_sequences)
+        """Loss and metrics of `eval_sequences` validation examples, at equal distances."""
+        features = data.validation[phase].some(self.eval_sequences)
         length, lengths = self.phases[phase].sequence_length, self.phase_lengths(phase)
         predictor = Predictor(self.task, self.task_model, length, lengths, batch_size, mesh)
         return TaskValidator(predictor, features)

@@ -56,9 +56,22 @@ def test_batches_are_filled_up() -> None:
         ids = made.row(row)["input_ids"]
         assert padded.tolist() == [*ids, *[1] * (12 - len(ids))]
     assert batch["label"].tolist() == [[1], [0]]
-    first = made.first(2)
-    assert (len(first), first.examples) == (2, made.examples[:2])
-    np.testing.assert_array_equal(first.lengths, made.lengths[:2])
+
+
+def test_some_of_the_examples_are_from_all_parts() -> None:
+    """Of an example with several rows all of them, and what belongs to it."""
+    made = make_features(Pieces(labels=("bad", "good")), EXAMPLES, packer(), "mine")
+    assert made.some(made.size) is made
+    for count in range(1, made.size):
+        some, chosen = made.some(count), [i * made.size // count for i in range(count)]
+        assert (some.size, some.counts) == (count, {})
+        assert some.examples == [made.examples[i] for i in chosen]
+        rows = [row for row, owner in enumerate(made.owners) if owner in chosen]
+        assert [chosen[owner] for owner in some.owners] == made.owners[rows].tolist()
+        assert len(some) == len(rows)
+        for index, row in enumerate(rows):
+            for name, array in some.row(index).items():
+                np.testing.assert_array_equal(array, made.row(row)[name])
 
 
 def test_documents_without_a_label() -> None:
@@ -120,11 +133,12 @@ def test_what_no_row_may_be() -> None:
             make_features(task(labels=("bad", "good")), EXAMPLES, packer(), "mine")
     with pytest.raises(InputError, match="^id 'e0' is of two documents in mine; expected one of its own for each$"):
         make_features(TASK, EXAMPLES[:1] * 2, packer(), "mine")
-    half = [{**EXAMPLES[0], "text": "a \ud83d b"}]
-    with pytest.raises(
-        InputError, match=r"^'e0' has '\\ud83d' at character 2 of a text, which is half of a character; "
+    for change, message in (
+        ({"text": "a \ud83d b"}, r"^'e0' has '\\ud83d' at character 2 of a text, which is half of a character; "),
+        ({"id": "e\ud83d"}, r"^'e\\ud83d' has '\\ud83d' at character 1 of its id, which is half of a character; "),
     ):
-        make_features(TASK, half, packer(), "mine")
+        with pytest.raises(InputError, match=message):
+            make_features(TASK, [{**EXAMPLES[0], **change}], packer(), "mine")
     with pytest.raises(InputError, match="^mine has no documents; expected at least one$"):
         make_features(TASK, [], packer(), "mine")
 

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,9 @@ def test_validation_is_set_aside_where_it_has_no_file(tmp_path: Path) -> None:
     [
         (
             '{"words": "a", "verdict": "good"}\n\n{"words": "b", "verdict": "godo"}\n',
-            "record 2 of '.*': label is 'godo'; expected one of bad, good",
+            "record 2 of '.*': verdict is 'godo'; expected one of bad, good",
         ),
-        ('{"words": " \\n", "verdict": "good"}', "record 1 of '.*': text is empty; expected a document"),
+        ('{"words": " \\n", "verdict": "good"}', "record 1 of '.*': words is empty; expected a document"),
         ('{"words": "a", "verdict": "good"}\n{"words"', "record 2 of '.*' is no JSON (.*); expected a JSON object in "),
         ('["a", "good"]', "record 1 of '.*' is a list; expected a JSON object in each line"),
         ('{"text": "a", "verdict": "good"}', "record 1 of '.*' has no field 'words'; expected it beside 'text', 'verd"),
@@ -194,6 +195,8 @@ def test_imdb_in_bad_order(tmp_path: Path) -> None:
                 read(Imdb(), path, split)
 
     refuse("^data.path '.*' has no train/urls_pos.txt; expected the", lambda at: (at / "train/urls_pos.txt").unlink())
+    with pytest.raises(InputError, match="^data.path '.*' has no train/urls_pos.txt; expected the data as it is dist"):
+        Imdb().files(tmp_path / "copy", "train")
     refuse(
         "^data.path '.*' has no reviews in test/neg or test/pos;", lambda at: (at / "test/neg/0_2.txt").unlink(), "test"
     )
@@ -217,6 +220,15 @@ def test_imdb_in_bad_order(tmp_path: Path) -> None:
         archive.write_bytes(whole[:size])
         with pytest.raises(InputError, match=r"^data.path '.*' is damaged \(.*\); expected aclImdb_v1.tar.gz"):
             read(Imdb(), archive)
+    for kind in ("xz", "bz2"):
+        damaged = tmp_path / f"aclImdb.tar.{kind}"
+        with tarfile.open(damaged, f"w:{kind}") as packed:
+            packed.add(folder, "aclImdb")
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 255
+        damaged.write_bytes(content)
+        with pytest.raises(InputError, match=r"^data.path '.*' is damaged \(.*\); expected aclImdb_v1.tar.gz"):
+            read(Imdb(), damaged)
     with pytest.raises(InputError, match="^data.path is '.*/test'; expected aclImdb_v1.tar.gz, or the folder aclImdb"):
         Imdb().files(folder / "test", "train")
 
@@ -270,6 +282,8 @@ def test_bad_articles(tmp_path: Path) -> None:
     refuse("^article 2 of '.*' has no id; expected one", articles.replace('id="0000001"', ""))
     cut = articles[: articles.index('<article id="0000002"') + 50]
     refuse(r"^'.*' is damaged after 2 articles \(.*\); expected XML", cut)
+    encoded = f'<?xml version="1.0" encoding="foo"?>{articles.partition("?>")[2] or articles}'
+    refuse(r"^'.*' is damaged after 0 articles \(unknown encoding: foo\); expected XML", encoded)
     (path / f"{TRUTH}.xml").unlink()
     with pytest.raises(
         InputError, match=f"^data.path is '.*', without {TRUTH}; expected a directory with it as .xml, "

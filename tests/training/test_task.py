@@ -1,6 +1,7 @@
 """The experiment of a task: its configuration, its batches and its step, against the same things written out."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,27 @@ def test_batches_follow_from_the_step(config: TaskExperiment) -> None:
         jax.tree.map(
             lambda a, b, c: np.testing.assert_array_equal(np.concatenate([a, b]), c), *map(next, halves), expected
         )
+
+
+def test_every_phase_has_epochs_of_its_own(config: TaskExperiment) -> None:
+    """And ids are as wide as the model's vocabulary asks for, whatever the tokenizer's."""
+    (phase,) = config.phases
+    phases = tuple(dataclasses.replace(phase, batch_size=size, steps=0, epochs=1) for size in (8, 4))
+    wide = dataclasses.replace(config.model, vocab_size=70_000)
+    two = dataclasses.replace(config, phases=phases, model=wide).completed(Path("none"))
+    data, start, orders = two.load_data(), 0, []
+    for index, phase in enumerate(two.phases):
+        batches = two.train_batches(data, index, start_step=start, process_index=0, process_count=1)
+        rows = []
+        for batch in itertools.islice(batches, phase.steps):
+            assert {name: array.dtype for name, array in batch.items()} == {
+                name: spec.dtype for name, spec in two.batch_spec(index).items()
+            }
+            rows += [ids.tobytes() for ids, weight in zip(batch["input_ids"], batch["weight"], strict=True) if weight]
+        assert len(rows) == len(data.train[index])
+        start += phase.steps
+        orders.append(rows)
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
 
 
 def test_a_tokenizer_is_learnt_where_there_is_none(config: TaskExperiment, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import pkgutil
 import re
 import shutil
 from collections.abc import Callable
@@ -142,6 +144,30 @@ def test_going_on_gives_the_same_bits(
         assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("broken", ["loop.save_best", "task.TaskValidator.__call__"])
+def test_a_validation_that_breaks_off_is_made_again(
+    config: TaskExperiment, finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """While the best parameters are saved for the first time, and while those of the last step are validated."""
+    target, calls = f"longformer_jax.training.{broken}", itertools.count(1)
+    real = pkgutil.resolve_name(target)
+
+    def breaking(*arguments: Any) -> Any:
+        if next(calls) == (1 if broken == "loop.save_best" else 3):
+            raise OSError("no power")
+        return real(*arguments)
+
+    monkeypatch.setattr(target, breaking)
+    with pytest.raises(OSError, match="no power"):
+        train(config, tmp_path)
+    assert len(validations(tmp_path)) == (0 if broken == "loop.save_best" else 2)
+    monkeypatch.undo()
+    assert digest(train(config, tmp_path)) == finished[1]
+    assert validations(tmp_path) == validations(finished[0])
+    for path in (finished[0] / "model").iterdir():
+        assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_a_run_ends_when_it_gets_no_better(
     config: TaskExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +218,11 @@ def test_several_seeds(config: TaskExperiment, tmp_path: Path, capsys: pytest.Ca
     assert str(result).splitlines()[2] == last.replace("best validation ", "")
     with pytest.raises(InputError, match="^predictions is 'x', but '.*' holds several runs; expected one of them, suc"):
         evaluate(tmp_path, predictions="x")
+    (tmp_path / "seed_9").mkdir()
+    with pytest.raises(
+        InputError, match="^workdir '.*' has seed_9 without the model of a run that has ended; expected"
+    ):
+        evaluate(tmp_path, split="validation")
 
 
 # ---- Evaluation ------------------------------------------------------------------------------------------------------
@@ -289,8 +320,8 @@ def test_answers_on_the_command_line(
     capsys: pytest.CaptureFixture[str],
     run_python: Callable,
 ) -> None:
-    lines, expected = tmp_path / "lines.txt", load_task(finished[0])(["dog a the", "jam"])
-    lines.write_text("dog a the\njam\n")
+    lines, expected = tmp_path / "lines.txt", load_task(finished[0])(["dog a\x85 \u2028\x0cthe", "jam"])
+    lines.write_bytes("dog a\x85 \u2028\x0cthe\r\njam\n".encode())  # two lines, as for an editor
 
     def printed(*arguments: object) -> list[str]:
         predict(["--workdir", str(finished[0]), *map(str, arguments)])
