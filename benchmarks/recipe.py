@@ -1,18 +1,21 @@
 """What each part of the recipe of a small character model is worth: one change at a time, in the same time.
 
-    python -m benchmarks.recipe JOURNAL [--text=FILE] [--seconds=300] [--seeds=3] [CHANGE …]
+    python -m benchmarks.recipe JOURNAL [CHANGE …] [--text=FILE] [--seconds=300] [--seeds=3]
 
-The recipe is the quickstart's. Each change is trained for as many steps as fit into the same seconds, which the phases
-share as in the recipe: a step of each phase is timed first, and imports, compilation, validation and checkpoints do not
-count. Then all of validation is scored, each character with its full context. The machine should have nothing else to
-do. JOURNAL gets a line of JSON for every training; those that it has are not repeated. Prints the means, deviations and
-differences as a table.
+The recipe is the quickstart's. Each change is trained on two threads for as many steps as fit into the same seconds, of
+which the phases keep their proportions: steps of each phase are timed before every training, and imports, compilation,
+validation and checkpoints do not count. Then all of validation is scored, each character with its full context. The
+machine should have nothing else to do. JOURNAL gets a line of JSON for every training; those that it has, of the same
+configuration and text on the same processor, are not repeated. Prints the means, deviations and differences as a table,
+with the seconds that training took in the end.
 
 The text is the embedded Shakespeare, or FILE, whose last 5% before the last 5% validate.
 """
 
 import argparse
 import dataclasses
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -28,13 +31,17 @@ import numpy as np
 
 from benchmarks.side_by_side import cpu_model
 from configs.char_lm.quickstart import get_config
+from longformer_jax.command_line import one_line_for_errors
 from longformer_jax.evaluation.protocols import BitsPerCharacter, score_stream
+from longformer_jax.host_memory import reuse_freed_memory
+from longformer_jax.settings import pinned
 from longformer_jax.training import CharLMExperiment, DataConfig
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import compile_train_step, init_state
 
 UNCHANGED = "recipe"
-TIMED, FIRST = 30, 5  # steps that are timed, and those before that are not
+TIMED, FIRST = 40, 10  # steps that are timed, and those before that are not
+THREADS = 2
 
 Change = Callable[[CharLMExperiment], CharLMExperiment]
 
@@ -72,19 +79,18 @@ def recipe(data: DataConfig) -> CharLMExperiment:
 
 
 def seconds_a_step(config: CharLMExperiment) -> list[float]:
-    """Of each phase, the median of some steps."""
+    """Of each phase, as training runs them."""
     mesh, data = make_mesh(config.mesh), config.load_data()
-    state, medians = init_state(config, mesh), []
+    state, seconds = init_state(config, mesh), []
     for phase in range(len(config.phases)):
-        step, batches, times = compile_train_step(config, phase, 1, mesh), _batches(config, data, phase), []
-        for _ in range(FIRST + TIMED):
-            batch = next(batches)
+        step, batches = compile_train_step(config, phase, 1, mesh), _batches(config, data, phase)
+        for steps in (FIRST, TIMED):
             began = time.perf_counter()
-            state, metrics = step(state, batch)
-            jax.block_until_ready(metrics)
-            times.append(time.perf_counter() - began)
-        medians.append(statistics.median(times[FIRST:]))
-    return medians
+            for batch in itertools.islice(batches, steps):
+                state, _metrics = step(state, batch)
+            jax.block_until_ready(state)
+        seconds.append((time.perf_counter() - began) / TIMED)
+    return seconds
 
 
 def within(config: CharLMExperiment, seconds: float, step_seconds: Sequence[float]) -> CharLMExperiment:
@@ -98,74 +104,115 @@ def within(config: CharLMExperiment, seconds: float, step_seconds: Sequence[floa
 
 
 def trained_and_scored(config: CharLMExperiment) -> dict[str, Any]:
-    """Bits per character of all of validation after training, and the seconds of all steps."""
+    """Bits per character of all of validation after training, None if it has diverged, and the seconds of all steps."""
     mesh, data = make_mesh(config.mesh), config.load_data()
-    state, spent = init_state(config, mesh), 0.0
+    state, spent, done = init_state(config, mesh), 0.0, 0
     for phase, settings in enumerate(config.phases):
-        step, batches = compile_train_step(config, phase, 1, mesh), _batches(config, data, phase)
+        step, batches = compile_train_step(config, phase, 1, mesh), _batches(config, data, phase, done)
         began = time.perf_counter()
-        for _ in range(settings.steps):
-            state, _metrics = step(state, next(batches))
+        for batch in itertools.islice(batches, settings.steps):
+            state, _metrics = step(state, batch)
         jax.block_until_ready(state)
         spent += time.perf_counter() - began
+        done += settings.steps
     score = BitsPerCharacter()
     model = config.model_in_phase(len(config.phases) - 1)
     for scored in score_stream(model, state["params"], data.split("validation")):
         score.add(np.asarray(scored.nats))
-    return {"bpc": round(score.value, 4), "seconds": round(spent, 1), "steps": [p.steps for p in config.phases]}
+    bpc = round(score.value, 4) if math.isfinite(score.value) else None
+    return {"bpc": bpc, "seconds": round(spent, 1), "steps": [p.steps for p in config.phases]}
 
 
-def _batches(config: CharLMExperiment, data: Any, phase: int) -> Any:
+def _batches(config: CharLMExperiment, data: Any, phase: int, start_step: int = 0) -> Any:
     """As a step takes them, with all of the batch in one part."""
-    batches = config.train_batches(data, phase, start_step=0, process_index=0, process_count=1)
+    batches = config.train_batches(data, phase, start_step=start_step, process_index=0, process_count=1)
     return (batch[None] for batch in batches)
 
 
+def digest(config: CharLMExperiment) -> str:
+    """Of the configuration and its text, whatever the steps and the seed."""
+    same = dataclasses.replace(within(config, 1, [1] * len(config.phases)), seed=0, data=DataConfig())
+    values = same.to_config_dict().to_json(sort_keys=True) + config.load_data().fingerprint
+    return hashlib.sha256(values.encode()).hexdigest()[:16]
+
+
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """A row for each change, the best first: mean, deviation, difference to the recipe and steps in the same time."""
+    """A row for each change, the best first: mean, deviation, difference to the recipe, mean seconds and steps."""
     by_change: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         by_change.setdefault(record["change"], []).append(record)
-    means = {change: statistics.mean(r["bpc"] for r in found) for change, found in by_change.items()}
-    lines = ["| | BPC | deviation | change | seeds | steps |", "|---|---|---|---|---|---|"]
+    means = {}
+    for change, found in by_change.items():
+        scores = [math.inf if record["bpc"] is None else record["bpc"] for record in found]
+        means[change] = statistics.fmean(scores)
+    lines = ["| | BPC | deviation | change | seeds | seconds | steps |", "|---|---|---|---|---|---|---|"]
     for change in sorted(means, key=lambda change: (change != UNCHANGED, means[change])):
-        found = by_change[change]
-        deviation = f"{statistics.stdev(r['bpc'] for r in found):.3f}" if len(found) > 1 else ""
-        difference = "" if change == UNCHANGED else f"{means[change] - means.get(UNCHANGED, math.nan):+.3f}"
-        steps = " + ".join(f"{n:,}" for n in found[0]["steps"])
-        lines.append(f"| {change} | {means[change]:.3f} | {deviation} | {difference} | {len(found)} | {steps} |")
+        found, mean = by_change[change], means[change]
+        has_deviation = len(found) > 1 and math.isfinite(mean)
+        deviation = f"{statistics.stdev(record['bpc'] for record in found):.3f}" if has_deviation else ""
+        difference = "" if change == UNCHANGED else f"{mean - means.get(UNCHANGED, math.nan):+.3f}"
+        seconds = statistics.fmean(record["seconds"] for record in found)
+        steps = zip(*(record["steps"] for record in found), strict=True)
+        steps = " + ".join(f"{statistics.fmean(phase):,.0f}" for phase in steps)
+        lines.append(f"| {change} | {mean:.3f} | {deviation} | {difference} | {len(found)} | {seconds:.0f} | {steps} |")
     return "\n".join(lines)
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The trainings that it has; the last line may have been written by half."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            print(f"{path}: left out, as it is no JSON: {line:.60}", file=sys.stderr)
+    return records
+
+
+@pinned()
+def run(journal: Path, changes: Sequence[str], data: DataConfig, seconds: float, seeds: int) -> list[dict[str, Any]]:
+    """All trainings, those that the journal has and those that it had not."""
+    machine = {"cpu": cpu_model(), "threads": len(os.sched_getaffinity(0)), "jax": jax.__version__}
+    records, wanted = read_journal(journal), []
+    starts = {change: CHANGES.get(change, lambda config: config)(recipe(data)) for change in changes}
+    settings = {change: {"budget": seconds, "of": digest(start)} | machine for change, start in starts.items()}
+    for seed in range(seeds):
+        for change, start in starts.items():
+            trial = {"change": change, "seed": seed} | settings[change]
+            found = next((record for record in records if trial.items() <= record.items()), None)
+            if found is None:
+                config = dataclasses.replace(within(start, seconds, seconds_a_step(start)), seed=seed)
+                found = trial | trained_and_scored(config)
+                with journal.open("a") as file:
+                    print(json.dumps(found), file=file)
+                print(json.dumps(found), file=sys.stderr)
+            wanted.append(found)
+    return wanted
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("journal", type=Path)
-    parser.add_argument("changes", nargs="*", default=[UNCHANGED, *CHANGES], help=f"of {', '.join(CHANGES)}")
+    parser.add_argument("changes", nargs="*", help=f"of {', '.join([UNCHANGED, *CHANGES])}; all where none is given")
     parser.add_argument("--text", type=Path, help="another text than Shakespeare")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
-    if unknown := sorted({*options.changes} - {UNCHANGED, *CHANGES}):
+    options = parser.parse_intermixed_args()
+    changes = options.changes or [UNCHANGED, *CHANGES]
+    if unknown := sorted({*changes} - {UNCHANGED, *CHANGES}):
         parser.error(f"change is {unknown[0]!r}; expected one of {', '.join([UNCHANGED, *CHANGES])}")
-    text = options.text.name if options.text else "shakespeare"
-    setting = {"text": text, "budget": options.seconds}
-    lines = options.journal.read_text().splitlines() if options.journal.exists() else []
-    records = [json.loads(line) for line in lines]
-    for change in options.changes:
-        start = CHANGES.get(change, lambda config: config)(recipe(DataConfig(path=options.text and str(options.text))))
-        times = None
-        for seed in range(options.seeds):
-            trial = setting | {"change": change, "seed": seed}
-            if any(trial.items() <= record.items() for record in records):
-                continue
-            times = times or seconds_a_step(start)
-            config = dataclasses.replace(within(start, options.seconds, times), seed=seed)
-            machine = {"cpu": cpu_model(), "threads": len(os.sched_getaffinity(0)), "jax": jax.__version__}
-            records.append(trial | trained_and_scored(config) | machine)
-            with options.journal.open("a") as journal:
-                print(json.dumps(records[-1]), file=journal)
-            print(json.dumps(records[-1]), file=sys.stderr)
-    print(table([record for record in records if setting.items() <= record.items()]))
+    if not 0 < options.seconds < math.inf:
+        parser.error(f"--seconds is {options.seconds}; expected a positive number")
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; expected at least 1")
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+    reuse_freed_memory()  # as train.py
+    with one_line_for_errors():
+        options.journal.parent.mkdir(parents=True, exist_ok=True)
+        options.journal.open("a").close()  # before any training
+        data = DataConfig(path=None if options.text is None else str(options.text))
+        print(table(run(options.journal, changes, data, options.seconds, options.seeds)))
 
 
 if __name__ == "__main__":

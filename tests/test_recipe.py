@@ -19,7 +19,7 @@ def test_a_change_is_valid_and_changes_something(change: str) -> None:
     assert recipe.CHANGES[change](START) != START
 
 
-def test_phases_share_the_seconds_as_in_the_recipe() -> None:
+def test_phases_keep_their_proportions_of_the_steps() -> None:
     first, *_, last = START.phases
     step_seconds = [0.05] * (len(START.phases) - 1) + [0.1]
     half, whole = (recipe.within(START, seconds, step_seconds) for seconds in (150, 300))
@@ -33,6 +33,7 @@ def test_phases_share_the_seconds_as_in_the_recipe() -> None:
 def test_the_journal_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(recipe, "reuse_freed_memory", lambda: None)
     trained = []
 
     def train(config: Any) -> dict[str, Any]:
@@ -41,23 +42,59 @@ def test_the_journal_is_not_repeated(
 
     monkeypatch.setattr(recipe, "trained_and_scored", train)
     monkeypatch.setattr(recipe, "seconds_a_step", lambda config: [0.1] * len(config.phases))
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)
     other = recipe.optimizer(name="muon" if START.optimizer.name == "adamw" else "adamw")
     monkeypatch.setattr(recipe, "CHANGES", {"other": other})
-    journal = tmp_path / "journal.jsonl"
-    for _ in range(2):
-        monkeypatch.setattr(sys, "argv", ["recipe", str(journal), "--seeds=2", "--seconds=60"])
+    journal = tmp_path / "results" / "journal.jsonl"
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["recipe", str(journal), *arguments])
         recipe.main()
-        table = capsys.readouterr().out
+        return capsys.readouterr().out
+
+    for _ in range(2):
+        table = run("--seeds=2", "--seconds=60")
     assert [(config.optimizer.name, config.seed) for config in trained] == [
-        *((START.optimizer.name, seed) for seed in (0, 1)),
-        *((other(START).optimizer.name, seed) for seed in (0, 1)),
+        (config.optimizer.name, seed) for seed in (0, 1) for config in (START, other(START))
     ]
     assert len([json.loads(line) for line in journal.read_text().splitlines()]) == 4
     assert table.splitlines()[2:] == [
-        "| recipe | 2.500 | 0.707 |  | 2 | 1,000 + 20 |",
-        "| other | 3.500 | 0.707 | +1.000 | 2 | 1,000 + 20 |",
+        "| recipe | 2.500 | 0.707 |  | 2 | 1 | 1,000 + 20 |",
+        "| other | 3.500 | 0.707 | +1.000 | 2 | 1 | 1,000 + 20 |",
     ]
-    monkeypatch.setattr(sys, "argv", ["recipe", str(journal), "SGD"])
-    with pytest.raises(SystemExit):
+    # What is another recipe by the same name, another text or half a line is no training of this one.
+    journal.write_text(journal.read_text() + '{"change": "rec')
+    monkeypatch.setattr(recipe, "CHANGES", {"other": recipe.model(qk_norm=True)})
+    assert run("--seeds=1", "--seconds=60", "other").splitlines()[2:] == [
+        "| other | 2.000 |  | +nan | 1 | 1 | 1,000 + 20 |"
+    ]
+    assert len(trained) == 5
+    (tmp_path / "shakespeare").write_text("To be or not. " * 9000)
+    run("--seeds=1", "--seconds=60", f"--text={tmp_path / 'shakespeare'}", "recipe")
+    assert len(trained) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SGD"], "change is 'SGD'; expected one of recipe, Muon"),
+        (["--seconds=nan", "Muon"], "--seconds is nan; expected a positive number"),
+        (["--seeds=0"], "--seeds is 0; expected at least 1"),
+        (["--text=none.txt"], "path is 'none.txt', which is missing"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(recipe, "reuse_freed_memory", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["recipe", str(tmp_path / "journal"), *arguments])
+    with pytest.raises(SystemExit) as stopped:
         recipe.main()
-    assert "change is 'SGD'; expected one of recipe, other" in capsys.readouterr().err
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_training_that_diverged_has_no_score() -> None:
+    record = {"change": "recipe", "seconds": 1.0, "steps": [3]}
+    records = [record | {"bpc": bpc} for bpc in (2.0, None)]
+    assert recipe.table(records).splitlines()[2] == "| recipe | inf |  |  | 2 | 1 | 3 |"
