@@ -33,6 +33,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from benchmarks.side_by_side import cpu_model
 from longformer_jax.attention.split import SEQUENCE_AXIS
+from longformer_jax.command_line import one_line_for_errors
+from longformer_jax.errors import InputError
 from longformer_jax.models import CharLM, CharLMConfig
 from longformer_jax.training import CharLMExperiment
 from longformer_jax.training.flops import training_flops_per_character
@@ -93,7 +95,10 @@ HEAD = (
 def model_of(name: str) -> CharLMConfig:
     """That of a configuration's last phase, with remat; NAME or NAME:VARIANT."""
     module, _, variant = name.partition(":")
-    config = importlib.import_module(f"configs.char_lm.{module}").get_config(variant)
+    try:
+        config = importlib.import_module(f"configs.char_lm.{module}").get_config(variant)
+    except ModuleNotFoundError:
+        raise InputError(f"--config is {name!r}; expected NAME or NAME:VARIANT of configs/char_lm") from None
     experiment: Any = CharLMExperiment.from_config_dict(config)
     return dataclasses.replace(experiment.model_in_phase(len(experiment.phases) - 1), remat=True, dropout_rate=0.0)
 
@@ -317,7 +322,9 @@ def main() -> None:
     for part in ("table", "check", "million"):
         parser.add_argument(f"--{part}", action="store_true")
     options = parser.parse_args()
-    if options.devices < 1 or options.sequence % options.devices:
+    if options.devices < 1:
+        sys.exit(f"error: --devices is {options.devices}; expected at least 1")
+    if options.sequence < 1 or options.sequence % options.devices:
         sys.exit(f"error: --sequence is {options.sequence}; expected a multiple of --devices, {options.devices}")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     if options.check or options.million:
@@ -333,10 +340,12 @@ def main() -> None:
         print(json.dumps(record))
         _write("million", [record], key="devices")
     else:
+        model = model_of(options.config)
         print(HEAD)
         for length, devices in TABLE if options.table else ((options.sequence, options.devices),):
-            print(plan(model_of(options.config), length, devices).row(), flush=True)
+            print(plan(model, length, devices).row(), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_for_errors():
+        main()

@@ -1,4 +1,4 @@
-"""The activations that an encoder may have, under transformers' names."""
+"""The activations that a model may have, under transformers' names."""
 
 import functools
 from collections.abc import Callable

@@ -36,7 +36,8 @@ from longformer_jax.models.sub_bands import Heads, cut_window
 
 _POSITIONS = ("transformer_xl", "rotary")
 _DTYPES = ("float32", "bfloat16")
-_SOFTCAPS = "a positive number, or None"
+_SMALLEST_SOFTCAP, _LARGEST_SOFTCAP = 1e-3, 1e6  # which float32 can divide by
+_SOFTCAPS = "a number from 0.001 to 1,000,000, or None"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ class CharLMConfig:
             check_bool(name, getattr(self, name))
         if self.logit_softcap is not None:
             cap = check_number("logit_softcap", self.logit_softcap, _SOFTCAPS)
-            if cap <= 0:
+            if not _SMALLEST_SOFTCAP <= cap <= _LARGEST_SOFTCAP:
                 raise InputError(f"logit_softcap is {cap}; expected {_SOFTCAPS}")
             object.__setattr__(self, "logit_softcap", cap)
         check_choice("dtype", self.dtype, _DTYPES)

@@ -108,7 +108,7 @@ class FeatureSet:
         rows = np.flatnonzero(np.isin(self.owners, chosen))
 
         def column(name: str) -> Column:
-            values = [self.columns[name][row] for row in rows]
+            values = [self.columns[name][int(row)] for row in rows]
             if name == _OWNER:
                 values = [np.searchsorted(chosen, owner).astype(owner.dtype) for owner in values]
             starts = np.cumsum([0, *map(len, values)])

@@ -93,11 +93,11 @@ def _update_rule(optimizer: OptimizerConfig, schedule: optax.Schedule) -> optax.
 
 
 def _rule_of_each(params: Any) -> Any:
-    """A tree like `params`: "muon" for the layers' matrices."""
+    """A tree like `params`: "muon" for the kernels of the layers, [L, in, out]."""
 
-    def rule(path: tuple[Any, ...], _: Any) -> str:
+    def rule(path: tuple[Any, ...], param: Any) -> str:
         names = [key.key for key in path]
-        return "muon" if "layers" in names and names[-1] == "kernel" else "adamw"
+        return "muon" if "layers" in names and names[-1] == "kernel" and param.ndim == 3 else "adamw"
 
     return jax.tree_util.tree_map_with_path(rule, params)
 

@@ -54,11 +54,12 @@ class OptimizerConfig:
     """The optimizer and the shape of the learning rate; the defaults are the paper's (appendix B) or Adam's.
 
     Attributes:
-      name: "adamw", or "muon" (Jordan 2024) for the matrices of the layers, with AdamW for the rest.
+      name: "adamw", or "muon" (Jordan 2024) for the kernels of the layers, with AdamW for the rest.
       b1, b2, eps: Adam's.
-      muon_factor: by how much the rate of Muon's matrices is larger than that of the rest.
+      muon_factor: by how much the rate of Muon's kernels is larger than that of the rest, which is what is logged.
       muon_momentum: Muon's.
-      weight_decay: decoupled, on kernels and embeddings only.
+      weight_decay: decoupled, that is times the rate, of Muon's kernels theirs; on kernels, embeddings, the character
+        model's `relative` and its output matrix only.
       clip_norm: the largest global norm of the gradient; None does not clip.
       warmup_steps: how many steps of a phase warm up linearly. None: the part `warmup_fraction` of its steps, but at
         most `max_warmup_steps`.
@@ -70,7 +71,7 @@ class OptimizerConfig:
       train_only: a regular expression; only parameters with a match in their path, such as
         "longformer/position_embeddings/embedding", are trained. None: all.
       max_skipped_steps: how many steps in a row may be skipped as their loss or gradient is not finite: parameters and
-        Adam's moments stay, while the schedule goes on. One more ends the run. 0: the first one does.
+        the optimizer's moments stay, while the schedule goes on. One more ends the run. 0: the first one does.
     """
 
     name: str = "adamw"

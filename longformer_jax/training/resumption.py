@@ -14,7 +14,9 @@ _HARMLESS = re.compile(
     r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device|optimizer\.max_skipped_steps"
 )
 # What may differ as long as the steps that are done would be the same.
-_SCHEDULE = re.compile(r"phases\[\d+\]\.(steps|epochs)|optimizer\.(warmup_steps|warmup_fraction|max_warmup_steps)")
+_SCHEDULE = re.compile(
+    r"phases\[\d+\]\.(steps|epochs)|optimizer\.(warmup_steps|warmup_fraction|max_warmup_steps|cooldown_fraction)"
+)
 
 
 def check_resumes(config: ExperimentConfig, previous: ExperimentConfig, step: int) -> None:
@@ -78,18 +80,20 @@ def _keeping_warmup(config: ExperimentConfig, previous: ExperimentConfig, step: 
     return None if _wrong_fields(kept, previous, step) else f"--config.optimizer.warmup_steps={warmup}"
 
 
-def _begun(config: ExperimentConfig, step: int) -> list[tuple[int, int, int, int]]:
+def _begun(config: ExperimentConfig, step: int) -> list[tuple[int, int, int, tuple[int, int] | None]]:
     """What the learning rates of the first `step` steps follow from, for each phase that has begun.
 
-    That is where it begins, for how many steps it warms up, and its number of steps and that of the whole run, or 0
-    where these play no part.
+    That is where it begins, for how many steps it warms up, its number of steps, or 0 where it plays no part, and how
+    many steps the whole run and its end, in which rates cool down, have, or None before that.
     """
     starts = itertools.accumulate((phase.steps for phase in config.phases), initial=0)
     is_constant = config.optimizer.decay == "constant"
     total = config.total_steps
-    has_cooled = config.cooldown_steps and step > total - config.cooldown_steps
+    # Step number i of the last n, from 0, has (n - i) / n of its rate: the first all of it.
+    has_cooled = config.cooldown_steps and step > total - config.cooldown_steps + 1
+    end = (total, config.cooldown_steps) if has_cooled else None
     return [
-        (start, config.optimizer.warmup(phase.steps), 0 if is_constant else phase.steps, total if has_cooled else 0)
+        (start, config.optimizer.warmup(phase.steps), 0 if is_constant else phase.steps, end)
         for start, phase in zip(starts, config.phases, strict=False)
         if start < step
     ]
@@ -102,7 +106,8 @@ def _why_fixed(config: ExperimentConfig, previous: ExperimentConfig, step: int) 
     if config.optimizer.decay != "constant":
         why = f"with optimizer.decay={config.optimizer.decay!r} their rates follow from the steps of the whole phase"
     elif begun[0][3] != (now[0][3] if now else 0):
-        why = "their rates have begun to cool down, by optimizer.cooldown_fraction, to the end of the whole run"
+        have = "have" if begun[0][3] else "would have"
+        why = f"their rates {have} begun to cool down, by optimizer.cooldown_fraction, to the end of the whole run"
     elif len(now) == len(begun) and now[:index] == begun[:index] and now[index][1] != begun[index][1]:
         flag = _keeping_warmup(config, previous, step)
         why = f"phases[{index}] warmed up for {begun[index][1]} steps" + (f" ({flag} keeps that)" if flag else "")

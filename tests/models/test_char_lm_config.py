@@ -108,8 +108,9 @@ def test_layer_groups_are_runs_of_equal_layers() -> None:
         ({"tie_embeddings": 1}, "tie_embeddings is 1; expected True or False"),
         ({"qk_norm": "yes"}, "qk_norm is 'yes'; expected True or False"),
         ({"activation": "relu3"}, "activation is 'relu3'; expected one of gelu, "),
-        ({"logit_softcap": 0}, "logit_softcap is 0.0; expected a positive number, or None"),
-        ({"logit_softcap": "15"}, "logit_softcap is '15'; expected a positive number, or None"),
+        ({"logit_softcap": 0}, "logit_softcap is 0.0; expected a number from 0.001 to 1,000,000, or None"),
+        ({"logit_softcap": 1e39}, "logit_softcap is 1e+39; expected a number from 0.001 to 1,000,000, or None"),
+        ({"logit_softcap": "15"}, "logit_softcap is '15'; expected a number from 0.001 to"),
         ({"remat": None}, "remat is None; expected True or False"),
         ({"implementation": ["xla"]}, "implementation is ['xla']; expected the name of one, or None"),
         *(

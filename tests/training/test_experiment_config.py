@@ -21,6 +21,7 @@ from longformer_jax.training import (
     OptimizerConfig,
     TokenDataConfig,
 )
+from longformer_jax.training.optimizer import learning_rate_schedule
 from longformer_jax.training.resumption import check_resumes, longer_run
 from tests.training.tiny import CONFIG
 
@@ -389,9 +390,17 @@ def test_a_finished_run_goes_on_under_the_flags_that_are_named(
 
 def test_steps_may_change_until_the_rates_cool_down() -> None:
     before, now = (with_optimizer((steps,), cooldown_fraction=0.25, warmup_steps=0) for steps in (40, 60))
-    check_resumes(now, before, 30)
-    with pytest.raises(InputError, match=r"31 steps are done and their rates have begun to cool down, by optimizer\.c"):
-        check_resumes(now, before, 31)
+    earlier = with_optimizer((40,), cooldown_fraction=0.5, warmup_steps=0)
+    for step, changed in ((31, now), (21, earlier)):
+        rates = [learning_rate_schedule(config)(step - 1) for config in (before, changed)]
+        assert rates[0] == rates[1]
+        check_resumes(changed, before, step)
+    with pytest.raises(InputError, match=r"32 steps are done and their rates have begun to cool down, by optimizer\.c"):
+        check_resumes(now, before, 32)
+    with pytest.raises(InputError, match=r"22 steps are done and their rates would have begun to cool down, by optim"):
+        check_resumes(earlier, before, 22)
+    assert learning_rate_schedule(before)(31) != learning_rate_schedule(now)(31)
+    assert learning_rate_schedule(before)(21) != learning_rate_schedule(earlier)(21)
 
 
 def test_a_phase_that_has_not_begun_may_be_another() -> None:
