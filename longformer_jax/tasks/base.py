@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import save_file
 
 from longformer_jax.checksums import recording
 from longformer_jax.data.buckets import bucket_lengths
@@ -31,6 +30,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
 from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.weights import save_pretrained
+from longformer_jax.weights.tensor_files import write_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -267,4 +267,4 @@ def save_encoder_and_head(directory: Path, model: LongformerConfig, params: Any)
     save_pretrained(directory, model, params["longformer"], functools.partial(Longformer, add_pooling_layer=False))
     head = flatten_dict({name: part for name, part in params.items() if name != "longformer"}, sep="/")
     with recording(directory / HEAD_FILE) as partial:
-        save_file({name: np.ascontiguousarray(jax.device_get(x)) for name, x in head.items()}, partial)
+        write_tensors(partial, {name: np.ascontiguousarray(jax.device_get(x)) for name, x in head.items()})

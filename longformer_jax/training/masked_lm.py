@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from longformer_jax.checksums import check_sum, recording
 from longformer_jax.data import TokenCorpus, load_token_corpus, mask_tokens, row_batches
@@ -32,6 +32,7 @@ from longformer_jax.weights import load_tokenizer, save_pretrained
 from longformer_jax.weights.conversion import POSITIONS
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.pretrained import read_model_config
+from longformer_jax.weights.tensor_files import write_tensors
 from longformer_jax.weights.tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class MaskedLMExperiment(ExperimentConfig):
             data.tokenizer.save(str(partial))
         if data.global_projections:
             with recording(workdir / GLOBAL_FILE) as partial:
-                save_file(data.global_projections, partial)
+                write_tensors(partial, data.global_projections)
         else:
             (workdir / GLOBAL_FILE).unlink(missing_ok=True)
         super().save_data(workdir, data)

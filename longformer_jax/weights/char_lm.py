@@ -9,7 +9,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from longformer_jax.checksums import check_sum, recording
 from longformer_jax.errors import InputError
@@ -18,7 +17,7 @@ from longformer_jax.models import CharLM, CharLMConfig
 from longformer_jax.weights.architectures import differences
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import CHAR_LM, CONFIG, read_values
-from longformer_jax.weights.tensor_files import SAFETENSORS, read_tensors
+from longformer_jax.weights.tensor_files import SAFETENSORS, read_tensors, write_tensors
 
 # Settings of the computation that leave the numbers as they are.
 _NOT_WRITTEN = ("remat", "implementation")
@@ -40,7 +39,7 @@ def save_char_lm(directory: str | os.PathLike[str], config: CharLMConfig, params
         name: value for name, value in fields.items() if name not in _NOT_WRITTEN
     }
     with recording(directory / SAFETENSORS) as partial:
-        save_file(tensors, partial, {"format": "flax"})
+        write_tensors(partial, tensors, {"format": "flax"})
     with recording(directory / CONFIG) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from longformer_jax.checksums import check_sum, recording
 from longformer_jax.errors import InputError
@@ -36,7 +35,7 @@ from longformer_jax.weights.char_lm import load_char_lm_files, save_char_lm
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import CONFIG, config_to_hugging_face, read_config, read_values
 from longformer_jax.weights.stored_tensor import StoredTensor
-from longformer_jax.weights.tensor_files import SAFETENSORS, has_tensors, read_tensors
+from longformer_jax.weights.tensor_files import SAFETENSORS, has_tensors, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -199,7 +198,7 @@ def save_pretrained(
         tensors[_DECODER_BIAS] = tensors[names.TIED[_DECODER_BIAS]]
     directory = user_path("directory", directory)
     with recording(directory / SAFETENSORS) as partial:
-        save_file(tensors, partial, {"format": "pt"})
+        write_tensors(partial, tensors, {"format": "pt"})
     write_config(directory, values)
 
 

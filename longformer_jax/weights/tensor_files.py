@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from longformer_jax.errors import InputError
 from longformer_jax.files import read_json
@@ -19,6 +20,14 @@ TORCH = "pytorch_model.bin"
 
 # By safetensors' names. Its integers are nothing that a model of ours has.
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file, which others may read if they may read what else this process writes."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    path.chmod(mode)  # from safetensors 0.8 on, save_file leaves a file of its own in its place, for its owner alone
 
 
 def has_tensors(directory: Path) -> bool:

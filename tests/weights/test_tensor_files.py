@@ -1,6 +1,7 @@
 """Which files of a checkpoint are read, and what is said about bad ones."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from longformer_jax import InputError
-from longformer_jax.weights.tensor_files import has_tensors, read_tensors
+from longformer_jax.weights.tensor_files import has_tensors, read_tensors, write_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "torch_files"
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -27,6 +28,18 @@ def sharded(tmp_path: Path) -> Path:
     save_file({"b": B}, tmp_path / "model-00002-of-00002.safetensors")
     write_index(tmp_path, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"})
     return tmp_path
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_file_is_for_whom_other_files_are(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path / "tensors", {"a": A, "b": B}, {"format": "pt"})
+        (tmp_path / "text").write_text("Read me.")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {0o666 & ~umask}
 
 
 def test_one_file(tmp_path: Path) -> None:
