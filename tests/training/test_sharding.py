@@ -149,10 +149,12 @@ from tests.training import tiny, tiny_masked, tiny_task
 def coreference(folder):
     stories = test_coreference.written(folder / "stories")
     return tiny_task.by_heart(test_coreference.TASK, stories, folder, length=128, steps=6)
+def muon(config):
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name="muon"))
 with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryDirectory() as data:
     config = {
         "char_lm": lambda: tiny.CONFIG,
-        "masked_lm": lambda: tiny_masked.with_text(pathlib.Path(data)),
+        "masked_lm": lambda: muon(tiny_masked.with_text(pathlib.Path(data))),
         "task": lambda: tiny_task.with_data(pathlib.Path(data)),
         "coreference": lambda: coreference(pathlib.Path(data)),
     }[sys.argv[1]]()
