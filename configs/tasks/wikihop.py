@@ -55,7 +55,7 @@ def ablation(variant: str) -> TaskExperiment:
     config = paper.experiment(task, "", epochs=5, warmup_steps=200)
     model = config.model
     (phase,) = config.phases
-    if variant.startswith("length_"):  # of as many tokens of the documents as in the longest pieces
+    if variant.startswith("length_"):  # of as many tokens, of which more are the query and the candidates
         length = int(variant.removeprefix("length_"))
         task = dataclasses.replace(task, max_pieces=task.max_pieces * phase.sequence_length // length)
     if variant == "length_2048":

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from longformer_jax.errors import InputError
+
 # The end of a line, or of a sentence before what does not begin with a small letter. A long row of dots is read once:
 # from its beginning alone, and as a whole.
 _SENTENCE_END = re.compile(r"\n|(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s++[^\sa-z])|[。！？]")
@@ -50,6 +52,13 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     spans = zip([0, *ends], [*ends, len(text)], strict=True)
     return [(start, end) for start, end in spans if text[start:end].strip()]
+
+
+def is_span(score: float, name: str) -> bool:
+    """Whether candidates have made a span of this score; raises InputError for NaN."""
+    if np.isnan(score):
+        raise InputError(f"the scores of question {name!r} are no numbers; expected a model that has not diverged")
+    return bool(np.isfinite(score))
 
 
 def any_of_loss(logits: jax.Array, targets: jax.Array, valid: jax.Array) -> jax.Array:
@@ -103,7 +112,7 @@ def best_pair(
         of_first, of_last = (jnp.take_along_axis(part, tokens, axis=1) for tokens in (firsts, lasts))
         fits &= of_first[:, :, None] == of_last[:, None, :]
     scores = jnp.where(fits, scores, -jnp.inf).reshape(logits.shape[0], -1)
-    best = jnp.argmax(scores, axis=-1)  # of equal ones the first, whose first token comes first
+    best = jnp.argmax(scores, axis=-1)  # of equal ones that of the likelier first token
     count = lasts.shape[1]
     first, last, score = (
         jnp.take_along_axis(array, index[:, None], axis=1)[:, 0]

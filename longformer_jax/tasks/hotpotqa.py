@@ -3,6 +3,7 @@ Longformer, section 6.1 and appendix)."""
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,11 +17,11 @@ import optax
 
 from longformer_jax.errors import InputError
 from longformer_jax.files import read_json, replacing, user_path
-from longformer_jax.integers import as_number, check_integer
+from longformer_jax.integers import as_number, check_integer, check_number
 from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.tasks.answers import hotpotqa_metrics, normalize_hotpotqa
 from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, save_encoder_and_head
-from longformer_jax.tasks.extraction import any_of_loss, best_pair, sentence_spans
+from longformer_jax.tasks.extraction import any_of_loss, best_pair, is_span, sentence_spans
 from longformer_jax.tasks.hotpotqa_rows import Row, placed_answer, shown_text, spaced
 from longformer_jax.tasks.records import read_list, shown, text_field
 
@@ -34,6 +35,7 @@ _FILES = {"train": "hotpot_train_v1.1.json", "validation": "hotpot_dev_distracto
 _TYPES = ("span", "yes", "no")
 # The evidence comes from so many paragraphs.
 _PARAGRAPHS = 2
+_BLANK_LINE = re.compile(r"\r?\n[^\S\n]*\n")
 # What says where an answer stands, None for one that stands nowhere.
 _PLACE = ("sentence", "place", "start", "end")
 
@@ -137,11 +139,13 @@ class HotpotQA(Task):
     added_tokens: ClassVar[Sequence[str]] = ("[q]", "[/q]", "<t>", "</t>", "[s]")
 
     def __post_init__(self) -> None:
-        for field in ("most_paragraphs", "max_question_tokens", "max_paragraphs", "max_sentences"):
+        for field in ("max_question_tokens", "max_paragraphs", "max_sentences", "max_answer_tokens", "candidates"):
             check_integer(field, getattr(self, field))
-        for field in ("max_answer_tokens", "candidates"):
-            check_integer(field, getattr(self, field))
-        weights = [as_number(weight) for weight in self.loss_weights]
+        check_integer("most_paragraphs", self.most_paragraphs, _PARAGRAPHS)
+        check_number("threshold", self.threshold, "a number")
+        if not isinstance(self.stage_one, list | tuple) or not all(isinstance(name, str) for name in self.stage_one):
+            raise InputError(f"stage_one is {self.stage_one!r}; expected names of files")
+        weights = [as_number(x) for x in self.loss_weights] if isinstance(self.loss_weights, list | tuple) else []
         if len(weights) != 4 or any(weight is None or weight < 0 for weight in weights):
             raise InputError(f"loss_weights is {self.loss_weights!r}; expected four numbers, none less than 0")
 
@@ -176,7 +180,7 @@ class HotpotQA(Task):
             yield example
 
     def read_own(self, path: Path) -> Iterator[Example]:
-        """A file of HotpotQA's format, in which answer and supporting_facts may be missing."""
+        """A file of HotpotQA's format, in which answer and supporting_facts may both be missing."""
         scores = self._stage_one_scores()
         for place, record in read_list(path):
             context = record.get("context")
@@ -207,6 +211,12 @@ class HotpotQA(Task):
             found = found.get("paragraphs") if isinstance(found, dict) else None
             if not isinstance(found, dict):
                 raise InputError(f"{str(file)!r} has no scores of paragraphs; expected predictions of the first stage")
+            for name, values in found.items():
+                if not isinstance(values, list) or any(x is not None and as_number(x) is None for x in values):
+                    raise InputError(
+                        f"{str(file)!r} has {shown(values)} as the paragraphs' scores of question {name!r}; expected a "
+                        "list of numbers, null for what was not read"
+                    )
             scores |= found
         return scores
 
@@ -233,10 +243,10 @@ class HotpotQA(Task):
         if not question.strip():
             raise InputError(f"{name}: question is empty; expected a question")
         places, begin = [], 0
-        for paragraph in text.split("\n\n"):
-            if spans := sentence_spans(paragraph):
+        for close, next_begin in [*(found.span() for found in _BLANK_LINE.finditer(text)), (len(text), len(text))]:
+            if spans := sentence_spans(text[begin:close]):
                 places.append([[begin + start, begin + end] for start, end in spans])
-            begin += len(paragraph) + 2
+            begin = next_begin
         if not places:
             raise InputError(f"{name}: text is empty; expected a document")
         return {
@@ -396,7 +406,8 @@ class HotpotQA(Task):
     def decode(self, example: Example, rows: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Any]) -> Any:
         """The answer, and supporting facts from exactly two paragraphs, those of the highest scores.
 
-        Of each of the two these are the sentences of a score above 0, one at least.
+        Of each of the two these are the sentences of a score above 0, one at least. Paragraphs without sentences do not
+        count.
 
         Returns:
           {"id", "answer", "score": the logit of its kind or of the span, "sentence": in which it stands, "place": the
@@ -408,7 +419,7 @@ class HotpotQA(Task):
         (row,), (output,) = rows, outputs
         kind = _TYPES[int(np.argmax(output["answer_type"]))]
         answer: dict[str, Any] = {"answer": kind, "score": round(float(np.max(output["answer_type"])), 4)}
-        if kind == "span" and np.isfinite(output["score"]):
+        if kind == "span" and is_span(output["score"], example["id"]):
             answer = placed_answer(example, row, int(output["first"]), int(output["last"]))
             answer["score"] = round(float(output["score"]), 4)
         elif kind == "span":
@@ -452,12 +463,23 @@ class HotpotQA(Task):
     def marked(self, example: Example, prediction: Any) -> Marked:
         """All paragraphs, or the text as it was written, with the answer and the supporting sentences."""
         text, titles, places = shown_text(example)
-        number_of = {title: number for number, title in reversed([*enumerate(example["titles"])])}
-        spans = [(*places[number_of[title]][number], "sentence") for title, number in prediction["facts"]]
+
+        def paragraph_of(title: str, number: int | None, sentence: str) -> int:
+            """Of paragraphs with the same title the one with this sentence."""
+            named = [paragraph for paragraph, other in enumerate(example["titles"]) if other == title]
+            if number is None:
+                return named[0]
+            found = (p for p in named if number < len(places[p]))
+            return next((p for p in found if text[slice(*places[p][number])].strip() == sentence), named[0])
+
+        facts = zip(prediction["facts"], prediction["support"], strict=True)
+        spans = [
+            (*places[paragraph_of(title, number, sentence)][number], "sentence") for (title, number), sentence in facts
+        ]
         if prediction["place"] is not None:
             (title, number), shift = prediction["place"], 0
             if "text" not in example:
-                paragraph = number_of[title]
+                paragraph = paragraph_of(title, number, prediction["sentence"])
                 shift = titles[paragraph] if number is None else places[paragraph][number][0]
             spans.insert(0, (shift + prediction["start"], shift + prediction["end"], "answer"))
         return Marked(example["question"], self.describe(prediction), example["id"], text, spans)

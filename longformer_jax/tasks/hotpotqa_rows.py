@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longformer_jax.tasks.answers import find_answers
+from longformer_jax.tasks.answers import find_answers, normalize_hotpotqa
 from longformer_jax.tasks.extraction import token_spans
 
 if TYPE_CHECKING:
@@ -67,22 +67,38 @@ class Row:
         start = len(self._text)
         shift = start - (len(spaced(text)) - len(text))
         self._ids += encoding.ids
-        part = self._parts if may_answer else -1
-        self._tokens += [(part, max(shift + a, start), shift + b) for a, b in encoding.offsets]
+        for a, b in encoding.offsets:
+            a, b = max(shift + a, start), shift + b
+            is_blank = not text[a - start : b - start].strip()
+            self._tokens.append((self._parts if may_answer and not is_blank else -1, a, b))
         self._parts += 1
         self._text += f"{text}\n"  # where a word of one part does not go on in the next
 
     def find(self, answer: str, is_fact: Sequence[bool]) -> list[tuple[int, int]]:
-        """The first and last tokens of the answer in supporting sentences; where it is in none, anywhere."""
+        """The first and last tokens of the answer in supporting sentences; where it is in none, anywhere.
+
+        In both as it is written, or else what the scorer takes for the same, in another case for example.
+        """
         parts, begins, ends = (np.array(column) for column in zip(*self._tokens, strict=True))
         inside = np.flatnonzero(parts >= 0)
-        spans = occurrences(self._text, answer) or find_answers(self._text, [answer])
-        tokens = [
-            (int(inside[first]), int(inside[last])) for first, last in token_spans(spans, begins[inside], ends[inside])
-        ]
-        tokens = [(first, last) for first, last in tokens if parts[first] == parts[last]]
-        supporting = {int(parts[place - 1]) for place, yes in zip(self.sentences, is_fact, strict=True) if yes}
-        return [span for span in tokens if parts[span[0]] in supporting] or tokens
+        text, answer = self._text, answer.strip()
+        normal = normalize_hotpotqa(answer)
+        alike = [(a, b) for a, b in find_answers(text, [answer]) if normalize_hotpotqa(text[a:b]) == normal]
+        marks = [mark for mark, yes in zip(self.sentences, is_fact, strict=True) if yes]  # of supporting sentences
+        anywhere = []
+        for spans in (occurrences(text, answer), alike):
+            tokens = token_spans(spans, begins[inside], ends[inside])
+            tokens = [(int(inside[first]), int(inside[last])) for first, last in tokens]
+            tokens = [(first, last) for first, last in tokens if parts[first] == parts[last]]
+            supporting = [
+                (first, last)
+                for first, last in tokens
+                if any(begins[mark] <= begins[first] and ends[last] <= ends[mark] for mark in marks)
+            ]
+            if supporting:
+                return supporting
+            anywhere = anywhere or tokens
+        return anywhere
 
     def finished(self) -> dict[str, Any]:
         """The arrays of the row but for the targets."""
@@ -129,7 +145,8 @@ def placed_answer(example: Mapping[str, Any], row: Mapping[str, np.ndarray], fir
     # The mark of a title comes before it, that of a sentence behind, and stands for the characters of the sentence.
     paragraph = int(row["paragraphs"][np.searchsorted(row["titles"], first) - 1])
     mark, number = int(np.searchsorted(row["sentences"], last)), None
-    begin, sentence = text.rfind("\n", 0, start) + 1, example["titles"][paragraph]
+    title = int(row["titles"][np.searchsorted(row["titles"], first) - 1]) + 1
+    begin, sentence = text.rfind("\n", 0, int(row["begins"][title])) + 1, example["titles"][paragraph]
     if mark < len(row["sentences"]) and row["begins"][row["sentences"][mark]] <= start:
         begin, close = (int(row[name][row["sentences"][mark]]) for name in ("begins", "ends"))
         number, sentence = int(row["facts"][2 * mark + 1]), text[begin:close].strip()

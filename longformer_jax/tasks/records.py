@@ -1,5 +1,6 @@
 """Records with named fields in files: JSON lines, CSV, TSV and lists in JSON, each also compressed with gzip."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from longformer_jax.errors import InputError
 from longformer_jax.files import read_lines
@@ -54,6 +55,11 @@ def read_list(path: Path, where: str = "item") -> Iterator[tuple[str, dict[str, 
 
     number = 0
     with opened(path) as file:
+        if file.peek(3)[:3] == codecs.BOM_UTF8:
+            file.read(3)
+        begin = file.peek(64).lstrip()[:1].decode(errors="replace")
+        if where == "item" and begin not in ("", "["):
+            raise InputError(f"{str(path)!r} begins with {begin!r}; expected a list in JSON")
         try:
             for record in ijson.items(file, where, use_float=True):
                 number += 1
@@ -62,7 +68,9 @@ def read_list(path: Path, where: str = "item") -> Iterator[tuple[str, dict[str, 
                     raise InputError(f"{place} is a {type(record).__name__}; expected a JSON object")
                 yield place, record
         except ijson.JSONError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = error.args[0] if error.args else ""
+            reason = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+            reason = next(iter(reason.strip().splitlines()), "")
             raise InputError(
                 f"{str(path)!r} is damaged after record {number:,} ({reason}); expected a list in JSON"
             ) from None
@@ -82,13 +90,13 @@ def shown(value: Any) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[io.BufferedReader]:
     """The bytes of a file, unpacked where its name ends in .gz; what is wrong with them is an InputError."""
     if not path.is_file():
         raise InputError(f"{str(path)!r} is no file; expected one with data")
     try:
         with path.open("rb") as stored:
-            yield cast(IO[bytes], gzip.GzipFile(fileobj=stored) if path.suffix == ".gz" else stored)
+            yield cast(io.BufferedReader, gzip.GzipFile(fileobj=stored) if path.suffix == ".gz" else stored)
     except UnicodeDecodeError as error:
         raise InputError(f"{str(path)!r} is no UTF-8 ({error.reason}); expected text in UTF-8") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -19,8 +19,8 @@ from longformer_jax.integers import check_integer
 from longformer_jax.models import ForQuestionAnswering, LongformerConfig
 from longformer_jax.tasks.answers import find_answers, triviaqa_score
 from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task
-from longformer_jax.tasks.extraction import any_of_loss, best_pair, sentence_around, token_spans
-from longformer_jax.tasks.records import kind_of, opened_archive, read_list, read_records, text_field, text_list
+from longformer_jax.tasks.extraction import any_of_loss, best_pair, is_span, sentence_around, token_spans
+from longformer_jax.tasks.records import kind_of, opened_archive, read_list, read_records, shown, text_field, text_list
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -165,6 +165,8 @@ class TriviaQA(Task):
             found = True
             if is_verified and not record.get("QuestionPartOfVerifiedEval"):
                 continue
+            if self.domain == "wikipedia" and record.get("SearchResults"):
+                raise InputError(f"{place} has SearchResults, which task.domain 'wikipedia' has not; expected 'web'")
             name, question = text_field(place, record, "QuestionId"), text_field(place, record, "Question")
             pages = [
                 (text_field(place, page, "Filename"), folder)
@@ -225,6 +227,7 @@ class TriviaQA(Task):
             row = {
                 "input_ids": [*front, *ids, packer.sep_token_id],
                 "document": [len(front), len(front) + len(ids)],
+                "is_text": [False] * len(front) + [bool(text[a:b].strip()) for a, b in offsets] + [False],
                 "number": [number],
                 "begins": begins,
                 "ends": ends,
@@ -243,12 +246,14 @@ class TriviaQA(Task):
     def fields(self) -> Mapping[str, Field]:
         """What a row has beside its tokens.
 
-        `document`, where it begins and ends in the row; `firsts` and `lasts`, the first and last tokens of all answers;
-        for decoding `number`, of the document, its `text` as UTF-8, and the characters of its tokens, `begins`, `ends`.
+        `document`, where it begins and ends in the row; `is_text`, of it the tokens that are more than blanks; `firsts`
+        and `lasts`, the first and last tokens of all answers; for decoding `number`, of the document, its `text` as
+        UTF-8, and the characters of its tokens, `begins` and `ends`.
         """
         return {
             "input_ids": Field(),
             "document": Field(length=2),
+            "is_text": Field("bool"),
             "firsts": Field(fill=-1),
             "lasts": Field(fill=-1),
             "number": Field(length=1, for_model=False),
@@ -280,10 +285,8 @@ class TriviaQA(Task):
 
     def outputs(self, output: Any, batch: Mapping[str, jax.Array]) -> Any:
         """The best span of the document, int32 `[B]` each for its first and last token, and its score."""
-        places, document = jnp.arange(output.logits.shape[1])[None], batch["document"]
-        allowed = (places >= document[:, :1]) & (places < document[:, 1:])
         first, last, score = best_pair(
-            output.logits, allowed, candidates=self.candidates, longest=self.max_answer_tokens
+            output.logits, batch["is_text"], candidates=self.candidates, longest=self.max_answer_tokens
         )
         return {"first": first, "last": last, "score": score}
 
@@ -297,7 +300,8 @@ class TriviaQA(Task):
           the document, "sentence": in which it stands, "characters": how many of the document the model has read}; an
           answer of "" and None for all else where there is no span.
         """
-        spans = [(row, output) for row, output in zip(rows, outputs, strict=True) if np.isfinite(output["score"])]
+        both = zip(rows, outputs, strict=True)
+        spans = [(row, output) for row, output in both if is_span(output["score"], example["id"])]
         if not spans:
             nothing = dict.fromkeys(_UNANSWERED)
             return {"id": example["id"], "answer": "", **nothing}
@@ -385,3 +389,8 @@ def _document(place: str, file: Path) -> str:
         raise InputError(f"{place} names {file.name!r}, which is not in {str(file.parent)!r}; expected it") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{str(file)!r} is no UTF-8 at byte {error.start:,}; expected text in UTF-8") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(
+            f"{place}: Filename {shown(file.name)} cannot be read ({reason}); expected a document's"
+        ) from None

@@ -17,6 +17,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
 from longformer_jax.integers import check_integer
 from longformer_jax.models import Longformer, LongformerConfig
+from longformer_jax.models.checks import check_bool
 from longformer_jax.models.heads import HeadOutput
 from longformer_jax.tasks.base import Counts, Example, Field, Task, save_encoder_and_head
 from longformer_jax.tasks.metrics import accuracy
@@ -101,6 +102,7 @@ class WikiHop(Task):
     def __post_init__(self) -> None:
         for field in ("max_pieces", "max_candidates", "max_global_tokens"):
             check_integer(field, getattr(self, field))
+        check_bool("global_attention", self.global_attention)
 
     @property
     def selection(self) -> str:

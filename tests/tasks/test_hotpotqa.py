@@ -131,8 +131,16 @@ def test_bad_records(tmp_path: Path, changes: dict[str, Any], message: str) -> N
 def test_bad_settings() -> None:
     with pytest.raises(InputError, match=r"^loss_weights is \(1, 2\); expected four numbers, none less than 0"):
         HotpotQA(loss_weights=(1, 2))
-    with pytest.raises(InputError, match="^candidates is 0; expected an integer >= 1"):
-        HotpotQA(candidates=0)
+    for field, value, expected in (
+        ("candidates", 0, "an integer >= 1"),
+        ("loss_weights", 5, "four numbers, none less than 0"),
+        ("threshold", float("nan"), "a number"),
+        ("threshold", "x", "a number"),
+        ("stage_one", "x.json", "names of files"),
+        ("most_paragraphs", 1, "an integer >= 2"),
+    ):
+        with pytest.raises(InputError, match=f"^{field} is {value!r}; expected {expected}"):
+            HotpotQA(**{field: value})
 
 
 def test_the_second_stage_reads_what_the_first_has_kept(tmp_path: Path) -> None:
@@ -151,6 +159,12 @@ def test_the_second_stage_reads_what_the_first_has_kept(tmp_path: Path) -> None:
     scores.write_text(json.dumps({"paragraphs": {"a1": [1.0]}}))
     with pytest.raises(InputError, match="^question 'a1' has 3 paragraphs and no scores of the first stage for each; "):
         read(task, path)
+    for bad in (5, "ab", [1.0, "x", None], {"0": 1}, [float("nan"), 1.0, 1.0], [True, 1.0, 1.0]):
+        scores.write_text(json.dumps({"paragraphs": {"a1": bad}}))
+        with pytest.raises(
+            InputError, match="^'.*scores.json' has .* as the paragraphs' scores of question 'a1'; expecte"
+        ):
+            read(task, path)
     scores.write_text("{}")
     with pytest.raises(InputError, match="scores.json' has no scores of paragraphs; expected predictions of the first"):
         read(task, path)
@@ -195,7 +209,7 @@ def test_titles_that_are_made_up_answer_nothing() -> None:
     row = features([example]).row(0)
     text = row["text"].tobytes().decode()
     read = "".join(text[row["begins"][i] : row["ends"][i]] for i in np.flatnonzero(row["part"] >= 0))
-    assert read.split() == ["Jam", "is", "boiled.", "It", "is.Anna", "dug."]
+    assert "".join(read.split()) == "Jamisboiled.Itis.Annadug."  # no titles, and no tokens of blanks alone
     assert [[example["text"][a:b] for a, b in spans] for spans in example["places"]] == example["sentences"]
     with pytest.raises(InputError, match="^file: text is empty; expected a document"):
         TASK.from_question("Who?", " \n", "file")
@@ -325,10 +339,11 @@ def test_where_an_answer_stands(tmp_path: Path) -> None:
     text = "\n\nJam is  boiled. It\nis! \n\n \n\nAnna dug (twice)."
     example = TASK.from_question("Who?", text, "file")
     (file,) = examples(RECORDS[:1], tmp_path)
-    for source, titled in ((example, 0), (file, 4)):
+    for source in (example, file):
         made = features([source])
         row = made.row(0)
         shown: set[int] = set()
+        titles: set[str] = set()
         for token in np.flatnonzero(row["part"] >= 0):
             output = {"answer_type": np.array([1, 0, 0]), "first": token, "last": token, "score": 1.0}
             output |= {"paragraphs": np.zeros(4), "sentences": np.full(8, -1.0)}
@@ -341,13 +356,82 @@ def test_where_an_answer_stands(tmp_path: Path) -> None:
             sentence = prediction["sentence"]
             if number is None:
                 assert sentence == title and page.text[: page.text.index("\n", begin)].endswith(title)
-                titled -= token - 1 in row["titles"]
+                titles.add(title)
             else:
                 assert sentence == source["sentences"][source["titles"].index(title)][number].strip()
                 if source is example:
                     assert (begin, end) == (prediction["start"], prediction["end"])
         assert {place for place, c in enumerate(page.text) if not c.isspace()} == shown
-        assert titled == (0 if source is example else 1)
+        assert titles == (set() if source is example else {*source["titles"]})
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n", "\n \t\n", "\n\n\n"])
+def test_paragraphs_have_blank_lines_between_them(blank: str) -> None:
+    text = f"One. Two.{blank}Three.\nFour."
+    example = TASK.from_question("Who?", text, "file")
+    assert [[s.strip() for s in sentences] for sentences in example["sentences"]] == [
+        ["One.", "Two."],
+        ["Three.", "Four."],
+    ]
+    assert [[text[a:b] for a, b in spans] for spans in example["places"]] == example["sentences"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "supporting", "other", "expected"),
+    [
+        ("the Jam", "Led by THE jam in May.", "Here: the Jam.", [("jam", "s")]),  # in another case, but in the fact
+        ("the Jam", "Led by it.", "Here: the Jam. Or THE JAM?", [("the Jam", "o")]),  # as it is written, where it is
+        (" Jam ", "Led by Jam.", "Jam.", [("Jam", "s")]),
+        ("no one", "We did it with no", "one. No one!", [("No one", "o")]),  # not across sentences
+        ("New York", "In New-York it was.", "Yes.", []),  # which the scorer takes for another
+    ],
+)
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_answers_that_are_right(
+    tmp_path: Path, answer: str, supporting: str, other: str, expected: list[tuple[str, str]], trimmed: bool
+) -> None:
+    context = [["One", [supporting]], ["Two", [other]]]
+    record = {"_id": "a", "question": "Who?", "context": context, "answer": answer, "supporting_facts": [["One", 0]]}
+    if trimmed:
+        tokenizer = roberta_tokenizer()
+        tokenizer.add_special_tokens([*TASK.added_tokens])
+        made = make_features(TASK, examples([record], tmp_path), Packer.of(tokenizer, 256), "mine")
+    else:
+        made = features(examples([record], tmp_path))
+    row = made.row(0)
+    text, found = row["text"].tobytes().decode(), []
+    for first, last in zip(row["firsts"], row["lasts"], strict=True):
+        start, end = int(row["begins"][first]), int(row["ends"][last])
+        found.append((text[start:end].strip(), "s" if end <= text.index("Two") else "o"))
+    assert found == expected
+    assert made.counts == ({} if expected else {"with an answer that is not in what is read": 1})
+
+
+def test_paragraphs_of_the_same_title(tmp_path: Path) -> None:
+    """Are shown where their sentences are; a title may have two lines."""
+    context = [["A", ["one."]], ["A", ["two.", " three.", " four."]], ["B\nc", ["five."]]]
+    record = {"_id": "a", "question": "Who?", "context": context, "answer": "four", "supporting_facts": [["A", 2]]}
+    (example,) = examples([record], tmp_path)
+    made = features([example])
+    row = made.row(0)
+    for token in np.flatnonzero(row["part"] >= 0):
+        output = {"answer_type": np.array([1, 0, 0]), "first": token, "last": token, "score": 1.0}
+        output |= {"paragraphs": np.array([0.0, 9.0, 1.0, 0.0]), "sentences": np.array([-1.0, -9, -9, 5, -1, 0, 0, 0])}
+        prediction = TASK.decode(made.examples[0], [row], [output])
+        page = TASK.marked(example, prediction)
+        (begin, end, _), *sentences = page.spans
+        assert page.text[begin:end] == prediction["answer"]
+        assert [page.text[a:b].strip() for a, b, _ in sentences] == prediction["support"] == ["four.", "five."]
+
+
+def test_a_model_that_has_diverged_does_not_answer(tmp_path: Path) -> None:
+    made = features(examples(RECORDS[:1], tmp_path))
+    output = {"answer_type": np.array([1.0, 0, 0]), "first": 0, "last": 0, "score": np.nan}
+    output |= {"paragraphs": np.zeros(4), "sentences": np.zeros(8)}
+    with pytest.raises(
+        InputError, match="^the scores of question 'a1' are no numbers; expected a model that has not di"
+    ):
+        TASK.decode(made.examples[0], [made.row(0)], [output])
 
 
 def test_evidence_comes_from_two_paragraphs(tmp_path: Path) -> None:

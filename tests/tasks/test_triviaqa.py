@@ -114,6 +114,11 @@ def test_files_in_bad_order(data: Path, tmp_path: Path) -> None:
     refuse("'.*Tolk.txt' is no UTF-8 at byte 1; expected text in UTF-8")
     (copy / "evidence" / "wikipedia" / "Tolk.txt").unlink()
     refuse("record 1 of '.*' names 'Tolk.txt', which is not in '.*wikipedia'; expected it")
+    for name in ("a\0", "", "x" * 5000):
+        named = changed(lambda q, name=name: q["EntityPages"][0].update(Filename=name))
+        refuse(r"record 1 of '.*': Filename '.* cannot be read \(.*\); expected a document's", named)
+    web = changed(lambda q: q.update(SearchResults=[{"Filename": "1.txt"}]))
+    refuse("record 1 of '.*' has SearchResults, which task.domain 'wikipedia' has not; expected 'web'", web)
     file.unlink()
     refuse("data.path is '.*', which has no qa/wikipedia-train.json; expected qa/wikipedia-train.json and the folder")
     with pytest.raises(InputError, match="^split is 'dev', which triviaqa does not have; expected one of train, valid"):
@@ -273,7 +278,7 @@ def gold_outputs(task: TriviaQA, example: dict[str, Any], row: dict[str, np.ndar
     logits[0, first + offset, 0], logits[0, last + offset, 1] = (9, 9) if spans else (1, 1)
     # Whatever is said of the question and of what lies behind the document is no answer.
     logits[0, : row["document"][0]] = logits[0, row["document"][1] :] = 99
-    batch = {"document": jnp.asarray(row["document"])[None]}
+    batch = {"is_text": jnp.asarray(np.pad(row["is_text"], (0, length - len(row["is_text"]))))[None]}
     output = jax.jit(task.outputs)(HeadOutput(jnp.asarray(logits), None), batch)  # pyrefly: ignore[bad-argument-type]
     return jax.tree.map(lambda x: np.asarray(x)[0], output)
 
@@ -377,3 +382,15 @@ def test_global_tokens_are_the_question(data: Path) -> None:
     for row, mask in zip(batch["input_ids"], np.asarray(inputs["global_attention_mask"]), strict=True):
         assert mask.nonzero()[0].tolist() == [*range(row.tolist().index(2))]
     assert inputs["max_global_tokens"] == 41
+
+
+def test_blanks_are_no_answer() -> None:
+    example = TriviaQA().from_question("Who?", "Foo \n\n\n bar.", "file")
+    for tokenizer in (roberta_tokenizer(), tiny_tokenizer()):
+        made = make_features(TriviaQA(), [example], Packer.of(tokenizer, 128), "mine")
+        row = made.row(0)
+        start, end = row["document"]
+        text = example["texts"][0]
+        places = zip(row["begins"], row["ends"], strict=True)
+        assert row["is_text"][start:end].tolist() == [bool(text[a:b].strip()) for a, b in places]
+        assert not all(row["is_text"][start:end]) and row["is_text"].sum() == row["is_text"][start:end].sum() >= 3

@@ -86,6 +86,8 @@ def test_the_official_files(tmp_path: Path) -> None:
     unanswered = {key: value for key, value in QUESTIONS[0].items() if key != "answer"}
     (folder / "train.json").write_text(json.dumps([unanswered]))
     assert list(TASK.read_own(folder / "train.json")) == [{**QUESTIONS[0], "answer": None}]
+    (folder / "train.json").write_text(json.dumps([unanswered]), encoding="utf-8-sig")
+    assert list(TASK.read_own(folder / "train.json")) == [{**QUESTIONS[0], "answer": None}]
     with pytest.raises(InputError, match=r"^question 'q0' of '.*' has no answer; expected a candidate$"):
         list(TASK.read(folder, "train", collections.Counter()))
 
@@ -94,6 +96,7 @@ def test_the_official_files(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('[{"id": "a"', r"is damaged after record 0 \(.*\); expected a list in JSON"),
+        ('{"data": []}', "own.json' begins with '{'; expected a list in JSON"),
         ("[3]", "record 1 of '.*' is a int; expected a JSON object"),
         ({"candidates": []}, r"record 1 of '.*': candidates is \[\]; expected a list of texts, at least one"),
         ({"candidates": "fox"}, "candidates is 'fox'; expected a list of texts"),
@@ -213,6 +216,8 @@ def test_scores_are_the_mean_over_pieces() -> None:
 
 
 def test_without_global_attention() -> None:
+    with pytest.raises(InputError, match="^global_attention is 'no'; expected True or False"):
+        dataclasses.replace(TASK, global_attention="no")
     task = dataclasses.replace(TASK, global_attention=False)
     head, model, params = head_and_params(task)
     batch = features(task=task).batch([0], 64, ["input_ids", "prefix", "candidates"])
