@@ -461,7 +461,10 @@ class HotpotQA(Task):
         return "\t".join([*shown, *(" ".join(sentence.split()) for sentence in sentences)])
 
     def marked(self, example: Example, prediction: Any) -> Marked:
-        """All paragraphs, or the text as it was written, with the answer and the supporting sentences."""
+        """All paragraphs, or the text as it was written, with the answer and the supporting sentences.
+
+        Paragraphs of which nothing was read are marked as such.
+        """
         text, titles, places = shown_text(example)
 
         def paragraph_of(title: str, number: int | None, sentence: str) -> int:
@@ -482,6 +485,8 @@ class HotpotQA(Task):
                 paragraph = paragraph_of(title, number, prediction["sentence"])
                 shift = titles[paragraph] if number is None else places[paragraph][number][0]
             spans.insert(0, (shift + prediction["start"], shift + prediction["end"], "answer"))
+        unread = (places[i] for i, score in enumerate(prediction["paragraphs"]) if score is None)
+        spans += [(spans_of[0][0], spans_of[-1][1], "unread") for spans_of in unread if spans_of]
         return Marked(example["question"], self.describe(prediction), example["id"], text, spans)
 
     def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:

@@ -424,6 +424,17 @@ def test_paragraphs_of_the_same_title(tmp_path: Path) -> None:
         assert [page.text[a:b].strip() for a, b, _ in sentences] == prediction["support"] == ["four.", "five."]
 
 
+def test_what_was_not_read_is_shown(tmp_path: Path) -> None:
+    task = dataclasses.replace(TASK, max_paragraphs=2)
+    text = "One. Two.\n\nThree.\n\nFour. Five."
+    example = task.from_question("Who?", text, "file")
+    made = features([example], task)
+    output = {"answer_type": np.array([0.0, 1, 0]), "first": 0, "last": 0, "score": -np.inf}
+    output |= {"paragraphs": np.zeros(2), "sentences": np.zeros(8)}
+    page = task.marked(example, task.decode(made.examples[0], [made.row(0)], [output]))
+    assert [text[a:b].strip() for a, b, kind in page.spans if kind == "unread"] == ["Four. Five."]
+
+
 def test_a_model_that_has_diverged_does_not_answer(tmp_path: Path) -> None:
     made = features(examples(RECORDS[:1], tmp_path))
     output = {"answer_type": np.array([1.0, 0, 0]), "first": 0, "last": 0, "score": np.nan}
