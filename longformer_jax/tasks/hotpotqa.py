@@ -22,7 +22,7 @@ from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.tasks.answers import hotpotqa_metrics, normalize_hotpotqa
 from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, save_encoder_and_head
 from longformer_jax.tasks.extraction import any_of_loss, best_pair, is_span, sentence_spans
-from longformer_jax.tasks.hotpotqa_rows import Row, placed_answer, shown_text, spaced
+from longformer_jax.tasks.hotpotqa_rows import Row, marked_text, placed_answer, spaced
 from longformer_jax.tasks.records import read_list, shown, text_field
 
 if TYPE_CHECKING:
@@ -465,28 +465,7 @@ class HotpotQA(Task):
 
         Paragraphs of which nothing was read are marked as such.
         """
-        text, titles, places = shown_text(example)
-
-        def paragraph_of(title: str, number: int | None, sentence: str) -> int:
-            """Of paragraphs with the same title the one with this sentence."""
-            named = [paragraph for paragraph, other in enumerate(example["titles"]) if other == title]
-            if number is None:
-                return named[0]
-            found = (p for p in named if number < len(places[p]))
-            return next((p for p in found if text[slice(*places[p][number])].strip() == sentence), named[0])
-
-        facts = zip(prediction["facts"], prediction["support"], strict=True)
-        spans = [
-            (*places[paragraph_of(title, number, sentence)][number], "sentence") for (title, number), sentence in facts
-        ]
-        if prediction["place"] is not None:
-            (title, number), shift = prediction["place"], 0
-            if "text" not in example:
-                paragraph = paragraph_of(title, number, prediction["sentence"])
-                shift = titles[paragraph] if number is None else places[paragraph][number][0]
-            spans.insert(0, (shift + prediction["start"], shift + prediction["end"], "answer"))
-        unread = (places[i] for i, score in enumerate(prediction["paragraphs"]) if score is None)
-        spans += [(spans_of[0][0], spans_of[-1][1], "unread") for spans_of in unread if spans_of]
+        text, spans = marked_text(example, prediction)
         return Marked(example["question"], self.describe(prediction), example["id"], text, spans)
 
     def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:

@@ -157,7 +157,34 @@ def placed_answer(example: Mapping[str, Any], row: Mapping[str, np.ndarray], fir
     return {"answer": answer, "sentence": sentence, "place": place, "start": start, "end": start + len(answer)}
 
 
-def shown_text(example: Mapping[str, Any]) -> tuple[str, list[int], list[list[tuple[int, int]]]]:
+def marked_text(example: Mapping[str, Any], prediction: Mapping[str, Any]) -> tuple[str, list[tuple[int, int, str]]]:
+    """The text of an example, and the spans of it that `HotpotQA.marked` has."""
+    text, titles, places = _shown_text(example)
+
+    def paragraph_of(title: str, number: int | None, sentence: str) -> int:
+        """Of paragraphs with the same title the one with this sentence."""
+        named = [paragraph for paragraph, other in enumerate(example["titles"]) if other == title]
+        if number is None:
+            return named[0]
+        found = (p for p in named if number < len(places[p]))
+        return next((p for p in found if text[slice(*places[p][number])].strip() == sentence), named[0])
+
+    facts = zip(prediction["facts"], prediction["support"], strict=True)
+    spans = [
+        (*places[paragraph_of(title, number, sentence)][number], "sentence") for (title, number), sentence in facts
+    ]
+    if prediction["place"] is not None:
+        (title, number), shift = prediction["place"], 0
+        if "text" not in example:
+            paragraph = paragraph_of(title, number, prediction["sentence"])
+            shift = titles[paragraph] if number is None else places[paragraph][number][0]
+        spans.insert(0, (shift + prediction["start"], shift + prediction["end"], "answer"))
+    unread = (places[i] for i, score in enumerate(prediction["paragraphs"]) if score is None)
+    spans += [(spans_of[0][0], spans_of[-1][1], "unread") for spans_of in unread if spans_of]
+    return text, spans
+
+
+def _shown_text(example: Mapping[str, Any]) -> tuple[str, list[int], list[list[tuple[int, int]]]]:
     """A text, where titles begin in it, and of each paragraph where the sentences begin and end."""
     if "text" in example:
         return example["text"], [], [[(start, end) for start, end in spans] for spans in example["places"]]
