@@ -104,7 +104,7 @@ def test_hostile_files(tmp_path: Path, start_python: Callable) -> None:
     case("records", "file.jsonl", "more than", file_dot_jsonl=hole)
     case("records", "file.jsonl", "is no JSON", file_dot_jsonl=DEEP)
     case("records", "file.csv", "more than", file_dot_csv=hole)
-    case("list", "file.json", "damaged", file_dot_json=hole)
+    case("list", "file.json", "expected a list in JSON", file_dot_json=hole)
     case("lines", "file.txt", "more than", file_dot_txt=hole)
     with start_python("-c", PROGRAM) as process:
         lines = "".join(json.dumps([call, str(path)]) + "\n" for call, path, _ in cases)
