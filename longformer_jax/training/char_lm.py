@@ -212,7 +212,7 @@ class CharLMExperiment(ExperimentConfig):
         logits, marks = apply_marked(CharLM(self.model_in_phase(phase)), params, sequences[:, :-1], **kwargs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, sequences[:, 1:]), marks
 
-    def flops_per_token(self, phase: int, params: Any) -> float:
+    def flops_per_token(self, phase: int, params: Any, data: Corpus) -> float:
         """See `training_flops_per_character`."""
         model, length = self.model_in_phase(phase), self.phases[phase].sequence_length
         return training_flops_per_character(model, params, length)

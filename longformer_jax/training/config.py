@@ -193,8 +193,8 @@ class ExperimentConfig(abc.ABC):
         return self.score, False
 
     @abc.abstractmethod
-    def flops_per_token(self, phase: int, params: Any) -> float | None:
-        """Model FLOPs of training for each token; None where they are not counted."""
+    def flops_per_token(self, phase: int, params: Any, data: Any) -> float:
+        """Model FLOPs of training for each token, or whatever else `unit` is."""
 
     @abc.abstractmethod
     def write_model(self, directory: Path, params: Any, *, phase: int, workdir: Path | None = None) -> None:

@@ -368,7 +368,7 @@ class _Loop:
         """What a phase's `StepMonitor` calls with the means of an interval."""
         config = self.config
         total = config.tokens_at(config.total_steps)
-        flops = config.flops_per_token(index, params)
+        flops = config.flops_per_token(index, params, self.data)
         peak = peak_flops()
 
         def report(step: int, means: dict[str, float], seconds: float) -> None:
@@ -386,7 +386,7 @@ class _Loop:
                 "learning_rate": means["learning_rate"],
                 f"{config.unit}_per_second": rate,
             }
-            if peak and flops:
+            if peak:
                 values["mfu"] = flops * rate / peak
             if config.optimizer.max_skipped_steps:
                 values["skipped_steps"] = int(means["skipped"])

@@ -368,7 +368,7 @@ class MaskedLMExperiment(ExperimentConfig):
                 "masked; expected a larger one, or more text"
             )
 
-    def flops_per_token(self, phase: int, params: Any) -> float:
+    def flops_per_token(self, phase: int, params: Any, data: TokenData) -> float:
         """Of the encoder, and of the head where there are targets."""
         model, length = self.model, self.phases[phase].sequence_length
         head = 2 * model.hidden_size * (model.hidden_size + model.vocab_size)

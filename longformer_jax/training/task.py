@@ -26,6 +26,7 @@ from longformer_jax.tasks.base import Counts
 from longformer_jax.tasks.features import FeatureSet, load_features, whole_texts
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.encoder_init import KEPT, load_init
+from longformer_jax.training.flops import encoder_flops_per_token
 from longformer_jax.training.parts import Phase
 from longformer_jax.training.prediction import Predictor
 from longformer_jax.training.serialization import build, check, convert_fields
@@ -400,8 +401,11 @@ class TaskExperiment(ExperimentConfig):
         output, marks = apply_marked(head, params, **inputs, deterministic=False, rngs={"dropout": key})
         return jnp.sum(self.task.loss(output, microbatch) * microbatch["weight"]), marks
 
-    def flops_per_token(self, phase: int, params: Any) -> None:
-        """Not counted, as rows differ in length."""
+    def flops_per_token(self, phase: int, params: Any, data: TaskData) -> float:
+        """Of the encoder for a row, the mean over all rows to train on; padding does not count."""
+        lengths, rows = np.unique(data.train[phase].lengths, return_counts=True)
+        flops = [n * encoder_flops_per_token(self.task_model, n) for n in lengths.tolist()]
+        return float(np.average(flops, weights=rows))
 
     # Validation.
 

@@ -87,7 +87,7 @@ def test_masked_lm_adds_its_head() -> None:
     """The head takes part where there are targets: a dense layer and the product with the embeddings."""
     head = 0.15 * 3 * 2 * (16 * 16 + 16 * 300)
     encoder = encoder_flops_per_token(tiny_masked.CONFIG.model, 64)
-    assert tiny_masked.CONFIG.flops_per_token(1, None) == pytest.approx(encoder + head)
+    assert tiny_masked.CONFIG.flops_per_token(1, None, None) == pytest.approx(encoder + head)
 
 
 def test_peak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from longformer_jax.models.longformer import EncoderOutput
 from longformer_jax.tasks.classification import TextClassification
 from longformer_jax.tasks.imdb import Imdb
 from longformer_jax.training import ExperimentConfig, MeshConfig, TaskExperiment, TaskPhase, train
+from longformer_jax.training.flops import encoder_flops_per_token
 from longformer_jax.training.resumption import check_resumes
 from longformer_jax.training.selection import Selection
 from longformer_jax.training.sharding import accumulation_steps, make_mesh
@@ -276,6 +277,14 @@ def test_an_encoder_of_another_size(config: TaskExperiment, tmp_path: Path) -> N
     )
     with pytest.raises(InputError, match="^init is '.*/init', whose hidden_size is 16; expected 32, model.hidden_size"):
         wrong.load_data()
+
+
+def test_operations_are_those_of_the_rows_without_padding(config: TaskExperiment) -> None:
+    data = config.load_data()
+    lengths = [len(data.train[0].row(row)["input_ids"]) for row in range(len(data.train[0]))]
+    assert len(set(lengths)) > 5
+    per_row = [length * encoder_flops_per_token(config.task_model, length) for length in lengths]
+    assert config.flops_per_token(0, None, data) == pytest.approx(np.mean(per_row))
 
 
 # ---- The best validation ---------------------------------------------------------------------------------------------
