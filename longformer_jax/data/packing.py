@@ -27,7 +27,8 @@ class Packer:
     """How lines of text become rows of tokens; see `pack_lines`.
 
     Attributes:
-      tokenizer: a copy that neither cuts nor pads, and to which a "<s>" in a text is three characters as any others.
+      tokenizer: a copy that neither cuts nor pads, and to which a "<s>" in a text is three characters as any others,
+        unless its vocabulary has that as a piece.
       sequence_length: T, in tokens.
       vocab_size: the number of token ids.
       bos_token_id, pad_token_id, sep_token_id, mask_token_id: ids of <s>, <pad>, </s> and <mask>.

@@ -82,12 +82,13 @@ class Document:
     def of_words(cls, name: str, words: Sequence[str], sentences: Sequence[int]) -> "Document":
         """One of five columns: its name, the part, the word's number in its sentence, the word, and coreference.
 
-        What would end the name, spaces and parentheses, is written as in URLs, so that names stay distinct.
+        Between them are tabs: before a space, the official scorer would take a word "(7)" for coreference. What would
+        end the name, spaces and parentheses, is written as in URLs, so that names stay distinct.
         """
         name = re.sub(r"[\s()%]", lambda match: quote(match[0]), name)
         lines: list[Line | str] = [f"{BEGIN} ({name}); part 000\n"]
         for _, sentence in itertools.groupby(zip(sentences, words, strict=True), key=lambda pair: pair[0]):
-            lines += [Line(f"{name} 0 {number} {word} ", "-", "\n") for number, (_, word) in enumerate(sentence)]
+            lines += [Line(f"{name}\t0\t{number}\t{word}\t", "-", "\n") for number, (_, word) in enumerate(sentence)]
             lines.append("\n")
         return cls(name, "000", (*lines, f"{_END}\n"))
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from longformer_jax.data.packing import Packer
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # Of OntoNotes; what begins with none of these has the last number.
 GENRES = ("bc", "bn", "mz", "nw", "pt", "tc", "wb")
@@ -44,10 +44,11 @@ _LANGUAGES = {"arabic", "chinese", "english"}
 class Coreference(CoreferenceSettings, Task):
     """`data.path` is a folder with train, dev and test in files of CoNLL-2012 or in JSON lines.
 
-    The files are SPLIT.english.v4_gold_conll, or all *_conll in a folder train, development or test; or SPLIT.jsonl,
-    with `id`, `sentences` (lists of words), `clusters` (lists of [first, last] words of the document, from 0) and, if
-    known, `speakers` (like the sentences) and `genre`. Of OntoNotes' folders, gold annotation is read where automatic
-    annotation stands beside it, and English where other languages do.
+    The files are SPLIT.english.v4_gold_conll, or all *_conll in a folder train, development or test; or train.jsonl,
+    validation.jsonl and test.jsonl, with `sentences` (lists of words), `clusters` (lists of [first, last] words of the
+    document, from 0) and, if known, `id` (or `doc_key`), `speakers` (like the sentences) and `genre`, else what the id
+    begins with. Of OntoNotes' folders, gold annotation is read where automatic annotation stands beside it, and English
+    where other languages do.
 
     An example is {"id", "words", "sentences" and "speakers" of the words, "genre", "clusters"}, the last None where
     they are unknown. One of CoNLL-2012 also has its "conll", the document as it stands in the file; one of plain text
@@ -61,11 +62,17 @@ class Coreference(CoreferenceSettings, Task):
     """
 
     kind: str = "coreference"
-    genres: int = len(GENRES) + 1
 
     unit: ClassVar[str] = "documents"
     kept: ClassVar[Sequence[str]] = ("id", "words", "sentences", "clusters", "conll", "text", "places")
     targets: ClassVar[Sequence[str]] = ("mention_starts", "mention_ends", "mention_clusters")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.genres <= len(GENRES):
+            raise InputError(
+                f"genres is {self.genres}; expected at least {len(GENRES) + 1}, OntoNotes' and one for all others"
+            )
 
     @property
     def selection(self) -> str:
@@ -121,9 +128,13 @@ class Coreference(CoreferenceSettings, Task):
         for number, (place, record) in enumerate(read_records(path), start=1):
             sentences = _sentences(place, record)
             count = sum(map(len, sentences))
-            name = text_field(place, record, "id") if "id" in record else str(number)
+            known = {name for name, value in record.items() if value is not None}
+            key = next((key for key in ("id", "doc_key") if key in known), None)
+            name = text_field(place, record, key) if key else str(number)
             if not name:
-                raise InputError(f"{place}: id is ''; expected a text, as it names the document in files of CoNLL-2012")
+                raise InputError(
+                    f"{place}: {key} is ''; expected a text, as it names the document in files of CoNLL-2012"
+                )
             speakers = record.get("speakers")
             if speakers is not None and [len(s) for s in _lists(place, record, "speakers")] != [*map(len, sentences)]:
                 raise InputError(f"{place}: speakers is {shown(speakers)}; expected one for each word, by sentences")
@@ -132,13 +143,13 @@ class Coreference(CoreferenceSettings, Task):
                 "words": [word for sentence in sentences for word in sentence],
                 "sentences": [i for i, sentence in enumerate(sentences) for _ in sentence],
                 "speakers": ["-"] * count if speakers is None else [name for names in speakers for name in names],
-                "genre": text_field(place, record, "genre")[:2] if "genre" in record else "",
-                "clusters": _clusters(place, record, count) if record.get("clusters") is not None else None,
+                "genre": (text_field(place, record, "genre") if "genre" in known else name)[:2],
+                "clusters": _clusters(place, record, count) if "clusters" in known else None,
             }
 
     def from_text(self, text: str, name: str) -> Example:
         """Plain text, in sentences and words by simple rules; raises InputError for a document of CoNLL-2012."""
-        if text.startswith(BEGIN):
+        if text.lstrip().startswith(BEGIN):
             raise InputError(f"{name} begins with {BEGIN}; expected plain text, or a file for predict without --whole")
         found = [
             (number, word, [begin + start, begin + end])
@@ -184,7 +195,7 @@ class Coreference(CoreferenceSettings, Task):
             row = {
                 "input_ids": [packer.bos_token_id, *encoding.ids[begin:end], packer.sep_token_id],
                 "may_start": [0, *starts_word, 0],
-                "may_end": [0, *np.append(starts_word[1:], True), 0],
+                "may_end": [0, *np.append(starts_word[1:], True)[: len(inside)], 0],
                 "sentence": [-1, *(example["sentences"][word] for word in inside), -1],
                 "speaker": [-1, *(speakers[example["speakers"][word]] for word in inside), -1],
                 "genre": [GENRES.index(example["genre"]) if example["genre"] in GENRES else len(GENRES)],
@@ -237,11 +248,15 @@ class Coreference(CoreferenceSettings, Task):
         return coreference_loss(output, batch["mention_starts"], batch["mention_ends"], batch["mention_clusters"])
 
     def outputs(self, output: Any, batch: Mapping[str, jax.Array]) -> Any:
-        """The kept spans, and of each the number of its likeliest antecedent, -1 where that is none."""
+        """The kept spans, and of each the number of its likeliest antecedent, -1 where that is none.
+
+        `diverged` says whether a score is no number.
+        """
         best = jnp.argmax(output.scores, axis=-1)
         chosen = jnp.take_along_axis(output.antecedents, jnp.maximum(best - 1, 0)[..., None], axis=-1)[..., 0]
         antecedent = jnp.where((best > 0) & output.kept, chosen, -1)
-        return {"starts": output.starts, "ends": output.ends, "antecedents": antecedent}
+        diverged = jnp.isnan(output.scores).any((-2, -1))
+        return {"starts": output.starts, "ends": output.ends, "antecedents": antecedent, "diverged": diverged}
 
     def save(self, directory: Path, model: LongformerConfig, params: Any) -> None:
         """transformers has no such head."""
@@ -256,6 +271,10 @@ class Coreference(CoreferenceSettings, Task):
         """
         clusters: list[list[Mention]] = []
         for row, output in zip(rows, outputs, strict=True):
+            if output["diverged"]:
+                raise InputError(
+                    f"the scores of document {example['id']!r} are no numbers; expected a model that has not diverged"
+                )
             of_span: dict[int, list[Mention]] = {}
             for number, antecedent in enumerate(output["antecedents"]):
                 if antecedent < 0:
@@ -299,7 +318,8 @@ class Coreference(CoreferenceSettings, Task):
             for number, cluster in enumerate(prediction["clusters"], start=1)
             for first, last in cluster
         ]
-        note = f"{len(prediction['clusters'])} entities with several mentions"
+        count = len(prediction["clusters"])
+        note = f"{count} {'entity' if count == 1 else 'entities'} with several mentions"
         return Marked("Who and what is meant", note, example["id"], text, spans)
 
     def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:
@@ -316,7 +336,7 @@ class Coreference(CoreferenceSettings, Task):
                 file.write("\n" * line_is_open + text)
                 line_is_open = not text.endswith("\n")  # at the end of a file, behind which another one may come
         if left_out:
-            _LOGGER.warning(
+            _log.warning(
                 "%s left out of %s, as each crosses another one of its entity",
                 "1 mention" if left_out == 1 else f"{left_out:,} mentions",
                 path.name,
@@ -327,7 +347,7 @@ def _begins_as_conll(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(100).removeprefix(codecs.BOM_UTF8).startswith(BEGIN.encode())
+        return file.read(100).removeprefix(codecs.BOM_UTF8).lstrip().startswith(BEGIN.encode())
 
 
 def _wanted(files: list[Path], path: Path) -> list[Path]:

@@ -10,10 +10,13 @@ import numpy as np
 from jax import lax
 
 from longformer_jax.errors import InputError
+from longformer_jax.tasks.words import TITLES
 
+# A full stop behind an initial or a title, which a name follows.
+_NO_END = r"(?<!\b[A-HJ-Z]\.)" + "".join(rf"(?<!\b(?:{'|'.join(titles)})\.)" for titles in TITLES)
 # The end of a line, or of a sentence before what does not begin with a small letter. A long row of dots is read once:
 # from its beginning alone, and as a whole.
-_SENTENCE_END = re.compile(r"\n|(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s++[^\sa-z])|[。！？]")
+_SENTENCE_END = re.compile(rf"\n|(?<![.!?…])[.!?…](?:(?=[.!?…])|{_NO_END})[.!?…]*+[\"'”’)\]]*+(?=\s++[^\sa-z])|[。！？]")
 
 
 def token_spans(spans: Iterable[tuple[int, int]], begins: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
@@ -35,7 +38,8 @@ def token_spans(spans: Iterable[tuple[int, int]], begins: np.ndarray, ends: np.n
 def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     """Where the sentence begins and ends in which the characters from `start` to `end` stand, by a simple rule.
 
-    A sentence ends with its line, or with . ! ? or … before what does not begin with a small letter.
+    A sentence ends with its line, or with . ! ? or … before what does not begin with a small letter, but not with the
+    full stop of an initial or a title, as in "Dr. J. Smith".
     """
     before = itertools.takewhile(lambda match: match.end() <= start, _SENTENCE_END.finditer(text))
     begin = max((match.end() for match in before), default=0)

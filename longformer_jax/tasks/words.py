@@ -1,10 +1,21 @@
-"""Words of plain text, as OntoNotes and the Penn Treebank cut them."""
+"""Words of plain text, much as the Penn Treebank cuts them."""
 
+import itertools
 import re
 import unicodedata
 
-# A number; letters and digits that a hyphen or apostrophe may join; or a mark.
-_WORD = re.compile(r"\d+(?:[.,:]\d+)+(?!\w)|\w+(?:[-']\w+)*|'(?:s|m|d|re|ve|ll)\b|[^\w\s]", re.IGNORECASE)
+# What a name follows, so that its full stop ends no sentence; by their lengths, for look-behind.
+TITLES = (
+    ("Mr", "Ms", "Dr", "St", "Lt", "Mt"),
+    ("Mrs", "Gen", "Sen", "Rep", "Gov", "Col", "Sgt", "Rev"),
+    ("Prof", "Capt"),
+)
+# A title; initials, of which I alone is none; numbers; letters and digits that a hyphen or apostrophe may join; dots;
+# dashes; or another mark.
+_WORD = re.compile(
+    rf"\b(?:{'|'.join(itertools.chain(*TITLES))})\.|\b[A-HJ-Z]\.(?=\s+[A-Z])|\b(?:[^\W\d_]\.){{2,}}"
+    r"|\d+(?:[.,:]\d+)+(?!\w)|\w+(?:[-']\w+)*|'(?i:s|m|d|re|ve|ll)\b|\.{2,}|-{2,}|[^\w\s]"
+)
 # What is a word of its own at the end of another: do|n't, Anna|'s.
 _CLITIC = re.compile(r"(.*\w)(?:n't|'(?:s|m|d|re|ve|ll))", re.IGNORECASE | re.DOTALL)
 

@@ -3,7 +3,7 @@
   python -m longformer_jax.weights.convert roberta-base longformer-base-4096 --max_length=4096 --attention_window=512
 
 OUT gets config.json, the weights and the tokenizer's files; `longformer_jax.weights.load_pretrained("OUT")` loads it.
-The source's head, such as that of the masked language model, is kept.
+The source's head, such as that of the masked language model, is kept; of several heads, one.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -27,9 +28,12 @@ from longformer_jax.weights.pretrained import (
     load_pretrained,
     save_converted,
     save_pretrained,
+    stored_heads,
     write_config,
 )
 from longformer_jax.weights.tokenizer import TOKENIZER, TOKENIZER_CONFIG, tokenizer_class
+
+_log = logging.getLogger(__name__)
 
 POSITIONS = ("copied", "random")
 FORMATS = {"orbax": save_converted, "safetensors": save_pretrained}
@@ -127,6 +131,8 @@ def convert(
       max_length, attention_window, positions, seed: as `roberta_to_longformer`'s.
       format: "orbax", or "safetensors", which transformers loads too.
 
+    The head is kept; of several, and of a head and a pooler, only what a model here has together. The log names others.
+
     Raises:
       InputError: as `load_pretrained` and `roberta_to_longformer`, or `out` has something in it or cannot be written.
     """
@@ -135,6 +141,8 @@ def convert(
     check_unused("out", out)
     directory = find_directory(source, revision)
     config, params = load_pretrained(directory, find_model(directory))
+    if left := stored_heads(directory) - {*params, *params.get("longformer", ())}:
+        _log.warning("%s also has %s, which %s does not get", source, ", ".join(sorted(left)), out)
     config, params = roberta_to_longformer(
         config, params, max_length=max_length, attention_window=attention_window, positions=positions, seed=seed
     )

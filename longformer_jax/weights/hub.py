@@ -22,10 +22,12 @@ def find_directory(source: str | os.PathLike[str], revision: str | None = None) 
 
     Raises:
       InputError: there is no such directory and no such model, the hub cannot be reached, or huggingface_hub, which is
-        needed for it, is not installed.
+        needed for it, is not installed; or there is a revision, but the source is a directory.
     """
     path = user_path("source", source)
     if path.is_dir():
+        if revision is not None:
+            raise InputError(f"revision is {revision!r}; expected None, as source, {str(source)!r}, is a directory")
         return path
     name = str(source)
     if path.exists() or isinstance(source, os.PathLike) or name.startswith((".", "~", "/")) or name.count("/") > 1:

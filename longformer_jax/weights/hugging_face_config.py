@@ -114,7 +114,7 @@ def config_from_hugging_face(values: Mapping[str, Any], *, global_projections: b
     return LongformerConfig(
         **fields,
         attention_window=window,
-        sep_token_id=_separator(values),
+        sep_token_id=_separator(values, 2 if kind == "longformer" else None),
         classifier_dropout=values.get("classifier_dropout"),
         **_labels(values),
     )
@@ -128,9 +128,9 @@ def _both_sides(window: Any) -> Any:
     return [2 * entry for entry in windows] if isinstance(window, list | tuple) else 2 * window
 
 
-def _separator(values: Mapping[str, Any]) -> Any:
-    """`sep_token_id`, else `eos_token_id`, which may be a list of one."""
-    found = values.get("sep_token_id")
+def _separator(values: Mapping[str, Any], default: int | None) -> Any:
+    """`sep_token_id`, the default where it is not named; where that is None `eos_token_id`, maybe a list of one."""
+    found = values.get("sep_token_id", default)
     if found is not None:
         return found
     found = values.get("eos_token_id")

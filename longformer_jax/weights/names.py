@@ -4,6 +4,7 @@ import os.path
 import re
 from collections.abc import Iterable, Mapping
 
+from longformer_jax.errors import InputError
 from longformer_jax.weights.stored_tensor import StoredTensor
 
 # Our module: theirs. {} is the number of a layer, where we have one array for all layers.
@@ -93,13 +94,34 @@ def elsewhere(names: Iterable[str]) -> str | None:
 
 
 def without_prefix(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Tensors under the names that `hugging_face_names` gives: no prefix, no names of old versions."""
+    """Tensors under the names that `hugging_face_names` gives: no prefix, no names of old versions.
+
+    Raises:
+      InputError: two tensors would have one name.
+    """
     prefix = shared_prefix(stored)
-    tensors = {_plain(name[len(prefix) :]): tensor for name, tensor in stored.items()}
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        plain = _plain(name[len(prefix) :])
+        if plain in tensors:
+            raise InputError(f"the weights have two tensors {plain}, one of them as {name}; expected one of each")
+        tensors[plain] = tensor
     for other, name in TIED.items():
         if other in tensors:
             tensors.setdefault(name, tensors[other])
     return tensors
+
+
+def untied(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """What `without_prefix` gives, of a model whose output projection is not the embeddings: only biases are one."""
+    words, bias = TIED.values()
+    decoder, decoder_bias = TIED
+    found = {**tensors}
+    if decoder in found and found.get(words) is found[decoder]:
+        del found[words]
+    if decoder_bias in found:
+        found[bias] = found[decoder_bias]
+    return found
 
 
 def _plain(name: str) -> str:

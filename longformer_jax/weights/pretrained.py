@@ -151,6 +151,12 @@ def find_model(directory: Path) -> ModelFactory:
     return model_of(modules, width)
 
 
+def stored_heads(directory: Path) -> set[str]:
+    """The heads, and the pooler, of which a directory of Hugging Face's has tensors."""
+    modules = map(names.module_of, _read_tensors(directory)) if has_tensors(directory) else ()
+    return {module.split("/")[0] for module in modules if module is not None} & {*_HEADS}
+
+
 def save_pretrained(
     directory: str | os.PathLike[str],
     config: LongformerConfig | CharLMConfig,
@@ -231,8 +237,8 @@ def _gather(
     directory: Path,
 ) -> dict[str, jax.Array]:
     """The parameters that are stored: the encoder's, and those of heads, unless all of a head is absent."""
-    if not config.tie_word_embeddings and _DECODER_BIAS in stored:
-        stored = {**stored, names.TIED[_DECODER_BIAS]: stored[_DECODER_BIAS]}
+    if not config.tie_word_embeddings:
+        stored = names.untied(stored)
     parts = {path: names.hugging_face_names(path, config.num_hidden_layers) for path in expected}
     present = {_head_of(path) for path in expected if any(name in stored for name in parts[path])} | {None}
     parts = {path: tensors for path, tensors in parts.items() if _head_of(path) in present}

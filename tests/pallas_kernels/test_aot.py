@@ -1,7 +1,7 @@
 """The kernels as the compilers for real GPUs see them. Needs the extra `aot`; `make aot` installs it and runs this."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -117,24 +117,33 @@ def test_kernels_for_any_gpu_use_its_copies_and_do_not_spill(target: str) -> Non
 SETS = (("triton", A100, "sm_80"), ("triton", H100, "sm_90a"), ("hopper", H100, "sm_90a"), ("mma", A100, "sm_80"))
 
 
-def test_the_papers_models_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that their training calls in each phase; of each kind one is compiled.
-
-    `python -m benchmarks.aot --model=NAME` compiles all of them.
-    """
-    kinds: dict[Any, tuple[str, ModelCase]] = {}
+def chosen_cases(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ModelCase]]:
+    """All that training the paper's models calls, in each phase, which is seen to run on each set of kernels."""
     for kernels, gpu, target in SETS:
         monkeypatch.setenv(choice.VARIABLE, kernels)
         for case in (case for name in EXPERIMENTS for case in model_cases(name, choice.KERNELS[kernels])):
-            dims = case.call.dims
-            assert chosen(gpu, case.call.dtype, *dims) == case.implementation, case.name
-            # Windows and lengths are constants; head_dims are filled up; Mosaic's kernels divide by dilations.
-            if case.is_mosaic:
-                kind = *mosaic.filled_up_dims(*dims), max(case.call.band.dilation)
-            else:
-                kind = *dims[:2], (dims[2] - 1).bit_length()
-            kinds[target, case.implementation, kind] = target, case
+            assert chosen(gpu, case.call.dtype, *case.call.dims) == case.implementation, case.name
+            yield target, case
+
+
+def test_the_papers_models_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each kind of call one is compiled."""
+    kinds: dict[Any, tuple[str, ModelCase]] = {}
+    for target, case in chosen_cases(monkeypatch):
+        dims = case.call.dims
+        # Windows and lengths are constants; head_dims are filled up; Mosaic's kernels divide by dilations.
+        if case.is_mosaic:
+            kind = *mosaic.filled_up_dims(*dims), max(case.call.band.dilation)
+        else:
+            kind = *dims[:2], (dims[2] - 1).bit_length()
+        kinds[target, case.implementation, kind] = target, case
     check(list(kinds.values()))
+
+
+def test_every_call_of_the_papers_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, but all are compiled, which takes most of an hour; text8_small's are those of enwik8_small."""
+    calls = {(target, case.implementation, case.call): (target, case) for target, case in chosen_cases(monkeypatch)}
+    check(list(calls.values()))
 
 
 @pytest.mark.parametrize("case", ROUNDED_CASES, ids=lambda case: case.name)

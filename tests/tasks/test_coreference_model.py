@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from longformer_jax import InputError, Longformer, LongformerConfig
+from longformer_jax.tasks.coreference import Coreference
 from longformer_jax.tasks.coreference_model import (
     Antecedents,
     CoreferenceSettings,
@@ -152,18 +154,21 @@ def test_every_part_is_as_in_numpy(params: Any, changes: dict[str, Any]) -> None
             assert found.scores[i, 0] == 0
 
 
-def test_spans_that_do_not_cross() -> None:
+@pytest.mark.parametrize("number", [1, 5, 6, 20])
+def test_spans_that_do_not_cross(number: int) -> None:
+    """However many have to be passed over: among 35 spans of 9 tokens, 17 at most do not cross."""
     rng = np.random.default_rng(0)
+    keep = jax.jit(lambda scores: keep_spans(scores, max(number, 6), jnp.int32(number), crossing=False))
     for _ in range(20):
         scores = rng.normal(size=(9, 5)).astype(np.float32)
         scores[np.arange(9)[:, None] + np.arange(5)[None] >= 9] = -np.inf
-        index, kept = keep_spans(jnp.asarray(scores), 6, jnp.int32(5), crossing=False)
+        index, kept = keep(jnp.asarray(scores))
         found = [(int(i) // 5, int(i) // 5 + int(i) % 5) for i in index[kept]]
         taken: list[tuple[int, int]] = []
         for place in np.argsort(-scores.reshape(-1)):
             a, b = place // 5, place // 5 + place % 5
             crosses = any(c < a <= d < b or a < c <= b < d for c, d in taken)
-            if scores.reshape(-1)[place] > -np.inf and not crosses and len(taken) < 5:
+            if scores.reshape(-1)[place] > -np.inf and not crosses and len(taken) < number:
                 taken.append((int(a), int(b)))
         assert found == sorted(taken)
 
@@ -290,9 +295,18 @@ def test_dropout_and_padding(params: Any) -> None:
     [
         ({"depth": 0}, "depth is 0; expected an integer >= 1"),
         ({"spans_per_token": 0.0}, "spans_per_token is 0.0; expected a number above 0"),
-        ({"dropout_rate": 1.0}, "dropout_rate is 1.0; expected a number from 0, below 1"),
+        ({"dropout_rate": 1.0}, "dropout_rate is 1.0; expected a number in [0, 1)"),
+        ({"dropout_rate": None}, "dropout_rate is None; expected a number in [0, 1)"),
+        ({"spans_per_token": "0.4"}, "spans_per_token is '0.4'; expected a number above 0"),
+        ({"crossing": "no"}, "crossing is 'no'; expected True or False"),
+        ({"max_span_width": 10**9}, "max_span_width is 1000000000; expected at most 16777216"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=f"^{message}"):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         CoreferenceSettings(**changes)
+
+
+def test_there_is_a_number_for_every_genre() -> None:
+    with pytest.raises(InputError, match="^genres is 7; expected at least 8, OntoNotes' and one for all others"):
+        Coreference(genres=7)

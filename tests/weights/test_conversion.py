@@ -229,6 +229,16 @@ def test_the_head_comes_along(tmp_path: Path, name: str, model, caplog) -> None:
     assert not caplog.records
 
 
+def test_heads_that_do_not_come_along_are_named(tmp_path: Path, caplog) -> None:
+    def more(tensors: dict) -> None:
+        for name in ("pooler.dense", "qa_outputs"):
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = np.zeros((16, 16)), np.zeros(16)
+
+    convert(write(tmp_path / "in", "RobertaForMaskedLM", more), tmp_path / "out", max_length=128)
+    assert load_pretrained(tmp_path / "out", ForMaskedLM)[1].keys() == {"longformer", "lm_head"}
+    assert caplog.messages == [f"{tmp_path / 'in'} also has pooler, qa_outputs, which {tmp_path / 'out'} does not get"]
+
+
 def test_errors_of_the_command_line(tmp_path: Path, capsys) -> None:
     for arguments, message in [
         ((), "error: the following arguments are required: source, out\n"),

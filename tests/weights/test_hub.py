@@ -61,6 +61,8 @@ def test_a_directory_goes_first(hub: Hub, tmp_path: Path, monkeypatch) -> None:
     write(tmp_path / "someone" / "roberta", "RobertaModel", num_labels=2, layer_norm_eps=0.5)
     monkeypatch.chdir(tmp_path)
     assert load_pretrained("someone/roberta")[0].layer_norm_eps == 0.5
+    with pytest.raises(InputError, match="^revision is 'v2'; expected None, as source, 'someone/roberta', is a direct"):
+        load_pretrained("someone/roberta", revision="v2")
     assert not hub.asked
 
 

@@ -97,6 +97,8 @@ def test_separator() -> None:
     roberta = config_of("RobertaModel") | {"eos_token_id": 7}
     assert config_from_hugging_face(roberta).sep_token_id == 7
     assert config_from_hugging_face(roberta | {"sep_token_id": 3}).sep_token_id == 3
+    longformer = {name: x for name, x in config_of("LongformerModel").items() if name != "sep_token_id"}
+    assert config_from_hugging_face(longformer | {"eos_token_id": 7}).sep_token_id == 2  # transformers' default
 
 
 def test_ids_that_are_a_list_or_null() -> None:

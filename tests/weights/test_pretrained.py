@@ -89,6 +89,21 @@ def test_prefixes_and_old_names(tmp_path: Path, prefix: str) -> None:
     assert_same(load_pretrained(write(tmp_path, "RobertaModel", rename))[1], expected)
 
 
+@pytest.mark.parametrize("suffix", ["dense.bias", "LayerNorm.weight"])
+def test_two_tensors_of_one_name(tmp_path: Path, suffix: str) -> None:
+    """Of which one would win."""
+    name = f"encoder.layer.0.attention.output.{suffix}"
+    other = name.replace("weight", "gamma") if suffix.endswith("weight") else f"roberta.{name}"
+
+    def twice(tensors: dict) -> None:
+        tensors[other] = tensors[name] * 0
+
+    write(tmp_path, "RobertaModel", twice)
+    message = f"^the weights have two tensors {name}, one of them as ({other}|{name}); expected one of each"
+    with pytest.raises(InputError, match=message):
+        load_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("model_type", ["xlm-roberta", "camembert"])
 def test_kin_of_roberta(tmp_path: Path, model_type: str) -> None:
     config, params = load_pretrained(write(tmp_path, "RobertaForMaskedLM", model_type=model_type), ForMaskedLM)
@@ -315,6 +330,14 @@ def test_an_output_projection_of_its_own(tmp_path: Path) -> None:
 
     write(tmp_path / "a", "RobertaForMaskedLM", tie_word_embeddings=False)
     with pytest.raises(InputError, match="1 tensors differ: lm_head.decoder.weight is missing"):
+        load_pretrained(tmp_path / "a", ForMaskedLM)
+
+    def without_embeddings(tensors: dict) -> None:
+        untie(tensors)
+        del tensors[WORDS]
+
+    write(tmp_path / "a", "RobertaForMaskedLM", without_embeddings, tie_word_embeddings=False)
+    with pytest.raises(InputError, match="1 tensors differ: embeddings.word_embeddings.weight is missing"):
         load_pretrained(tmp_path / "a", ForMaskedLM)
 
 
