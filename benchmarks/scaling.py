@@ -5,7 +5,8 @@
     python -m benchmarks.scaling --check                             the estimate of memory beside compiled steps
     python -m benchmarks.scaling --million --devices=8               a small model at 1,048,576 characters, run here
 
-The figures are of one training step of one sequence with remat, in the windows of the configuration's last phase.
+The figures are of one training step of one sequence with remat and without dropout, which needs no memory of its own,
+in the windows of the configuration's last phase.
 Nothing of the first two is run or compiled: memory and messages are counted in the traced program, FLOPs by
 `training_flops_per_character`, and times follow from the peaks of an H100 and of its links.
 """
@@ -18,7 +19,6 @@ import json
 import math
 import os
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -36,6 +36,7 @@ from longformer_jax.attention.split import SEQUENCE_AXIS
 from longformer_jax.command_line import one_line_for_errors
 from longformer_jax.errors import InputError
 from longformer_jax.models import CharLM, CharLMConfig
+from longformer_jax.scripts.configurations import known_configurations
 from longformer_jax.training import CharLMExperiment
 from longformer_jax.training.flops import training_flops_per_character
 
@@ -95,12 +96,12 @@ HEAD = (
 def model_of(name: str) -> CharLMConfig:
     """That of a configuration's last phase, with remat; NAME or NAME:VARIANT."""
     module, _, variant = name.partition(":")
-    try:
-        config = importlib.import_module(f"configs.char_lm.{module}").get_config(variant)
-    except ModuleNotFoundError:
-        raise InputError(f"--config is {name!r}; expected NAME or NAME:VARIANT of configs/char_lm") from None
+    known = sorted(name for name, path in known_configurations().items() if path.parent.name == "char_lm")
+    if module not in known:
+        raise InputError(f"--config is {name!r}; expected one of {', '.join(known)}, with :VARIANT or not")
+    config = importlib.import_module(f"configs.char_lm.{module}").get_config(variant)
     experiment: Any = CharLMExperiment.from_config_dict(config)
-    return dataclasses.replace(experiment.model_in_phase(len(experiment.phases) - 1), remat=True, dropout_rate=0.0)
+    return dataclasses.replace(experiment.model_in_phase(len(experiment.phases) - 1), remat=True)
 
 
 def plan(config: CharLMConfig, length: int, devices: int) -> Plan:
@@ -269,7 +270,7 @@ def check(devices: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     for name, (config, part) in CHECKS.items():
         for number in devices:
             compiled = compiled_step(config, part * number, number).memory_analysis().temp_size_in_bytes
-            estimate = activation_bytes(config) * part + _halo_bytes(config, part, number) * (number > 1)
+            estimate = activation_bytes(config) * part + _halo_bytes(config, part, number)
             yield {
                 "case": name,
                 "devices": number,
@@ -323,9 +324,9 @@ def main() -> None:
         parser.add_argument(f"--{part}", action="store_true")
     options = parser.parse_args()
     if options.devices < 1:
-        sys.exit(f"error: --devices is {options.devices}; expected at least 1")
+        raise InputError(f"--devices is {options.devices}; expected at least 1")
     if options.sequence < 1 or options.sequence % options.devices:
-        sys.exit(f"error: --sequence is {options.sequence}; expected a multiple of --devices, {options.devices}")
+        raise InputError(f"--sequence is {options.sequence}; expected a multiple of --devices, {options.devices}")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     if options.check or options.million:
         jax.config.update("jax_num_cpu_devices", options.devices)

@@ -120,9 +120,9 @@ def versions() -> dict[str, str]:
     """What a run's numbers depend on, other than its configuration and its data: the programs."""
     found = {"version of python": ".".join(map(str, sys.version_info[:2]))}
     found |= {f"version of {name}": importlib.metadata.version(name) for name in _DISTRIBUTIONS}
-    package = Path(__file__).parent
-    files = sorted(package.rglob("*.py"))
-    code = (part for file in files for part in (file.relative_to(package).as_posix().encode(), file.read_bytes()))
+    root = Path(__file__).parents[1]
+    files = sorted(file for package in ("longformer_jax", "pallas_kernels") for file in (root / package).rglob("*.py"))
+    code = (part for file in files for part in (file.relative_to(root).as_posix().encode(), file.read_bytes()))
     return found | {"code of longformer_jax": digest(code)}
 
 

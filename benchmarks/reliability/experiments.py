@@ -40,7 +40,7 @@ def experiment(kind: str, folder: Path, steps: Sequence[int] = (60, 40)) -> Expe
         keep_best=kind == "task",
         log_interval=1,
         checkpoint_interval=3,
-        eval_interval=25,
+        eval_interval=20,  # so that there is one where the first phase ends
     )
 
 

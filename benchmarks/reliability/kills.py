@@ -45,7 +45,7 @@ SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signa
 DISK = ("disk full", "read-only")
 MOMENTS = ("start", "step", "step", "save", "save", "phase's end", "run's end")
 DEVICES = (8, 4, 2)
-# Of a validation's figures, in runs on other devices: what rounding makes of dozens of steps of training.
+# Of all scores of a run, in runs on other devices: what rounding makes of dozens of steps of training.
 TOLERANCE = 1e-4
 DISK_SIZE = 64 * 2**20
 TIMEOUT = 600  # seconds, after which a run counts as one that hangs

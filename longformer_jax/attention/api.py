@@ -94,7 +94,7 @@ def banded_attention(
       axis_name: the mesh axis over which the sequence is split, inside `jax.shard_map(…, check_vma=False)`. All arrays
         are this device's parts then, equally long on all devices, key's as long as query's, and in the order of the
         devices; band, offset and dropout are those of the whole. What the band reaches of other devices' keys is sent,
-        and nothing else.
+        of every head as far as the one with the largest dilation reaches, and a key mask.
       return_lse: whether to return the log-sum-exp of the scores too.
       implementation: how it is computed:
         - "reference": dense.

@@ -260,7 +260,7 @@ def _reached(part: Part, reach: int, T: int, key, value, position) -> tuple[Any,
 
     The keys are those of a cache before those of the queries' own positions, or what has come from the devices before.
     """
-    first = part.first(T)
+    first, before = part.first(T), 0
     if part.axis_name is not None:
         before = min(reach, (lax.axis_size(part.axis_name) - 1) * T)
         key, value = (with_halo(x, before, 0, part.axis_name) for x in (key, value))
@@ -271,7 +271,7 @@ def _reached(part: Part, reach: int, T: int, key, value, position) -> tuple[Any,
     missing = past - jnp.minimum(before_queries, jnp.uint32(past)).astype(jnp.int32)
     return key, value, positions, {
         "key_mask": jnp.broadcast_to(jnp.arange(S) >= missing, (B, S)) if past else None,
-        "dropout_origin": part.dropout_origin(first, first - past),
+        "dropout_origin": part.dropout_origin(first, first - before),
     }  # fmt: skip
 
 

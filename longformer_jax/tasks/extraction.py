@@ -16,7 +16,10 @@ from longformer_jax.tasks.words import TITLES
 _NO_END = r"(?<!\b[A-HJ-Z]\.)" + "".join(rf"(?<!\b(?:{'|'.join(titles)})\.)" for titles in TITLES)
 # The end of a line, or of a sentence before what does not begin with a small letter. A long row of dots is read once:
 # from its beginning alone, and as a whole.
-_SENTENCE_END = re.compile(rf"\n|(?<![.!?…])[.!?…](?:(?=[.!?…])|{_NO_END})[.!?…]*+[\"'”’)\]]*+(?=\s++[^\sa-z])|[。！？]")
+_SENTENCE_END = re.compile(
+    rf"\n|(?<![.!?…])[.!?…](?:(?=[.!?…])|{_NO_END})[.!?…]*+"
+    r"[\"'”’)\]]*+(?=\s++[^\sa-z])|[。！？]"
+)
 
 
 def token_spans(spans: Iterable[tuple[int, int]], begins: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:

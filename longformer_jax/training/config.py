@@ -153,6 +153,10 @@ class ExperimentConfig(abc.ABC):
     ) -> Iterator[Any]:
         """This process's part of the batches of a phase, from a step on: trees of numpy arrays `[B / P, …]`."""
 
+    def phase_lengths(self, phase: int) -> tuple[int, ...]:
+        """The lengths of a phase's sequences, in ascending order."""
+        return (self.phases[phase].sequence_length,)
+
     @abc.abstractmethod
     def batch_spec(self, phase: int) -> Any:
         """The shapes and dtypes of a batch of a phase, over all processes: a tree of arrays `[B, …]`."""

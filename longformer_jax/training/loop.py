@@ -84,21 +84,23 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
         workdir = user_path("workdir", workdir)
     if not alone():
         check_same(versions() | {"workdir": str(workdir.absolute())} | _what_decides(config))
-    with together():
-        config = config.completed(workdir)
     jax.devices()  # these, too, wait for all processes
-    with together():
+    with together():  # whether batches can be split, before the data are read
         mesh = make_mesh(config.mesh)
+        batch_share(mesh)
         for index in range(len(config.phases)):
-            accumulation_steps(config, index, mesh)  # whether the batch can be split, before the data is read
-        abstract = abstract_state(config, mesh)
-        check_memory(abstract)
+            for length in config.phase_lengths(index):
+                accumulation_steps(config, index, mesh, length)
     with contextlib.ExitStack() as held:
         with together():
             holder = held.enter_context(_claimed(workdir)) if jax.process_index() == 0 else None
         holder = from_first(holder)
         with together():
             check_shared("workdir", workdir, holder)
+        with together():
+            config = config.completed(workdir)
+            abstract = abstract_state(config, mesh)
+            check_memory(abstract)
             data = _open(config, workdir)
         if not alone():
             check_same({"digest of the data": data.fingerprint})
@@ -255,8 +257,8 @@ class _Loop:
             self._remove_model()
         ends = itertools.accumulate(phase.steps for phase in config.phases)
         for index, end in enumerate(ends):
-            # A run may have been killed while its last validation was under way.
-            validates = end == config.total_steps and config.eval_interval and self._is_due(end)
+            # A run may have been stopped or killed before the validation that ends a phase was over.
+            validates = step == end and config.eval_interval and self._is_due(end)
             if (step < end or validates) and not self.stopped and not self.is_over:
                 state, step = self._train_phase(index, state, step, end, monitor)
         monitor.end()
@@ -354,7 +356,7 @@ class _Loop:
     def _validate(self, index: int, step: int, state: State, validate: Validator) -> None:
         """Reports what a validation finds, and keeps the parameters if they are the best."""
         config = self.config
-        values = validate(state["params"])
+        values = from_first(validate(state["params"]))  # by which all of them decide what is next
         is_best = self.selection.add(step, values) and config.keep_best
         if is_best:  # before the log says so: a validation that is not in it is made again
             save_best(self.workdir, step, state["params"])

@@ -38,6 +38,7 @@ def train_seeds(config: ExperimentConfig, workdir: str | Path, count: int, *, pr
     with together():
         check_config(config, ExperimentConfig)
         count = check_integer("seeds", count)
+        dataclasses.replace(config, seed=config.seed + count - 1)  # whether there is one, before the first trains
         workdir = user_path("workdir", workdir)
     check_same({"seeds": count})
 

@@ -169,11 +169,20 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     """(i, n): this process reads the rows `[i * B / n, (i + 1) * B / n)` of a batch.
 
     Processes whose devices have parts of the same sequences read the same rows.
+
+    Raises:
+      InputError: it would have a part of what another process reads, and more.
     """
     parts = batch_devices(mesh)
     indices = NamedSharding(mesh, P(BATCH_AXES)).addressable_devices_indices_map((parts,)).values()
-    mine = {rows.indices(parts)[0] for (rows,) in indices}  # type: ignore
-    return min(mine) // len(mine), parts // len(mine)
+    mine = sorted({rows.indices(parts)[0] for (rows,) in indices})  # type: ignore
+    count = len(mine)
+    if mine[0] % count or parts % count or mine[-1] >= mine[0] + count:
+        raise InputError(
+            f"mesh splits batches into {parts} parts, of which this process has {', '.join(map(str, mine))}; expected "
+            "data times fsdp to be such that every process has as many whole parts, side by side"
+        )
+    return mine[0] // count, parts // count
 
 
 def put_batch(rows: Any, accumulate: int, mesh: Mesh) -> Any:

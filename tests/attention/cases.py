@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -220,6 +220,29 @@ def value_and_gradients(attend: Callable) -> Callable:
         return *outputs, *pullback(cotangents)
 
     return run
+
+
+def whole_and_part(
+    case: Case, implementation: str, dtype: str = "float32"
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Values and gradients of the whole, cut, and of a part of its arrays, which is told where in it it begins.
+
+    Of both only rows that see nothing before the part have a cotangent.
+    """
+    first, reach = 16, case.window
+    assert isinstance(reach, int) and case.num_keys == case.T and case.dilation == 1
+    inputs, cotangents = case.inputs(dtype), case.cotangents(dtype)
+    cotangents = tuple(x.at[:, : first + reach].set(0) for x in cotangents)
+    own = (slice(1, None), slice(first, None), slice(1, None))
+    attend = functools.partial(case.attend(implementation), dropout_origin=(1, 1, first, first))
+    whole = value_and_gradients(case.attend(implementation))(inputs, cotangents)
+    part = value_and_gradients(attend)(tuple(x[own] for x in inputs), tuple(x[own] for x in cotangents))
+
+    def seen(arrays: Iterable[jax.Array]) -> list[np.ndarray]:
+        out, lse, *gradients = (np.asarray(x, np.float32) for x in arrays)
+        return [out[:, reach:], lse[:, reach:], *gradients]
+
+    return seen(x[own] for x in whole), seen(part)
 
 
 def plain_attention(case: Case) -> Callable:

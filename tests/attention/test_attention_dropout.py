@@ -7,7 +7,7 @@ import pytest
 
 from longformer_jax import banded_attention
 from pallas_kernels.dropout import batch_streams, keep_mask
-from tests.attention.cases import SEED, Case, assert_close
+from tests.attention.cases import SEED, Case, assert_close, whole_and_part
 
 RATE = 0.3
 SHAPE = B, H, T, S = 2, 3, 512, 512
@@ -105,6 +105,12 @@ def test_the_op_drops_what_the_mask_says(dilation: int | tuple[int, ...], implem
     dropped = probabilities(dropout_rate=RATE, dropout_seed=SEED)
     np.testing.assert_allclose(dropped, np.where(case.keep, whole / (1 - RATE), 0.0), rtol=1e-5)
     assert (whole > 0).mean() > 0.3
+
+
+def test_a_part_draws_the_mask_of_the_whole(implementation: str) -> None:
+    case = Case(B=2, T=90, window=10, dropout_rate=RATE)
+    for whole, part in zip(*whole_and_part(case, implementation), strict=True):
+        np.testing.assert_allclose(part, whole, atol=1e-5)
 
 
 def test_lse_is_that_of_all_keys(implementation: str) -> None:

@@ -30,6 +30,7 @@ from tests.attention.cases import (
     assert_close,
     plain_attention,
     value_and_gradients,
+    whole_and_part,
     with_gradients,
     with_head_dims,
 )
@@ -123,6 +124,15 @@ def test_repeats_bit_for_bit(implementation: str) -> None:
     once, again = (interpreted(implementation, case, "bfloat16") for _ in range(2))
     for name, x in once.items():
         assert np.array_equal(x, again[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_part_draws_the_dropout_of_the_whole(implementation: str) -> None:
+    """Up to rounding: the rows of a block are other ones."""
+    case = Case("part", B=2, T=90, Dk=64, Dv=64, window=10, dropout_rate=0.3)
+    for whole, part in zip(*whole_and_part(case, f"{implementation}_interpret", "bfloat16"), strict=True):
+        np.testing.assert_allclose(part, whole, atol=0.02 * np.abs(whole).max())
 
 
 @pytest.mark.slow

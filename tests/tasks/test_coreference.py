@@ -390,13 +390,13 @@ def test_plain_text_stays_as_it_was_written() -> None:
 
 
 def test_full_stops_of_names_end_no_sentence() -> None:
-    text = "Mr. Smith met Prof. J. K. Rowe in the U.S. of A... So did I. He -- at 5 p.m., so -- left (No?) Dr. X. Go! So?"
+    text = "Mr. Smith met Prof. J. K. Rowe in U.S. and A... So did I. He -- at 5 p.m., he -- left (No?) Dr. X. Go! So?"
     example = TASK.from_text(text, "file")
     sentences: dict[int, list[str]] = {}
     for word, number in zip(example["words"], example["sentences"], strict=True):
         sentences.setdefault(number, []).append(word)
     assert [" ".join(words) for words in sentences.values()] == [
-        "Mr. Smith met Prof. J. K. Rowe in the U.S. of A ...", "So did I .", "He -- at 5 p.m. , so -- left ( No ? )",
+        "Mr. Smith met Prof. J. K. Rowe in U.S. and A ...", "So did I .", "He -- at 5 p.m. , he -- left ( No ? )",
         "Dr. X. Go !", "So ?",
     ]  # fmt: skip
 

@@ -3,23 +3,27 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longformer_jax.errors import InputError
-from longformer_jax.training import MeshConfig
+from longformer_jax.training import MeshConfig, train
 from longformer_jax.training.sharding import (
     accumulation_steps,
+    batch_share,
     evaluation_mesh,
     make_mesh,
     put_batch,
     state_shardings,
 )
 from longformer_jax.training.step import abstract_params
+from tests.training import tiny_task
 from tests.training.tiny import CONFIG
 
 
@@ -91,6 +95,20 @@ def test_matrix_that_the_mesh_cannot_split() -> None:
         state_shardings(mesh, {"params": abstract_params(CONFIG)})  # pyrefly: ignore[bad-argument-type]
 
 
+def test_parts_of_the_batch_that_two_processes_would_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(*mine: int) -> tuple[int, int]:
+        indices = {f"device {part}": (slice(part, part + 1),) for part in mine}
+        monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", lambda *_: indices)
+        return batch_share(abstract_mesh(6))
+
+    assert [share(0, 1, 2), share(3, 4, 5), share(4, 5), share(0)] == [(0, 2), (1, 2), (2, 3), (0, 6)]
+    for mine in ((1, 2), (2, 3, 4, 5), (0, 2), (0, 1, 2, 3)):
+        with pytest.raises(
+            InputError, match=f"^mesh splits batches into 6 parts, of which this process has {mine[0]}, "
+        ):
+            share(*mine)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "most", "devices", "expected"),
     [
@@ -111,6 +129,18 @@ def test_accumulation_is_as_little_as_memory_allows(
     phase = dataclasses.replace(CONFIG.phases[0], batch_size=batch_size, sequences_per_device=most)
     mesh = abstract_mesh(devices)
     assert accumulation_steps(dataclasses.replace(CONFIG, phases=(phase,)), 0, mesh) == expected  # pyrefly: ignore[bad-argument-type]
+
+
+def test_lengths_that_the_mesh_cannot_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whatever rows, before the data are read."""
+    monkeypatch.setattr("longformer_jax.training.loop.make_mesh", lambda _: abstract_mesh(1, sequence=3))
+    monkeypatch.setattr("longformer_jax.training.loop.batch_share", lambda _: (0, 1))
+    (phase,) = tiny_task.CONFIG.phases
+    phases = (dataclasses.replace(phase, sequence_length=30),)
+    config = dataclasses.replace(tiny_task.CONFIG, phases=phases, lengths=(16, 30))
+    with pytest.raises(InputError, match=r"^phases\[0\] has sequences of 16 tokens; expected a multiple of mesh.seq"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_batch_that_the_devices_cannot_share() -> None:

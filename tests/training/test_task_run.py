@@ -202,6 +202,13 @@ def test_data_that_has_changed(config: TaskExperiment, finished: tuple[Path, str
             evaluate(workdir, data_path=str(data), split=split)
 
 
+def test_seeds_that_are_none(config: TaskExperiment, tmp_path: Path) -> None:
+    """Before the first of them is trained with."""
+    with pytest.raises(InputError, match="^seed is 4294967296; expected"):
+        train_seeds(dataclasses.replace(config, seed=2**32 - 1), tmp_path / "runs", 2)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_several_seeds(config: TaskExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (phase,) = config.phases

@@ -104,6 +104,21 @@ def test_going_on_gives_the_same_bits(
     assert len(steps) == len(set(steps))
 
 
+def test_the_validation_that_ends_a_phase_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With that phase's windows and lengths, though the next one is to begin."""
+    phases = tuple(dataclasses.replace(phase, steps=2) for phase in CONFIG.phases)
+    config = dataclasses.replace(CONFIG, phases=phases, eval_interval=2)
+    train(config, tmp_path / "unbroken")
+    monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == 2)
+    train(config, tmp_path / "stopped")
+    monkeypatch.undo()
+    train(config, tmp_path / "stopped")
+    ours, theirs = (records(tmp_path / name, "split", "step", "phase", "bpc") for name in ("stopped", "unbroken"))
+    assert [record for record in ours if record[0] == "validation"] == [
+        record for record in theirs if record[0] == "validation"
+    ] and len(ours) >= 2
+
+
 def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     workdir, expected = finished
     before = (workdir / "metrics.jsonl").read_text()
