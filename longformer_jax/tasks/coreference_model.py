@@ -300,7 +300,8 @@ def _without_crossing(
 
     # Where a span that begins with a token ends at the latest, and where one that ends with it begins.
     longest, earliest = jnp.full(T + W + 1, -1), jnp.full(T + W + 1, T)
-    carry = 0, jnp.zeros(K, index.dtype), 0, longest, earliest
+    zero = jnp.int32(0)
+    carry = zero, jnp.zeros(K, index.dtype), zero, longest, earliest
     _, taken, count, _, _ = lax.while_loop(lambda carry: (carry[0] < spans) & (carry[2] < number), step, carry)
     return taken, count
 
