@@ -1,4 +1,4 @@
-"""Trains a character language model, or pretrains a masked one; `python train.py --help` says how."""
+"""Trains a character LM, pretrains a masked LM, or fine-tunes on a task; `python train.py --help` says how."""
 
 from longformer_jax.scripts import longformer_train
 

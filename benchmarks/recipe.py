@@ -106,15 +106,14 @@ def within(config: CharLMExperiment, seconds: float, step_seconds: Sequence[floa
 def trained_and_scored(config: CharLMExperiment) -> dict[str, Any]:
     """Bits per character of all of validation after training, None if it has diverged, and the seconds of all steps."""
     mesh, data = make_mesh(config.mesh), config.load_data()
-    state, spent, done = init_state(config, mesh), 0.0, 0
+    state, spent = init_state(config, mesh), 0.0
     for phase, settings in enumerate(config.phases):
-        step, batches = compile_train_step(config, phase, 1, mesh), _batches(config, data, phase, done)
+        step, batches = compile_train_step(config, phase, 1, mesh), _batches(config, data, phase)
         began = time.perf_counter()
         for batch in itertools.islice(batches, settings.steps):
             state, _metrics = step(state, batch)
         jax.block_until_ready(state)
         spent += time.perf_counter() - began
-        done += settings.steps
     score = BitsPerCharacter()
     model = config.model_in_phase(len(config.phases) - 1)
     for scored in score_stream(model, state["params"], data.split("validation")):
@@ -123,9 +122,9 @@ def trained_and_scored(config: CharLMExperiment) -> dict[str, Any]:
     return {"bpc": bpc, "seconds": round(spent, 1), "steps": [p.steps for p in config.phases]}
 
 
-def _batches(config: CharLMExperiment, data: Any, phase: int, start_step: int = 0) -> Any:
-    """As a step takes them, with all of the batch in one part."""
-    batches = config.train_batches(data, phase, start_step=start_step, process_index=0, process_count=1)
+def _batches(config: CharLMExperiment, data: Any, phase: int) -> Any:
+    """As a phase's steps take them, with all of the batch in one part."""
+    batches = config.train_batches(data, phase, start_step=0, process_index=0, process_count=1)
     return (batch[None] for batch in batches)
 
 

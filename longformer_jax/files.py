@@ -27,6 +27,8 @@ def user_path(field: str, path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str):
         raise InputError(f"{field} is {path!r}; expected a path")
+    if not text:
+        raise InputError(f"{field} is ''; expected a path")
     if "\0" in text:
         raise InputError(f"{field} is {text!r}; expected a path without a null character")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # pathlib makes one slash of two; C:/ is a drive of Windows

@@ -6,8 +6,9 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-# Odd constants with well-mixed bits; the finalizer is that of MurmurHash3 (public domain).
-_BATCH, _HEAD, _QUERY, _KEY = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F
+# Odd constants with well-mixed bits; the finalizer is that of MurmurHash3 (public domain). The first is where hashes
+# begin: from 0, which it leaves 0, the very first probability would be dropped at any rate.
+_START, _BATCH, _HEAD, _QUERY, _KEY = 0x165667B1, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F
 
 
 def _mix(x: jax.Array) -> jax.Array:
@@ -19,7 +20,7 @@ def _mix(x: jax.Array) -> jax.Array:
 def batch_streams(seed: jax.Array, batch: jax.Array) -> jax.Array:
     """uint32, of the shape of `batch`: where the hashes of an integer `seed` and the batch entries begin."""
     seed, batch = (jnp.asarray(x).astype(jnp.uint32) for x in (seed, batch))
-    return _mix(seed + batch * jnp.uint32(_BATCH))
+    return _mix(jnp.uint32(_START) + seed + batch * jnp.uint32(_BATCH))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +52,14 @@ class Streams:
         batch = jnp.arange(batch_size)
         if origin is None:
             return cls(batch_streams(seed, batch))
-        head, query = (jnp.asarray(x).astype(jnp.uint32) for x in (origin.head, origin.query))
-        rows = batch_streams(seed, batch + origin.batch) + head * jnp.uint32(_HEAD) + query * jnp.uint32(_QUERY)
-        return cls(rows, jnp.broadcast_to(jnp.asarray(origin.key, jnp.int32), (batch_size,)))
+        rows = batch_streams(seed, batch + origin.batch)
+        rows += jnp.asarray(origin.query).astype(jnp.uint32) * jnp.uint32(_QUERY)
+        first_key = jnp.broadcast_to(jnp.asarray(origin.key, jnp.int32), (batch_size,))
+        return cls(rows, first_key).from_head(origin.head)
+
+    def from_head(self, head: Any) -> Self:
+        """Of these arrays' heads from this one on."""
+        return dataclasses.replace(self, rows=self.rows + jnp.asarray(head).astype(jnp.uint32) * jnp.uint32(_HEAD))
 
 
 def keep_mask(rate: float, streams: jax.Array, head, query, key) -> jax.Array:

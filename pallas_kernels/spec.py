@@ -26,6 +26,15 @@ class Spec:
     dropout_rate: float
     interpret: bool
 
+    @property
+    def factors(self) -> tuple[float, float]:
+        """(before, factor): of scores s times before, p = 2 ** (s * factor - maximum * factor).
+
+        That is one multiply-add and one exp2, if the factor keeps the order and is a number of float32.
+        """
+        factor = self.scale * LOG2_E
+        return (1.0, factor) if factor >= np.finfo(np.float32).tiny else (factor, 1.0)
+
     def walk(self, kernel: str, query: jax.Array, key: jax.Array, *, rows: int, columns: int) -> Walk:
         """The walk of "forward", "dq", "dkdv" or "dshared", with its blocks of own rows and of the other side's."""
         walk = Walk(

@@ -1,11 +1,11 @@
-"""HotpotQA, distractor setting: an answer from ten paragraphs, and the sentences that it follows from.
+r"""HotpotQA, distractor setting: an answer from ten paragraphs, and the sentences that it follows from.
 
 In two stages (paper, appendix): the second one reads only the paragraphs that the first one's model finds relevant.
 
   python train.py --config=configs/tasks/hotpotqa.py --workdir=runs/stage1 --config.data.path=DIRECTORY
   python eval.py --workdir=runs/stage1 --split=train --predictions=runs/stage1_train.json
   python eval.py --workdir=runs/stage1 --split=validation --predictions=runs/stage1_dev.json
-  python train.py --config=configs/tasks/hotpotqa.py --workdir=runs/stage2 --config.data.path=DIRECTORY
+  python train.py --config=configs/tasks/hotpotqa.py --workdir=runs/stage2 --config.data.path=DIRECTORY \
     --config.task.stage_one=runs/stage1_train.json,runs/stage1_dev.json
   python eval.py --workdir=runs/stage2 --split=validation --predictions=predictions.json
 

@@ -57,7 +57,8 @@ def banded_attention(
 
     Query i sees key `i + key_offset + m * dilation` for -left <= m <= right. Softmax and accumulation are in float32
     whatever the input type. A query that sees no key gives zeros, and a log-sum-exp of -inf, never NaN, in values and
-    in gradients. Differentiable in query, key, value and shared_key, through both outputs.
+    in gradients. Differentiable in query, key, value and shared_key, through both outputs, in reverse mode; twice with
+    "xla" and "reference" alone.
 
     Where a part of the keys is the same for all heads, `shared_key` holds it once: the score of a pair is
     `(query[..., :Dk] . key + query[..., Dk:] . shared_key) * scale`. No copy for each head is made. Two uses:

@@ -66,6 +66,6 @@ def merge_parts(out: jax.Array, lse: jax.Array, axis_name: str) -> tuple[jax.Arr
     maximum = jnp.maximum(maximum, jnp.finfo(jnp.float32).min)
     weight = jnp.exp(lse - maximum)
     total = lax.psum(weight, axis_name)
-    safe = jnp.where(total > 0, total, 1.0)
+    safe = jnp.where(total == 0, 1.0, total)  # NaN must not be hidden
     merged = lax.psum(out.astype(jnp.float32) * (weight / safe)[..., None], axis_name)
-    return merged.astype(out.dtype), jnp.where(total > 0, maximum + jnp.log(safe), -jnp.inf)
+    return merged.astype(out.dtype), jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))

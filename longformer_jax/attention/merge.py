@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from longformer_jax.errors import InputError
+
 
 def merge_attention(
     out: jax.Array, lse: jax.Array, other_out: jax.Array, other_lse: jax.Array, *more: jax.Array
@@ -19,14 +21,26 @@ def merge_attention(
     Returns:
       (out, lse) of the union, out in the dtype of `out`, rounded once. Gradients are free of NaN also where some or all
       saw nothing.
+
+    Raises:
+      InputError: the arrays are not pairs of these shapes.
     """
+    if len(more) % 2:
+        raise InputError(f"more has {len(more)} arrays; expected an out and a lse in turn")
+    for index, x in enumerate((out, lse, other_out, other_lse, *more)):
+        expected = out.shape[:3] if index % 2 else out.shape
+        if x.shape != expected:
+            name = ("out", "lse", "other_out", "other_lse")[index] if index < 4 else f"more[{index - 4}]"
+            raise InputError(
+                f"{name} has the shape {list(x.shape)}; expected {list(expected)}, as out is {list(out.shape)}"
+            )
     outs, lses = (out, other_out, *more[::2]), (lse, other_lse, *more[1::2])
     # Where all are -inf any finite maximum will do; double `where` keeps NaN out of the gradients.
     maximum = jnp.maximum(functools.reduce(jnp.maximum, lses), jnp.finfo(jnp.float32).min)
     maximum = jax.lax.stop_gradient(maximum)
     weights = [jnp.exp(lse - maximum) for lse in lses]
     total = functools.reduce(jnp.add, weights)
-    safe = jnp.where(total > 0, total, 1.0)
+    safe = jnp.where(total == 0, 1.0, total)  # NaN must not be hidden
     pairs = zip(outs, weights, strict=True)
     merged = functools.reduce(jnp.add, (out.astype(jnp.float32) * (weight / safe)[..., None] for out, weight in pairs))
-    return merged.astype(out.dtype), jnp.where(total > 0, maximum + jnp.log(safe), -jnp.inf)
+    return merged.astype(out.dtype), jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))

@@ -17,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -39,6 +40,23 @@ def xla_attention(
     dropout: Streams | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Shapes as in `banded_attention`, but shared_key [B or 1, S, R]; returns (out, lse)."""
+    if math.lcm(*band.dilation) > max(band.dilation):  # to which lengths would be filled up
+        parts = []
+        for group in band.head_groups:
+            heads = slice(group.start, group.stop)
+            part = xla_attention(
+                *(x[:, :, heads] for x in (query, key, value)),
+                shared_key=shared_key,
+                band=dataclasses.replace(band, dilation=band.dilation[heads]),
+                key_mask=key_mask,
+                segment_ids=segment_ids,
+                scale=scale,
+                dropout_rate=dropout_rate,
+                dropout=None if dropout is None else dropout.from_head(group.start),
+            )
+            parts.append(part)
+        out, lse = (jnp.concatenate(each, axis=2) for each in zip(*parts, strict=True))
+        return out, lse
     T = query.shape[1]
     queries, keys = _in_reach(band, T, key.shape[1])
     # Dilated views need lengths and an offset that every dilation divides.
@@ -370,7 +388,7 @@ def _backward_group(mask: _GroupMask, grads, rows, key, value, shared_key):
     return dquery, *grads
 
 
-_MASKED = -1e30  # below any score; exp(_MASKED - score) is zero
+_MASKED = float(np.finfo(np.float32).min)  # no score is below; exp(_MASKED - score) is zero
 _KEY_LIMITS = ("key_mask", "key_segment")
 _QUERY_LIMITS = ("query_segment",)
 
@@ -412,7 +430,8 @@ def _attend_backward(q, dout, lse, delta, k, v, shared, visible, keep, spec: _Sp
     if shared is not None:  # copied to every head, but for a tile only: products over all columns are the fastest
         k = jnp.concatenate([k, jnp.repeat(shared, len(k) // len(shared), axis=0)], axis=-1)
     scores = jnp.einsum("nkd,nqd->nkq", k, q, preferred_element_type=jnp.float32) * spec.scale
-    p = jnp.where(visible, jnp.exp(scores - lse[:, None]), 0.0)
+    # Before exp, which may overflow where a key is hidden; a derivative of this would then be NaN.
+    p = jnp.exp(jnp.where(visible, scores - lse[:, None], _MASKED))
     dp = jnp.einsum("nkd,nqd->nkq", v, dout, preferred_element_type=jnp.float32)
     dropped = p
     if keep is not None:

@@ -90,6 +90,8 @@ def load_corpus(
     if isinstance(split, str) or not isinstance(split, Iterable):
         raise InputError(f"split is {split!r}; expected three fractions >= 0 with sum 1")
     split = tuple(split)
+    if data_dir is not None and source in ("text_file", "tiny_shakespeare"):
+        raise InputError(f"data_dir is {str(data_dir)!r}; expected None for {source}, which TFDS does not keep")
     if source == "text_file":
         return _load_text_file(path, split)
     if split != DEFAULT_FRACTIONS:

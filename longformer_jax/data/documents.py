@@ -90,7 +90,9 @@ class TextFiles:
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """The files, absolute and sorted."""
-        paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else list(self.paths)
+        if not isinstance(self.paths, str | os.PathLike | list | tuple):
+            raise InputError(f"paths is {self.paths!r}; expected a path, or a list of paths")
+        paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
         if not paths:
             raise InputError("paths is empty; expected files, directories or glob patterns")
         return tuple(sorted({file.absolute() for path in paths for file in _matches(path)}))
@@ -222,6 +224,8 @@ def document_source(source: DocumentSource | Paths) -> DocumentSource:
         return TfdsText(source.removeprefix("tfds:"))
     if isinstance(source, str | os.PathLike | Sequence):
         return TextFiles(source)
+    if not hasattr(source, "lines"):
+        raise InputError(f"source is {source!r}; expected paths or a DocumentSource")
     return source
 
 
@@ -249,7 +253,8 @@ def _read_lines(file: Path) -> Iterator[tuple[str, int]]:
         try:
             unpacked = cast(IO[bytes], gzip.GzipFile(fileobj=stored) if compressed else stored)
             for line in read_lines(unpacked, repr(str(file))):
-                yield line.decode().removesuffix("\n").removesuffix("\r"), stored.tell()
+                text = line.decode("utf-8" if offset else "utf-8-sig")  # without a byte order mark
+                yield text.removesuffix("\n").removesuffix("\r"), stored.tell()
                 offset += len(line)
         except UnicodeDecodeError as error:
             where = "of its unpacked text " if compressed else ""

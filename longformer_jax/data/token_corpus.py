@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longformer_jax.data.cache import MANIFEST, cache_directory, open_or_build
-from longformer_jax.data.documents import DocumentSource, Paths, document_source
+from longformer_jax.data.documents import DocumentSource, Paths, TextFiles, document_source
 from longformer_jax.data.packing import Packer, batched_by_length
 from longformer_jax.errors import InputError
 from longformer_jax.files import read_json, replacing
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_VALIDATION_FRACTION = 0.01
 
 _SPLITS = ("train", "validation")
-_FORMAT = 1  # of what is below and in packing.py; another one is another cache
+_FORMAT = 2  # of what is below and in packing.py; another one is another cache
 # What an interrupted build loses at most. A row does not reach beyond its shard, so this is no small number.
 _SHARD_CHARACTERS = 1 << 25
 
@@ -106,7 +106,7 @@ def load_token_corpus(
 
     Raises:
       InputError: a source or an argument that is not as described, text that is no UTF-8 or damaged, files that change
-        while they are read, or a split that comes out empty.
+        while they are read or are in both sources, or a split that comes out empty.
     """
     source = document_source(source)
     if validation_source is not None:
@@ -114,6 +114,11 @@ def load_token_corpus(
         if validation_fraction is not None:
             raise InputError(
                 f"validation_fraction is {validation_fraction}; expected None, as validation_source is given"
+            )
+        both = [{*x.files} for x in (source, validation_source) if isinstance(x, TextFiles)]
+        if len(both) == 2 and (shared := sorted(both[0] & both[1])):
+            raise InputError(
+                f"validation_source has {str(shared[0])!r}, which source has, too; expected files of its own"
             )
         validation_fraction = 0
     if validation_fraction is None:

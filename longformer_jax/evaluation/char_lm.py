@@ -51,6 +51,11 @@ class Result:
         """Scored characters for each second of wall time."""
         return self.characters / self.seconds
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What several seeds have a mean of."""
+        return {"bits per character": self.bits_per_character}
+
     def __str__(self) -> str:
         step = f", step {self.step:,}" if self.step else ""
         return (
@@ -81,7 +86,7 @@ def evaluate(
       data_path: where that corpus is now, if it has moved since.
       split: of that corpus, "train", "validation" or "test"; None is "test".
       protocol: "paper" (overlapping sequences) or "stream" (one pass with a cache); see `protocols`.
-      step: which checkpoint; None is the latest.
+      step: which checkpoint; None is the best validation where the run keeps that, else the latest.
       sequence_length, stride, batch_size: of the protocol "paper"; None is that of `protocols.score_overlapping`.
       limit: stop after so many scored characters; None scores them all.
 

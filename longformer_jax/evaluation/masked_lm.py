@@ -19,7 +19,7 @@ from longformer_jax.models import ForMaskedLM
 from longformer_jax.training import MaskedLMExperiment, Phase, TokenDataConfig
 from longformer_jax.training.sharding import batch_devices, evaluation_mesh, replicated
 from longformer_jax.training.step import make_eval_step
-from longformer_jax.training.workdir import restore_checkpoint
+from longformer_jax.training.workdir import restore_chosen
 from longformer_jax.weights import load_tokenizer
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.pretrained import find_model, read_model_config
@@ -34,7 +34,7 @@ class Result:
       step: of the checkpoint; 0 of a model that is no run.
       bits_per_token: the mean over the masked tokens, the paper's "BPC" (table 5).
       masked: how many tokens were masked.
-      tokens: how many were read.
+      tokens: how many were read, padding included.
       seconds: wall time, compilation included.
     """
 
@@ -44,6 +44,11 @@ class Result:
     masked: int = 0
     tokens: int = 0
     seconds: float = math.nan
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What several seeds have a mean of."""
+        return {"bits per masked token": self.bits_per_token}
 
     def __str__(self) -> str:
         step = f", step {self.step:,}" if self.step else ""
@@ -70,7 +75,7 @@ def evaluate(
       data: documents of one's own, as `TokenDataConfig.path`, all of which are scored; None is the run's data.
       data_path: where the run's data is now, if it has moved since.
       split: of the run's data, "validation" or "train"; None is "validation".
-      step: which checkpoint; None is the latest.
+      step: which checkpoint; None is the best validation where the run keeps that, else the latest.
       batch_size: sequences at once, rounded up to a multiple of the devices, over which they are spread.
       limit: only so many sequences, the first; None is all.
 
@@ -80,7 +85,7 @@ def evaluate(
     _check(batch_size, limit)
     check_own_data(data, data_path=data_path, split=split)
     config, directory = MaskedLMExperiment.load(workdir), user_path("workdir", workdir)
-    step, params = restore_checkpoint(workdir, step)
+    step, params = restore_chosen(workdir, step)
     phase = config.last_phase(step)
     if data is None:
         name = split or "validation"
@@ -99,7 +104,9 @@ def evaluate_model(
     batch_size: int = 8,
     limit: int | None = None,
 ) -> Result:
-    """Scores documents with a masked LM that need not come from a run here; its figures are those before training.
+    """Scores documents with a masked LM that need not come from a run here.
+
+    Of the same rows these are the figures that a run with seed 0 reports before training.
 
     Args:
       model: a directory or a name on the Hugging Face hub, of RoBERTa or Longformer, with the tokenizer's files.
@@ -132,8 +139,8 @@ def evaluate_model(
 
 def _own_rows(data: str, tokenizer: Any, length: int, cache_dir: str | None = None) -> tuple[str, np.ndarray]:
     """The name of documents, and all of them in rows `[N, length]` of tokens."""
-    corpus = TokenDataConfig(path=data, validation_path=data, cache_dir=cache_dir).load(tokenizer, length)
-    return corpus.name, corpus.split("validation")
+    corpus = TokenDataConfig(path=data, validation_fraction=0, cache_dir=cache_dir).load(tokenizer, length)
+    return corpus.name, corpus.split("train")
 
 
 def _check(batch_size: int, limit: int | None) -> None:

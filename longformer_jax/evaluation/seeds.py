@@ -18,7 +18,7 @@ class SeedResults:
 
     def __str__(self) -> str:
         lines = [f"{name}: {result}" for name, result in self.results.items()]
-        found = [getattr(result, "metrics", {}) for result in self.results.values()]
+        found = [result.metrics for result in self.results.values()]
         for name in found[0]:
             lines.append(f"{name} of {len(found)} seeds: {mean_and_deviation([metrics[name] for metrics in found])}")
         return "\n".join(lines)

@@ -35,8 +35,8 @@ from longformer_jax.models import (
 )
 from longformer_jax.settings import pinned
 from longformer_jax.training import ExperimentConfig
-from longformer_jax.training.seeds import runs_of_seeds
-from longformer_jax.training.workdir import restore_best, restore_checkpoint
+from longformer_jax.training.config import runs_of_seeds
+from longformer_jax.training.workdir import restore_chosen
 from longformer_jax.weights import load_pretrained
 from longformer_jax.weights.architectures import ModelFactory, make_module
 from longformer_jax.weights.hub import find_directory
@@ -195,7 +195,7 @@ def _has_pooler(directory: Path) -> bool:
 
 def _run(workdir: Path, source: str, step: int | None, global_tokens: int | None) -> Model:
     experiment: Any = ExperimentConfig.load(workdir)
-    step, params = restore_best(workdir) if step is None else restore_checkpoint(workdir, step)
+    step, params = restore_chosen(workdir, step)
     phase = experiment.last_phase(step)
     length = experiment.phases[phase].sequence_length
     if experiment.objective == "masked_lm":

@@ -21,7 +21,7 @@ from longformer_jax.training import TaskExperiment
 from longformer_jax.training.prediction import Predictions, Predictor
 from longformer_jax.training.sharding import evaluation_mesh, replicated
 from longformer_jax.training.task import describe_features
-from longformer_jax.training.workdir import restore_best, restore_checkpoint
+from longformer_jax.training.workdir import restore_chosen
 
 # What a model answers: a text, or a question about one, {"question": …, "text": …}.
 Text = str | Mapping[str, str]
@@ -57,7 +57,7 @@ class TaskModel:
 
     def __init__(self, experiment: TaskExperiment, workdir: Path, step: int | None, batch_size: int) -> None:
         check_integer("batch_size", batch_size)
-        self.step, params = restore_best(workdir) if step is None else restore_checkpoint(workdir, step)
+        self.step, params = restore_chosen(workdir, step)
         phase = experiment.last_phase(self.step)
         # Whatever the training ran on, these devices may be others.
         model = dataclasses.replace(experiment.task_model, remat=False, implementation=None)

@@ -11,8 +11,7 @@ from longformer_jax.evaluation.seeds import SeedResults
 from longformer_jax.files import user_path
 from longformer_jax.settings import pinned
 from longformer_jax.training import ExperimentConfig
-from longformer_jax.training.config import CONFIG_FILE
-from longformer_jax.training.seeds import runs_of_seeds
+from longformer_jax.training.config import CONFIG_FILE, runs_of_seeds
 from longformer_jax.training.workdir import MODEL_DIRECTORY
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import CHAR_LM, read_values

@@ -57,8 +57,11 @@ class DataConfig:
 
     def load(self) -> Corpus:
         """The corpus; raises InputError where `load_corpus` does."""
-        source = self.source or ("text_file" if self.path else "tiny_shakespeare")
-        return load_corpus(source, path=self.path, data_dir=self.data_dir, split=self.split)
+        source = self.source or ("tiny_shakespeare" if self.path is None else "text_file")
+        try:
+            return load_corpus(source, path=self.path, data_dir=self.data_dir, split=self.split)
+        except InputError as error:
+            raise InputError(f"data: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,7 @@ class CharLMExperiment(ExperimentConfig):
             data.split("train"),
             sequence_length=self.phases[phase].sequence_length,
             batch_size=self.phases[phase].batch_size,
-            seed=self.seed,
+            seed=self.data_seed(phase),
             **position,
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from longformer_jax.errors import InputError
@@ -39,6 +40,8 @@ class Validator(Protocol):
 
 
 CONFIG_FILE = "config.json"
+# What the directories of `train_seeds` begin with.
+SEED_PREFIX = "seed_"
 DATA_FILE = "data.json"
 
 # The kinds of experiments, by the name that config.json has as `objective`: module and class.
@@ -151,7 +154,11 @@ class ExperimentConfig(abc.ABC):
     def train_batches(
         self, data: Any, phase: int, *, start_step: int, process_index: int, process_count: int
     ) -> Iterator[Any]:
-        """This process's part of the batches of a phase, from a step on: trees of numpy arrays `[B / P, …]`."""
+        """This process's part of the batches of a phase, from one of its steps on: trees of arrays `[B / P, …]`."""
+
+    def data_seed(self, phase: int) -> int:
+        """Of the order of a phase's data: each has an order of its own, else all would begin with the same."""
+        return int(np.random.SeedSequence([self.seed, phase]).generate_state(1)[0]) if phase else self.seed
 
     def phase_lengths(self, phase: int) -> tuple[int, ...]:
         """The lengths of a phase's sequences, in ascending order."""
@@ -366,6 +373,11 @@ class ExperimentConfig(abc.ABC):
         """Reads config.json of a workdir; raises InputError where it is missing, is not JSON or does not validate."""
         path = user_path("workdir", workdir) / CONFIG_FILE
         if not path.is_file():
+            if runs := runs_of_seeds(path.parent):
+                raise InputError(
+                    f"workdir is {str(workdir)!r}, which holds several runs; expected one of them, such as "
+                    f"{str(runs[0])!r}"
+                )
             raise InputError(
                 f"workdir is {str(workdir)!r}, which has no {CONFIG_FILE}; expected one train.py has written"
             )
@@ -374,6 +386,12 @@ class ExperimentConfig(abc.ABC):
             return cls.from_dict(values)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+
+def runs_of_seeds(workdir: Path) -> list[Path]:
+    """The runs that `train_seeds` has left in a directory, by their seed."""
+    numbers = {path: path.name.removeprefix(SEED_PREFIX) for path in workdir.glob(f"{SEED_PREFIX}*") if path.is_dir()}
+    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
 
 
 def _kind(objective: object) -> type[ExperimentConfig]:

@@ -313,7 +313,8 @@ class _Loop:
             f"{time.perf_counter() - began:.1f} s"
         )
         share, shares = batch_share(self.mesh)
-        batches = config.train_batches(self.data, index, start_step=step, process_index=share, process_count=shares)
+        position = {"start_step": step - (end - phase.steps), "process_index": share, "process_count": shares}
+        batches = config.train_batches(self.data, index, **position)
         validate = None
         if config.eval_interval:
             at_once = phase.batch_size // accumulation_steps(config, index, self.mesh)

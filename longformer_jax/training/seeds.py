@@ -11,13 +11,11 @@ from longformer_jax.files import user_path
 from longformer_jax.integers import check_integer
 from longformer_jax.models.checks import check_config
 from longformer_jax.processes import check_same, from_first, together
-from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.config import SEED_PREFIX, ExperimentConfig
 from longformer_jax.training.loop import train
 from longformer_jax.training.metrics import METRICS_FILE, read_metrics
 from longformer_jax.training.selection import Selection
 from longformer_jax.training.workdir import MODEL_DIRECTORY
-
-_PREFIX = "seed_"
 
 
 def train_seeds(config: ExperimentConfig, workdir: str | Path, count: int, *, profile: bool = False) -> None:
@@ -48,7 +46,7 @@ def train_seeds(config: ExperimentConfig, workdir: str | Path, count: int, *, pr
 
     best = []
     for seed in range(config.seed, config.seed + count):
-        run = workdir / f"{_PREFIX}{seed}"
+        run = workdir / f"{SEED_PREFIX}{seed}"
         say(f"seed {seed} ({seed - config.seed + 1} of {count}), in {run}")
         train(dataclasses.replace(config, seed=seed), run, profile=profile)
         if not from_first((run / MODEL_DIRECTORY).exists()):
@@ -57,12 +55,6 @@ def train_seeds(config: ExperimentConfig, workdir: str | Path, count: int, *, pr
             best.append(Selection.of(config, read_metrics(run / METRICS_FILE)).best_value)
     name = config.selection[0]
     say(f"best validation {name} of {count} seeds: {mean_and_deviation(best)}")
-
-
-def runs_of_seeds(workdir: Path) -> list[Path]:
-    """The runs that `train_seeds` has left in a directory, by their seed."""
-    numbers = {path: path.name.removeprefix(_PREFIX) for path in workdir.glob(f"{_PREFIX}*") if path.is_dir()}
-    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

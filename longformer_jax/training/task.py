@@ -299,7 +299,7 @@ class TaskExperiment(ExperimentConfig):
             data.train[phase].lengths,
             lengths=self.phase_lengths(phase),
             batch_size=self.phases[phase].batch_size,
-            seed=(self.seed, phase) if phase else (self.seed,),
+            seed=(self.data_seed(phase),),
         )
 
     def train_batches(
@@ -313,7 +313,6 @@ class TaskExperiment(ExperimentConfig):
         mine = slice(process_index * share, (process_index + 1) * share)
         names = [name for name, field in features.fields.items() if field.for_model]
         dtypes = {name: spec.dtype for name, spec in self.batch_spec(phase).items()}  # the tokenizer may have fewer ids
-        before = sum(earlier.steps for earlier in self.phases[:phase])
 
         def batch(step: int) -> dict[str, np.ndarray]:
             plan = epochs.plan(step)
@@ -321,7 +320,7 @@ class TaskExperiment(ExperimentConfig):
             return {name: array.astype(dtypes[name], copy=False) for name, array in batch.items()}
 
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        return iter(grain.MapDataset.range(start_step - before, 2**31 - 1).map(batch).to_iter_dataset(options))
+        return iter(grain.MapDataset.range(start_step, 2**31 - 1).map(batch).to_iter_dataset(options))
 
     def batch_spec(self, phase: int, length: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch of rows of a length; None is the longest."""

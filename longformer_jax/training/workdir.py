@@ -38,13 +38,13 @@ def restore_checkpoint(workdir: str | Path, step: int | None = None) -> tuple[in
     return checkpoints.restore_params(workdir, abstract_params(ExperimentConfig.load(workdir)), step)
 
 
-def restore_best(workdir: str | Path) -> tuple[int, Any]:
-    """As `restore_checkpoint`, but of the best validation, where a run keeps that, and it has had one."""
+def restore_chosen(workdir: str | Path, step: int | None = None) -> tuple[int, Any]:
+    """As `restore_checkpoint`, but None is the best validation, where a run keeps that, and it has had one."""
     config = ExperimentConfig.load(workdir)
-    step = find_best(user_path("workdir", workdir)) if config.keep_best else None
-    if step is None:
-        return restore_checkpoint(workdir)
-    return step, load_best(user_path("workdir", workdir), step, abstract_params(config))
+    best = find_best(user_path("workdir", workdir)) if config.keep_best and step is None else None
+    if best is None:
+        return restore_checkpoint(workdir, step)
+    return best, load_best(user_path("workdir", workdir), best, abstract_params(config))
 
 
 def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMConfig, Any]:
@@ -52,7 +52,7 @@ def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMCo
 
     Args:
       workdir: of the run.
-      step: which checkpoint; None is the latest.
+      step: which checkpoint; None is the best validation where the run keeps that, else the latest.
 
     Returns:
       The configuration, with the windows of the phase in which the checkpoint was made, and the parameters, float32 on
@@ -68,7 +68,7 @@ def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMCo
 def restore_char_lm(workdir: str | Path, step: int | None = None) -> tuple[int, CharLMConfig, Any]:
     """The step of a checkpoint and what `load_char_lm` returns."""
     experiment = CharLMExperiment.load(workdir)
-    step, params = restore_checkpoint(workdir, step)
+    step, params = restore_chosen(workdir, step)
     model = experiment.model_in_phase(experiment.last_phase(step))
     return step, dataclasses.replace(model, remat=False, implementation=None), params
 
@@ -80,7 +80,7 @@ def export_model(workdir: str | Path, directory: str | Path, step: int | None = 
       workdir: of the run.
       directory: a new or empty one; gets config.json and the weights, for `load_pretrained`, and of a masked LM, which
         transformers reads as well, the tokenizer.
-      step: which checkpoint; None is the latest.
+      step: which checkpoint; None is the best validation where the run keeps that, else the latest.
 
     Raises:
       InputError: the workdir holds no run or no such checkpoint, it is damaged, or `directory` has something in it.
@@ -88,7 +88,7 @@ def export_model(workdir: str | Path, directory: str | Path, step: int | None = 
     workdir, directory = user_path("workdir", workdir), user_path("directory", directory)
     check_unused("directory", directory)
     config = ExperimentConfig.load(workdir)
-    step, params = restore_checkpoint(workdir, step)
+    step, params = restore_chosen(workdir, step)
     with replacing(directory) as partial:
         config.write_model(partial, params, phase=config.last_phase(step), workdir=workdir)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.mosaic.items import OwnRows
 from pallas_kernels.mosaic.kernel import Kernel, Sum, query_key_pairs
@@ -40,12 +39,6 @@ def forward(
     return out, lse
 
 
-def _factors(spec: Spec) -> tuple[float, float]:
-    """p = 2 ** (score * factor - maximum * factor) is one multiply-add and one exp2, if the factor keeps the order."""
-    factor = spec.scale * LOG2_E
-    return (1.0, factor) if factor >= np.finfo(np.float32).tiny else (factor, 1.0)
-
-
 def _start(own: dict[str, Any]):
     return filled_line(-jnp.inf), empty_tile(FOLD)
 
@@ -60,7 +53,7 @@ def _weigh(
     state,
 ):
     maximum, total = state
-    before, factor = _factors(rows.spec)
+    before, factor = rows.spec.factors
     s = scores[0]()
     s = s if before == 1.0 else s * before
     s = rows.hide(s, n, is_edge, own.get("ids"), other.get("ids"))
@@ -81,5 +74,5 @@ def _finish(rows: OwnRows, sums: tuple[jax.Array, ...], state):
     total = total.sum(axis=1)
     live = maximum != -jnp.inf  # true of NaN, which must not be hidden
     norm = jnp.where(live, 1 / (total * (1 - rows.spec.dropout_rate)), 0.0)
-    log_sum_exp = jnp.where(live, maximum * _factors(rows.spec)[1] + jnp.log2(total), -jnp.inf)
+    log_sum_exp = jnp.where(live, maximum * rows.spec.factors[1] + jnp.log2(total), -jnp.inf)
     return acc * down(norm, acc.shape[1]), log_sum_exp / LOG2_E

@@ -24,8 +24,7 @@ def forward(
 def _forward(program: Program, query, key: Keys, value, out, lse) -> None:
     spec, rows = program.spec, program.walk.rows
     q = load_tile(query, program.inside_positions, key.query_chunks)
-    # p = 2 ** (score * factor - maximum * factor) is one multiply-add and one exp2, if the factor keeps the order.
-    before, factor = (1.0, spec.scale * LOG2_E) if spec.scale > 0 else (spec.scale * LOG2_E, 1.0)
+    before, factor = spec.factors
 
     def attend(carry, keys, positions, edge):
         acc, maximum, total = carry

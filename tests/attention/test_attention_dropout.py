@@ -113,6 +113,16 @@ def test_a_part_draws_the_mask_of_the_whole(implementation: str) -> None:
         np.testing.assert_allclose(part, whole, atol=1e-5)
 
 
+def test_nothing_is_dropped_at_a_rate_of_almost_0(implementation: str) -> None:
+    """Not the first probability of all either, where every counter is 0."""
+    case = Case(B=2, T=40, window=(0, 0))
+    (out, _), (value,) = (
+        case.attend(implementation)(*case.inputs(), dropout_rate=1e-9, dropout_seed=0),
+        case.inputs()[2:],
+    )
+    np.testing.assert_allclose(out, value, rtol=1e-6)
+
+
 def test_lse_is_that_of_all_keys(implementation: str) -> None:
     case = Case(T=150, window=60)
     dropout = {"dropout_rate": RATE, "dropout_seed": 3}

@@ -170,6 +170,26 @@ def test_scores_far_beyond_the_range_of_exp(implementation: str) -> None:
     assert all(np.isfinite(x).all() for x in found.values())
 
 
+def test_scores_as_low_as_float32_goes(implementation: str) -> None:
+    """They are seen all the same, and the softmax is over them."""
+    query = jnp.array([-1e30, -3e38]).reshape(1, 2, 1, 1)
+    value = jnp.array([5.0, 7.0]).reshape(1, 2, 1, 1)
+    options = {"window": 0, "scale": 1.0, "implementation": implementation, "return_lse": True}
+    out, lse = banded_attention(query, jnp.ones((1, 2, 1, 1)), value, **options)
+    np.testing.assert_array_equal(out, value)
+    np.testing.assert_allclose(lse[..., 0], query[..., 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-46, 1e-30, 0.0, -1e-40])
+def test_scales_that_are_hardly_any(scale: float, implementation: str) -> None:
+    """float32 has no number for them, or no normal one; all keys that are seen then count the same."""
+    case = Case(T=20, window=3, scale=scale)
+    query, key, value = case.inputs()
+    out, _ = case.attend(implementation)(query, key, value)
+    expected, _ = Case(T=20, window=3).attend("reference")(jnp.zeros_like(query), key, value)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
 def test_nan_is_not_hidden(implementation: str) -> None:
     case = Case(T=150, window=40)
     query, key, value = case.inputs()

@@ -76,3 +76,16 @@ def test_no_array_is_larger_than_the_inputs(implementation: str, kind: str, use:
     inputs = LONG * H * D * (LAYERS if use == "layers" else 1)
     padding = 1.01  # dilated heads view lengths that their dilation divides
     assert max(map(math.prod, shapes)) <= padding * inputs < LONG * 2 * WINDOW
+
+
+@pytest.mark.parametrize("dilation", [(97, 89, 83), (1, 2, 3, 5, 7, 11, 13)])
+def test_dilations_without_a_common_divisor(dilation: tuple[int, ...]) -> None:
+    """Lengths are filled up to a multiple of each head's own dilation, and not of the product of all."""
+    x = jax.ShapeDtypeStruct((1, 1000, len(dilation), 8), jnp.float32)
+
+    def total(*arrays: jax.Array) -> jax.Array:
+        return banded_attention(*arrays, window=4, dilation=dilation, implementation="xla").sum()
+
+    program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(x, x, x).as_text()
+    shapes = [tuple(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"tensor<((?:\d+x)+)[a-z]", program)]
+    assert x.size <= max(map(math.prod, shapes)) <= 4 * x.size  # of which are the scores of a block

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from longformer_jax import banded_attention, merge_attention
+from longformer_jax import InputError, banded_attention, merge_attention
 from tests.attention.cases import Case, assert_close, with_gradients
 
 CASE = Case(B=2, T=60, window=9, key_offset=15)
@@ -45,6 +45,30 @@ def test_both_see_nothing() -> None:
     found = assert_equal_attentions(lambda *inputs: merge_attention(*away(*inputs), *away(*inputs)), away)
     assert np.isneginf(found["lse"]).all()
     assert not any(found[name].any() for name in ("out", "dquery", "dkey", "dvalue"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_not_hidden(value: float) -> None:
+    out, lse = jnp.zeros((1, 2, 1, 3)), jnp.zeros((1, 2, 1)).at[0, 0].set(value)
+    merged, merged_lse = merge_attention(out, lse, out, jnp.zeros((1, 2, 1)))
+    assert np.isnan(merged[0, 0]).all() and np.isnan(merged_lse[0, 0]).all()
+    assert np.isfinite(merged[0, 1]).all() and np.isfinite(merged_lse[0, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({1: jnp.zeros((2, 3, 1))}, r"lse has the shape \[2, 3, 1\]; expected \[2, 3, 4\], as"),
+        ({2: jnp.zeros((2, 1, 4, 5))}, r"other_out has the shape \[2, 1, 4, 5\]; expected \[2, 3, 4, 5\], as"),
+        ({4: jnp.zeros((2, 3, 4, 5))}, "more has 1 arrays; expected an out and a lse in turn"),
+        ({4: jnp.zeros((2, 3, 4, 5)), 5: jnp.zeros((2, 3, 1))}, r"more\[1\] has the shape \[2, 3, 1\]; expected"),
+    ],
+)
+def test_arrays_that_are_no_pairs(change: dict[int, jax.Array], message: str) -> None:
+    out, lse = jnp.zeros((2, 3, 4, 5)), jnp.zeros((2, 3, 4))
+    arrays = dict(enumerate((out, lse, out, lse))) | change
+    with pytest.raises(InputError, match=f"^{message}"):
+        merge_attention(*arrays.values())
 
 
 def test_a_chain_of_merges() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from longformer_jax import banded_attention
-from tests.attention.cases import ALL_ARRAYS, Case, assert_close, compiled, with_gradients
+from tests.attention.cases import ALL_ARRAYS, Case, assert_close, compiled, plain_attention, with_gradients
 
 CASE = Case(
     B=2, T=300, window=40, dilation=(1, 2), masked=True, segments="shared", dropout_rate=0.2, dead_rows=True, R=3
@@ -95,6 +95,27 @@ def test_vmap_over_queries_alone(attend: Callable) -> None:
         expected = attend(queries[n], *others)
         assert_close(np.asarray(out[n]), np.asarray(expected[0]), "out")
         assert_close(np.asarray(lse[n]), np.asarray(expected[1]), "lse")
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_second_derivatives(implementation: str) -> None:
+    """In reverse mode, along a random direction, and where a hidden key's score is far above those that are seen."""
+    case = Case(T=9, window=1)
+    inputs = [12 * x for x in case.inputs()]
+    direction = jax.random.normal(jax.random.key(0), inputs[0].shape)
+
+    def slope(query: jax.Array) -> jax.Array:
+        gradient = jax.grad(lambda query: (case.attend(implementation)(query, *inputs[1:])[0] ** 2).sum())(query)
+        return (gradient * direction).sum()
+
+    with jax.enable_x64():
+        query, key, value, along = (jnp.asarray(np.asarray(x), jnp.float64) for x in (*inputs, direction))
+        gradient = jax.grad(lambda query: (plain_attention(case)(query, key, value)[0] ** 2).sum())
+        step = 1e-6
+        expected = np.asarray((gradient(query + step * along) - gradient(query - step * along)) / (2 * step))
+    found = np.asarray(jax.grad(slope)(inputs[0]))
+    # Scores of some hundreds are rounded to 1e-5, and differences of products of these are what is compared.
+    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
 
 
 def test_scan_over_layers(attend: Callable) -> None:

@@ -89,7 +89,7 @@ def test_a_text_that_has_moved(workdir, tmp_path):
     values["data"]["path"] = str(tmp_path / "elsewhere")
     (moved / "config.json").write_text(json.dumps(values))
     hint = r"\(if it has moved, say to where by --config.data.path of train.py or --data_path of eval.py\)"
-    with pytest.raises(InputError, match=rf"^path is '.*/elsewhere', which is missing; expected a file {hint}$"):
+    with pytest.raises(InputError, match=rf"^data: path is '.*/elsewhere', which is missing; expected a file {hint}$"):
         evaluate(moved, protocol="stream")
     text = workdir.parent / "text"
     assert evaluate(moved, data_path=text, protocol="stream", limit=9).characters == 9

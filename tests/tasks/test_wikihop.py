@@ -22,7 +22,7 @@ from longformer_jax.tasks.wikihop import WikiHop
 from longformer_jax.training import MeshConfig, OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase, train
 from longformer_jax.training.prediction import Predictor
 from longformer_jax.training.sharding import make_mesh
-from longformer_jax.training.workdir import restore_best
+from longformer_jax.training.workdir import restore_chosen
 from tests.data.tiny_tokenizer import tiny_tokenizer
 from tests.tasks.sets import SHARED
 from tests.training.tiny_task import by_heart
@@ -324,7 +324,7 @@ def test_it_learns_the_sample(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_a_run_leaves(trained: Path) -> None:
-    _, params = restore_best(trained)
+    _, params = restore_chosen(trained)
     config, encoder = load_pretrained(trained / "model", Longformer)
     assert config.vocab_size == MODEL.vocab_size + 4 == len(params["longformer"]["word_embeddings"]["embedding"])
     found = encoder["word_embeddings"]["embedding"]

@@ -149,7 +149,7 @@ def test_data_of_each_phase(tmp_path: Path) -> None:
         ({"special_token_ids": (0, 1, 2)}, r"special_token_ids is \(0, 1, 2\); expected \(0, 1, 2, 3, 4\), those of"),
         ({"model": {"bos_token_id": 7}}, r"model\.bos_token_id is 7; expected 0, that of the tokenizer"),
         ({"model": {"vocab_size": 280}}, r"model\.vocab_size is 280; expected at least 300, the number of the tokeniz"),
-        ({"data": {"path": "none"}}, r"paths has 'none', which matches no file"),
+        ({"data": {"path": "none"}}, r"data: paths has 'none', which matches no file"),
         ({"data": {"validation_fraction": 0.0}}, r"split is 'validation', which is empty in text"),
         ({"data": {"tokenizer": "no/such/model"}}, r"source is 'no/such/model', which is no directory"),
     ],

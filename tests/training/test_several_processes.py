@@ -164,7 +164,7 @@ def test_what_one_process_does_otherwise_is_refused_in_all(start_python: Callabl
         differ.format("config.seed is 0 and 1, config.log_interval is 4 and 5"),
         differ.format(f"workdir is '{tmp_path}/run0' and '{tmp_path}/run1'"),
         differ.format("digest of the data is '[0-9a-f]+' and '[0-9a-f]+'"),
-        f"AgreedInputError process 1: path is '{tmp_path}/text2', which is missing; expected a file",
+        f"AgreedInputError process 1: data: path is '{tmp_path}/text2', which is missing; expected a file",
         differ.format("seeds is 1 and 2"),
         differ.format("version of jax is '[0-9.]+' and '0.1'"),
         f"AgreedInputError process 1: workdir is '{tmp_path}/run', which is not the directory of process .*",

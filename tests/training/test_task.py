@@ -153,9 +153,9 @@ def test_every_phase_has_epochs_of_its_own(config: TaskExperiment) -> None:
     phases = tuple(dataclasses.replace(phase, batch_size=size, steps=0, epochs=1) for size in (8, 4))
     wide = dataclasses.replace(config.model, vocab_size=70_000)
     two = dataclasses.replace(config, phases=phases, model=wide).completed(Path("none"))
-    data, start, orders = two.load_data(), 0, []
+    data, orders = two.load_data(), []
     for index, phase in enumerate(two.phases):
-        batches = two.train_batches(data, index, start_step=start, process_index=0, process_count=1)
+        batches = two.train_batches(data, index, start_step=0, process_index=0, process_count=1)
         rows = []
         for batch in itertools.islice(batches, phase.steps):
             assert {name: array.dtype for name, array in batch.items()} == {
@@ -163,7 +163,6 @@ def test_every_phase_has_epochs_of_its_own(config: TaskExperiment) -> None:
             }
             rows += [ids.tobytes() for ids, weight in zip(batch["input_ids"], batch["weight"], strict=True) if weight]
         assert len(rows) == len(data.train[index])
-        start += phase.steps
         orders.append(rows)
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
 

@@ -21,7 +21,7 @@ from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.metrics import accuracy, precision_recall_f1
 from longformer_jax.training import ExperimentConfig, TaskExperiment, restore_params, train, train_seeds
 from longformer_jax.training.metrics import read_metrics
-from longformer_jax.training.workdir import restore_best
+from longformer_jax.training.workdir import restore_chosen
 from longformer_jax.weights import load_tokenizer
 from tests.tasks.sets import write_records
 from tests.training.commands import free_port
@@ -116,7 +116,7 @@ def test_it_learns_and_keeps_the_best(config: TaskExperiment, finished: tuple[Pa
     found = validations(workdir)
     best = max(found, key=lambda record: record["accuracy"])
     assert best["accuracy"] > 0.9
-    step, params = restore_best(workdir)
+    step, params = restore_chosen(workdir)
     assert step == best["step"] and [path.name for path in (workdir / "best").iterdir()] == [str(step)]
     model, written = load_pretrained(workdir / "model", ForSequenceClassification)
     jax.tree.map(np.testing.assert_array_equal, written, params)
@@ -180,7 +180,7 @@ def test_a_run_ends_when_it_gets_no_better(
     output = capsys.readouterr().out
     assert "ended, as 2 validations were no better than that of step 4" in output
     assert "best validation accuracy 0.9000, after step 4" in output
-    step, params = restore_best(tmp_path)
+    step, params = restore_chosen(tmp_path)
     assert step == 4
     model = (tmp_path / "model" / "model.safetensors").read_bytes()
     jax.tree.map(
@@ -241,7 +241,7 @@ def test_evaluation_has_the_figures_of_training(finished: tuple[Path, str]) -> N
         result = evaluate(workdir, split="validation", step=record["step"])
         assert result.metrics == pytest.approx({name: record[name] for name in result.metrics}, rel=1e-5)
     best = evaluate(workdir, split="validation")
-    assert best.step == restore_best(workdir)[0]
+    assert best.step == restore_chosen(workdir)[0]
     assert best.metrics["accuracy"] == max(record["accuracy"] for record in validations(workdir))
 
 

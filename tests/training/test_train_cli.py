@@ -61,7 +61,10 @@ def test_from_the_command_line(run_python: Callable, tmp_path: Path) -> None:
         ([CONFIG_FLAG, "--config.seed=x"], "flag --config.seed=x: expected an integer"),
         ([CONFIG_FLAG, "--config.model.remat=yes"], "flag --config.model.remat=yes: expected true or false"),
         ([CONFIG_FLAG, "--config.phases[1].windows=1,2,3", "--workdir=w"], "phases[1].windows has 3 entries; expected"),
-        ([CONFIG_FLAG, "--config.data.path=none", "--workdir=w"], "path is 'none', which is missing; expected a file"),
+        (
+            [CONFIG_FLAG, "--config.data.path=none", "--workdir=w"],
+            "data: path is 'none', which is missing; expected a file",
+        ),
         (["--config.seed=None", CONFIG_FLAG, "--workdir=w"], "seed is None; expected an integer"),
         (
             [CONFIG_FLAG, "--workdir=~nobody-of-that-name/x"],
