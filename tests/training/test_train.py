@@ -219,7 +219,7 @@ def test_bad_input_before_anything_is_written(tmp_path: Path) -> None:
     for config, message in (
         (dataclasses.replace(CONFIG, mesh=MeshConfig(data=3)), "^mesh is data=3"),
         (dataclasses.replace(CONFIG, data=DataConfig(path=str(tmp_path / "none"))), "missing; expected a file"),
-        (dataclasses.replace(CONFIG, data=DataConfig(source="enwik9")), "^source is 'enwik9'"),
+        (dataclasses.replace(CONFIG, data=DataConfig(source="enwik9")), "^data: source is 'enwik9'"),
     ):
         with pytest.raises(InputError, match=message):
             train(config, workdir)
