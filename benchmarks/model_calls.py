@@ -76,7 +76,8 @@ def model_calls(experiment: str, phase: int) -> tuple[ModelCall, ...]:
         return jnp.zeros((*query.shape[:3], value.shape[-1]), value.dtype), jnp.zeros(query.shape[:3], jnp.float32)
 
     def apply(tokens: jax.Array) -> Any:
-        return CharLM(model).init_with_output(jax.random.key(0), tokens)[0]
+        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+        return CharLM(model).init_with_output(rngs, tokens, deterministic=False)[0]
 
     with mock.patch.object(api, "_select", lambda *_: note):
         jax.eval_shape(apply, jax.ShapeDtypeStruct((rows, settings.sequence_length), "int32"))

@@ -37,7 +37,8 @@ def series(results: dict[str, Any], work: str) -> dict[str, list[tuple[int, floa
     """side -> (length, milliseconds, bytes) by length: both sides, no dilation, each at its best setting."""
     best: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
     for row in results.get("speed") or results["measured"]:
-        plain = not row.get("causal") and row.get("dilation", 1) == 1
+        plain = not row.get("causal") and row.get("dilation", 1) == 1 and row.get("dtype", "bfloat16") == "bfloat16"
+        plain &= row.get("head_dim", 64) == 64 and not row.get("value_dim") and not row.get("shared_dim")
         if row["work"] != work or not plain or "milliseconds" not in row or row["side"] not in LABELS:
             continue
         found = row["milliseconds"], row.get("bytes", row.get("peak_bytes"))

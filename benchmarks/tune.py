@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.gpu.timing import RefusedError, measure_jax
+from benchmarks.gpu.worker import device_works
 from pallas_kernels.block_sizes import PASSES, BlockSizes, table_key, table_path
 from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.triton.backward import backward_dkdv, backward_dq
@@ -69,6 +70,7 @@ def best(measure: Callable[[BlockSizes], float], candidates: Sequence[BlockSizes
 
     Raises:
       RefusedError: none of them runs; it says what was wrong with the last.
+      JaxRuntimeError: one has left the device unusable.
     """
     times: dict[BlockSizes, float] = {}
     reason = ""
@@ -76,6 +78,8 @@ def best(measure: Callable[[BlockSizes], float], candidates: Sequence[BlockSizes
         try:
             times[sizes] = measure(sizes)
         except (RefusedError, jax.errors.JaxRuntimeError) as error:
+            if not device_works():
+                raise
             reason = next(iter(str(error).splitlines()), "")
             print(f"    {sizes}: {reason[:100]}", file=sys.stderr)
         else:

@@ -35,6 +35,12 @@ def _abort_the_compiler(out: jax.Array) -> jax.Array:
     os.abort()
 
 
+def _hang_while_compiling(out: jax.Array) -> jax.Array:
+    time.sleep(1e6)
+    return out
+
+
+api.IMPLEMENTATIONS["hangs_while_compiling"] = _where_causal(_hang_while_compiling)
 api.IMPLEMENTATIONS["hangs"] = _where_causal(_hang)
 api.IMPLEMENTATIONS["dies"] = _where_causal(_die)
 api.IMPLEMENTATIONS["does_not_compile"] = _where_causal(_abort_the_compiler)

@@ -49,14 +49,25 @@ def test_the_whole_command(tmp_path: Path) -> None:
     measured = [record for record in results["speed"] if record["outcome"] == "ok"]
     assert {record["side"] for record in measured} == {*ours, "xla"}
     assert all(record["milliseconds"] > 0 and record["flops_per_second"] > 0 for record in measured)
-    (record,) = results["training"]
-    assert record["phase"] == 1 and record["characters_per_second"] > 0
+    (record,), (attention,) = results["training"], results["attention"]
+    assert record["phase"] == attention["phase"] == 1 and record["characters_per_second"] > 0
+    assert attention["milliseconds"] > 0 and results["code"]
     assert "the same command goes on" not in ran.stdout
 
     # What is there is not measured again.
     again = run(*command)
     assert not again.returncode, again.stderr[-3000:]
     assert json.loads(file.read_text())["speed"] == results["speed"]
+
+    # Of other code only what peers have found is kept.
+    key = {"work": "both", "length": 1, "causal": False, "dilation": 1, "dtype": "bfloat16", "head_dim": 64}
+    key |= {"value_dim": None, "milliseconds": 1.0}
+    records = [{"side": side, "outcome": "ok"} | key for side in ("pallas_triton", "xla", "flex")]
+    file.write_text(json.dumps({"device": results["device"], "code": "another", "speed": records}))
+    other = run("benchmarks.gpu", "--tiny", f"--output={file}", "--minutes=9", "--only=profile")
+    assert not other.returncode, other.stderr[-3000:]
+    assert [record["side"] for record in json.loads(file.read_text())["speed"]] == ["flex"]
+    assert "forgot 2 records of other code" in other.stderr
 
 
 @pytest.mark.parametrize("dims", HEAD_DIMS)
@@ -141,13 +152,14 @@ def test_what_is_measured_raises_its_own_mistakes_while_it_is_traced(monkeypatch
 def jobs_of(implementations: Sequence[str], cases: Sequence[str]) -> list[Job]:
     key = {"part": "correctness", "dtype": "float32", "work": "forward"}
     tasks = {name: [key | {"implementation": name, "case": case} for case in cases] for name in implementations}
-    return [Job(name, tasks[name], seconds=120, task_seconds=5) for name in implementations]
+    seconds = {"hangs_while_compiling": 20}  # less than it might take to compile
+    return [Job(name, tasks[name], seconds=seconds.get(name, 120), task_seconds=5) for name in implementations]
 
 
 @pytest.mark.slow
 def test_whatever_fails_the_others_go_on(tmp_path: Path) -> None:
     cases = "bidirectional", "causal", "dilation"
-    names = "hangs", "dies", "does_not_compile", "gives_nan", "xla"
+    names = "hangs", "dies", "does_not_compile", "gives_nan", "xla", "hangs_while_compiling"
     limits, said = Limits(modules=["tests.gpu_faults"]), []
     results = Results(tmp_path / "results.json")
     supervisor = Supervisor(results, time.monotonic() + 400, limits, said.append)
@@ -161,7 +173,9 @@ def test_whatever_fails_the_others_go_on(tmp_path: Path) -> None:
     outcomes = {name: read.find("correctness", implementation=name, case="causal") for name in names}
     assert {name: record["outcome"] for name, record in outcomes.items() if record} == {
         "hangs": "hung", "dies": "died", "does_not_compile": "died", "gives_nan": "wrong", "xla": "ok",
+        "hangs_while_compiling": "hung",
     }  # fmt: skip
+    assert outcomes["hangs_while_compiling"]["reason"] == "no end 10 s after compiling had begun; killed"
     assert outcomes["hangs"]["reason"] == "no end 5 s after running had begun; killed"
     assert outcomes["dies"]["reason"].startswith("died with SIGSEGV while running")
     assert outcomes["does_not_compile"]["reason"].startswith("died with SIGABRT while compiling")
@@ -216,7 +230,7 @@ def test_a_device_that_refuses_all_that_follows_ends_the_process(
     tasks = [{"part": "fake", "name": name} for name in ("works", "fails", "works")]
     path = tmp_path / "journal"
     assert worker.work(tasks, worker.Journal(path)) == 0
-    monkeypatch.setattr(worker, "_device_works", lambda: False)
+    monkeypatch.setattr(worker, "device_works", lambda: False)
     assert worker.work(tasks, worker.Journal(path)) == worker.UNUSABLE
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     records = [(line["task"], line["record"]["outcome"], line["usable"]) for line in lines if "record" in line]
@@ -417,3 +431,17 @@ def test_figure(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no times for 'both'"):
         plot.draw(results, "both", tmp_path / "none.png")
+
+
+def test_figures_are_of_one_kind_of_layer(tmp_path: Path) -> None:
+    """Neither the figure nor the table mixes in other head_dims, dtypes or shared keys, nor counts without a rate."""
+    usual = {"part": "speed", "outcome": "ok", "side": "pallas_triton", "work": "both", "length": 8192, "bytes": 1}
+    usual |= {"causal": False, "dilation": 1, "dtype": "bfloat16", "head_dim": 64, "value_dim": None, "shared_dim": 0}
+    usual |= {"milliseconds": 2.5, "flops_per_second": 4e14}
+    others = ({"dtype": "float16"}, {"head_dim": 32}, {"value_dim": 32}, {"shared_dim": 64}, {"length": 1024})
+    results = Results(tmp_path / "results.json")
+    results.values["speed"] = [usual, *({**usual, **other, "milliseconds": 1.0} for other in others)]
+    results.values["device"] = "a GPU"
+    assert plot.series(results.values, "both")["pallas_triton"] == [(1024, 1.0, 1), (8192, 2.5, 1)]
+    (line,) = [line for line in report.summary(results).splitlines() if line.startswith("pallas_triton  ")][:1]
+    assert line.split() == ["pallas_triton", "2.500"] and "ms, T=8192" in report.summary(results)

@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --only=core --only=headline     some stages, see below
     python -m benchmarks.gpu --retry                         what has failed, once more, then the rest
     python -m benchmarks.gpu --choose=FILE                   what None is to mean on that GPU, from what FILE holds
-    python -m benchmarks.gpu --train=10 --data=FILE          a real run of ten minutes on a file's bytes
+    python -m benchmarks.gpu --train=8 --data=FILE           a real run of eight minutes, all in all, on a file's bytes
     python -m benchmarks.gpu --sweep                         Mosaic's kernels with many tilings, as tables
     python -m benchmarks.gpu --implementation=NAME           one of the kernels; default: all that the device can run
     python -m benchmarks.gpu --tiny --output=FILE            a rehearsal on any device: interpreted, small shapes
@@ -16,7 +16,8 @@ head_dims; lengths, the speed from 1k to 1M tokens; profile, what ncu and comput
 
 Each implementation and each peer is a process of its own, which is killed when it hangs and started anew behind what
 failed. The file is written after every case, and the same command goes on from what it holds; what failed, hung or
-crashed is tried again by --retry only. What the processes say is in a folder beside the file, gpu_DEVICE_logs.
+crashed is tried again by --retry only. What it holds of ours with other code of the kernels or the op, or with another
+version of JAX, is forgotten. What the processes say is in a folder beside the file, gpu_DEVICE_logs.
 
 A quarter of an hour on a GPU is used best in two calls, and what is left of it for a sweep:
 
@@ -42,9 +43,11 @@ if "--tiny" in sys.argv:  # each warpgroup that is interpreted holds a thread of
 from benchmarks.gpu import choose, plan, report, sweep  # noqa: E402
 from benchmarks.gpu.results import OK, SKIPPED, Record, Results, default_path  # noqa: E402
 from benchmarks.gpu.supervisor import Supervisor, ends_with_children  # noqa: E402
+from longformer_jax.processes import digest  # noqa: E402
 
-FOLDER = Path(__file__).resolve().parents[1] / "results"
-_CHECKED = ("correctness", "same_bits", "speed", "training", "sweep")
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "benchmarks" / "results"
+_CHECKED = ("correctness", "same_bits", "speed", "training", "attention", "memcheck", "sweep")
 SPARE = 4.0  # seconds of the time given, for killing what still runs, and the report
 
 
@@ -71,11 +74,14 @@ def main() -> int:
     if options.choose:
         if not options.choose.is_file():
             parser.error(f"--choose is {options.choose}, which is not a file")
-        print(choose.write(Results(options.choose)))
+        measured = Results(options.choose)
+        if "device" not in measured.values:
+            parser.error(f"--choose is {options.choose}, which names no device; expected what this command has written")
+        print(choose.write(measured))
         return 0
     implementations = tuple(options.implementation or plan.OURS)
     if options.train is not None:
-        return _train(options, implementations[0])
+        return _train(options)
 
     deadline = STARTED + 60 * options.minutes - SPARE
     with tempfile.TemporaryDirectory() as folder:  # where the results go is known when the device is
@@ -90,6 +96,9 @@ def main() -> int:
     results = Results(options.output or default_path(FOLDER, facts["device"]), afresh=options.afresh)
     if (before := results.values.get("device", facts["device"])) != facts["device"]:
         parser.error(f"{results.path} is of {before}, this is {facts['device']}; expected another --output or --afresh")
+    facts |= {"code": code(facts["versions"])}
+    if results.values.get("code") != facts["code"] and (count := results.forget(_depends_on_code)):
+        _say(f"forgot {count} records of other code in {results.path}")
     results.values |= facts | {"rates": first.results["rates"]}
     if options.retry:
         results.forget_failures()
@@ -111,25 +120,43 @@ def main() -> int:
     return int(any(_is_fault(part, record) for part in _CHECKED for record in results[part]))
 
 
+def code(versions: dict[str, str]) -> str:
+    """A digest of what the figures of ours are of: the kernels, the op and JAX."""
+    folders = ROOT / "pallas_kernels", ROOT / "longformer_jax" / "attention"
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+    return digest([versions["jax"].encode(), *(file.read_bytes() for file in files)])
+
+
+def _is_ours(part: str, record: Record) -> bool:
+    return part != "speed" or record["side"].removesuffix("_interpret") in (*plan.OURS, "xla")
+
+
+def _depends_on_code(part: str, record: Record) -> bool:
+    return part != "rates" and _is_ours(part, record)
+
+
 def _is_fault(part: str, record: Record) -> bool:
     """Whether it is this library's: not what a peer cannot do, nor a tiling that holds or kills its process."""
     if part == "sweep":
         return record["outcome"] == "error"
-    is_ours = part != "speed" or record["side"].removesuffix("_interpret") in (*plan.OURS, "xla")
-    return is_ours and record["outcome"] not in (OK, SKIPPED)
+    return _is_ours(part, record) and record["outcome"] not in (OK, SKIPPED)
 
 
-def _train(options: argparse.Namespace, implementation: str) -> int:
+def _train(options: argparse.Namespace) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from benchmarks.gpu import device, training
 
     facts = device.facts()
+    if not options.tiny and facts["platform"] != "gpu":
+        print(f"error: JAX sees no GPU but {facts['device']}; --tiny rehearses on any device", file=sys.stderr)
+        return 1
     results = Results(options.output or default_path(FOLDER, facts["device"]), afresh=options.afresh)
     results.values |= facts
-    config = training.experiment("smoke" if options.tiny else "", implementation)
+    usual = "pallas_mosaic_gpu" if facts["is_hopper"] else "pallas_triton"
+    config = training.experiment("smoke" if options.tiny else "", (options.implementation or [usual])[0])
     if options.tiny:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, implementation="xla"))
-    training.train(results, options.train, options.data, config)
+    training.train(results, STARTED + 60 * options.train - SPARE, options.data, config)
     return 0
 
 

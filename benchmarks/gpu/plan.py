@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.gpu import correctness, speed, sweep
+from benchmarks.gpu import correctness, speed, sweep, torch_sides
 from benchmarks.gpu.results import OK, SKIPPED, Results
 from benchmarks.gpu.supervisor import Job
 
@@ -31,7 +31,7 @@ AT_ONCE = 16  # processes, most of which compile while one is measured
 SHARDS = {
     "core": 8,
     "correctness": 14,
-    "training": 3,
+    "training": 6,
     "shapes": 2,
     "lengths": 3,
     "sweep": 14,
@@ -68,8 +68,8 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
         tasks = {one: _training_tasks(one, tiny) for one in ("xla",) if tiny} or {
             one: _training_tasks(one, tiny) for one in (*implementations, "xla")
         }
-        jobs = [Job(f"training_{one}", todo, seconds=150, task_seconds=50, timed=True) for one, todo in tasks.items()]
-        return _stage(name, jobs, tiny)
+        limits: dict[str, Any] = {"seconds": 150.0, "task_seconds": 50.0, "timed": True, "autotuned": True}
+        return _stage(name, [Job(f"training_{one}", todo, **limits) for one, todo in tasks.items()], tiny)
     if name == "profile":
         return Stage([] if tiny else _profile_jobs(implementations, results), 1)
     if name == "shapes":
@@ -78,7 +78,9 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
         return _stage(name, [Job(f"shapes_{o}", todo, timed=True, autotuned=o == "xla") for o, todo in tasks.items()])
     if name == SWEEP:
         tasks = {one: sweep.tasks_of(one, tiny=tiny) for one in implementations}
-        jobs = [Job(f"sweep_{one}", todo, seconds=3600, timed=True) for one, todo in tasks.items() if todo]
+        jobs = [
+            Job(f"sweep_{one}", todo, seconds=3600, task_seconds=5, timed=True) for one, todo in tasks.items() if todo
+        ]
         return _stage(name, jobs, tiny)
     headline = [layer for layer in speed.LAYERS if layer.length == speed.HEADLINE and layer.dilation == 1]
     layers = list(TINY_LAYERS) if tiny else headline if name == "headline" else list(speed.LAYERS)
@@ -91,7 +93,8 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
                 results.add(record={"outcome": SKIPPED, "reason": f"not installed: {package}"}, **task)
         elif not (tiny and "cudnn" in side):
             seconds = FLEX_SECONDS if side == "flex" else 60.0
-            job = Job(f"{name}_{side}", tasks, seconds, timed=True, autotuned=side == "xla", warm=[package])
+            autotuned = side in ("xla", *torch_sides.SIDES)  # PyTorch's run before they are measured
+            job = Job(f"{name}_{side}", tasks, seconds, timed=True, autotuned=autotuned, warm=[package])
             jobs.append(job)
     return _stage(name, [] if tiny and name == "lengths" else jobs, tiny)
 
@@ -145,6 +148,8 @@ def _core_tasks(implementation: str, tiny: bool) -> list[dict[str, Any]]:
 
 
 def _training_tasks(implementation: str, tiny: bool) -> list[dict[str, Any]]:
-    key = {"part": "training", "config": "enwik8_small", "implementation": implementation}
-    variant, phases = ("smoke", (1,)) if tiny else ("", TRAINING_PHASES)  # of configs/char_lm/enwik8_small.py
-    return [key | {"variant": variant, "phase": phase} for phase in phases]
+    """Steps of training, then attention's share of them, which takes many calls: of xla the first phase's alone."""
+    variant = "smoke" if tiny else ""  # of configs/char_lm/enwik8_small.py
+    phases = TRAINING_PHASES[:1] if tiny or implementation == "xla" else TRAINING_PHASES
+    key = {"config": "enwik8_small", "implementation": implementation, "variant": variant}
+    return [{"part": part} | key | {"phase": phase} for part in ("training", "attention") for phase in phases]

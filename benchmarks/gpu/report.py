@@ -1,5 +1,6 @@
 """What the results say, on one screen."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -46,18 +47,19 @@ def _correctness(results: Results) -> list[str]:
 def _speed(results: Results) -> list[str]:
     """Milliseconds, and of the forward and backward the share of a large product's rate."""
     found = _of_head_dim_64(results)
-    length = speed.HEADLINE if any(r["length"] == speed.HEADLINE for r in found) else 0
-    found = [r for r in found if r["dilation"] == 1 and length in (0, r["length"])]
+    lengths = {r["length"] for r in found}
+    length = speed.HEADLINE if speed.HEADLINE in lengths else max(lengths, default=0)
+    found = [r for r in found if r["dilation"] == 1 and r["length"] == length]
     columns = [(causal, work) for causal in (False, True) for work in speed.WORKS]
     rates, *_ = results["rates"] or [{}]
-    rows = [[f"ms, T={length}" if length else "ms", "forward", "fwd+bwd", "matmul", "causal fwd", "fwd+bwd", "matmul"]]
+    rows = [[f"ms, T={length}", "forward", "fwd+bwd", "matmul", "causal fwd", "fwd+bwd", "matmul"]]
     for side in dict.fromkeys(r["side"] for r in found):
         cells = []
         for causal, work in columns:
             record = next((r for r in found if (r["side"], r["causal"], r["work"]) == (side, causal, work)), {})
             cells.append(_milliseconds(record))
             if work == "both":
-                share = record.get("flops_per_second", 0) / rates.get("flops_per_second", 1)
+                share = record.get("flops_per_second", 0) / rates.get("flops_per_second", math.inf)
                 cells.append(f"{share:.0%}" if share else "")
         reasons = [r["reason"] for r in found if r["side"] == side and "reason" in r]
         rows.append([side, *cells, *reasons[:1]])
@@ -65,7 +67,8 @@ def _speed(results: Results) -> list[str]:
 
 
 def _of_head_dim_64(results: Results) -> list[Record]:
-    return [r for r in results["speed"] if (r["dtype"], r["head_dim"], r["value_dim"]) == ("bfloat16", 64, None)]
+    usual = ("bfloat16", 64, None, 0)
+    return [r for r in results["speed"] if (r["dtype"], r["head_dim"], r["value_dim"], r.get("shared_dim", 0)) == usual]
 
 
 def _lengths(results: Results) -> list[str]:
@@ -83,17 +86,21 @@ def _lengths(results: Results) -> list[str]:
 def _training(results: Results) -> list[str]:
     rows = [["training", "phase", "ms a step", "chars/s", "MFU", "GB", "attention"]]
     for r in results["training"]:
+        key = {name: r[name] for name in ("config", "implementation", "variant", "phase")}
+        attention = (results.find("attention", **key) or {}).get("milliseconds")
         name = [f"{r['implementation']} {r['variant']}".strip(), str(r["phase"])]
         if r["outcome"] == OK:
             figures = [f"{r['milliseconds']:.0f}", f"{r['characters_per_second']:.0f}", _share(r["mfu"])]
-            rows.append([*name, *figures, f"{r['bytes'] / 1e9:.1f}", _share(r["attention_share"])])
+            rows.append(
+                [*name, *figures, f"{r['bytes'] / 1e9:.1f}", _share(attention and attention / r["milliseconds"])]
+            )
         else:
             rows.append([*name, r["outcome"], r.get("reason", "")])
     return _table(rows) if len(rows) > 1 else []
 
 
 def _failures(results: Results) -> list[str]:
-    parts = "correctness", "same_bits", "speed", "training", "profile", "memcheck", "sweep"
+    parts = "correctness", "same_bits", "speed", "training", "attention", "profile", "memcheck", "sweep"
     failed = [(part, r) for part in parts for r in results[part] if r.get("outcome", OK) not in (OK, SKIPPED)]
     lines = [f"FAILED {_name(part, r)}: {r['outcome']}, {r.get('reason', '')}" for part, r in failed[:FAILURES]]
     return lines + [f"... and {len(failed) - FAILURES} more"] * (len(failed) > FAILURES)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,18 @@ class Results:
         self.values[part] = [old for old in self[part] if not key.items() <= old.items()] + [key | record]
         self.write()
 
-    def forget_failures(self) -> None:
-        """Drops what neither succeeded nor was left out, so that it is tried again."""
+    def forget(self, is_outdated: Callable[[str, Record], bool]) -> int:
+        """Drops records by their part and content; returns how many."""
+        count = 0
         for part, records in self.values.items():
             if isinstance(records, list):
-                self.values[part] = [r for r in records if r.get("outcome", OK) in (OK, SKIPPED)]
+                self.values[part] = [record for record in records if not is_outdated(part, record)]
+                count += len(records) - len(self.values[part])
+        return count
+
+    def forget_failures(self) -> None:
+        """Drops what neither succeeded nor was left out, so that it is tried again."""
+        self.forget(lambda _, record: record.get("outcome", OK) not in (OK, SKIPPED))
 
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,9 +44,9 @@ class Job:
       tasks: in their order; each a part and the key of its record.
       seconds: for the whole job, new processes after failures included, starting up and waiting for others not.
       task_seconds: that a task may take once it is compiled.
-      compile_seconds: that it may take before.
-      timed: while one of its tasks runs, no other timed job's does.
-      autotuned: compiling tries things out on the device; where timed, that is done alone, too.
+      compile_seconds: that it may take before; both never more than half of the job's.
+      timed: while one of its tasks runs, no other timed job's does, and no autotuned one's is compiled.
+      autotuned: compiling tries things out on the device, which others may do at the same time.
       warm: packages that the tasks will import, which may be done before.
       wrapper: a command that the process is started by; its status is the verdict.
     """
@@ -83,6 +83,7 @@ class Process:
         file.write_text(json.dumps(tasks))
         journal.write_text("")
         options = [*(f"--import={name}" for name in modules), *(f"--warm={name}" for name in job.warm)]
+        options += [f"--supervisor={os.getpid()}"]
         options += [f"--lock={folder / 'lock'}"] * job.timed + ["--autotuned"] * job.autotuned
         with self._log.open("w") as log:
             self._popen = subprocess.Popen(
@@ -119,11 +120,12 @@ class Process:
         """The exit status, None while it runs."""
         return self._popen.poll()
 
-    def kill(self) -> None:
+    def kill(self, wait: float = 5.0) -> None:
+        """Ends it, and waits so many seconds; a driver may hold it: then it is left behind."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._popen.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it: then it is left behind
-            self._popen.wait(timeout=5)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout=wait)
 
     def last_words(self) -> str:
         text = self._log.read_text(errors="replace").strip()
@@ -166,9 +168,14 @@ class Supervisor:
                 time.sleep(POLL)
                 running = [one for one in running if self._goes_on(one)]
         finally:  # also when this process is told to end
+            processes = [one.process for one in running if one.process]
+            for process in processes:  # all, before any of them is waited for
+                process.kill(wait=0)
+            until = time.monotonic() + 2
+            for process in processes:
+                process.kill(wait=max(0, until - time.monotonic()))
             for one in running:
                 if one.process:
-                    one.process.kill()
                     self._take(one)
 
     def _start(self, one: _Running) -> bool:
@@ -225,8 +232,11 @@ class Supervisor:
         process, job = one.process, one.job
         assert process
         limit = {
-            "starting": self.limits.start_seconds, "compiling": job.compile_seconds, "running": job.task_seconds
-        }.get(process.state)  # fmt: skip
+            "starting": self.limits.start_seconds,
+            # So that what hangs is found before the job's time is over, and there is some left for what is behind it.
+            "compiling": min(job.compile_seconds, job.seconds / 2),
+            "running": min(job.task_seconds, job.seconds / 2),
+        }.get(process.state)
         if limit is None or now - process.since <= limit:
             return None
         return f"no end {limit:.0f} s after {process.state} had begun"

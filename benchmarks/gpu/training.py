@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.timing import prepare_jax
 from configs.char_lm import paper
-from longformer_jax import CharLMConfig, banded_attention
+from longformer_jax import banded_attention
 from longformer_jax.models.sub_bands import cut_window
 from longformer_jax.training.char_lm import CharLMExperiment, CharLMPhase
 from longformer_jax.training.flops import peak_flops, training_flops_per_character
@@ -26,6 +26,7 @@ from longformer_jax.training.sharding import accumulation_steps, make_mesh, put_
 from longformer_jax.training.step import compile_train_step, init_state, make_eval_step
 
 STEPS = 7
+ROWS = 20  # of the curve of a real run
 
 
 def experiment(variant: str, implementation: str | None) -> CharLMExperiment:
@@ -36,20 +37,15 @@ def experiment(variant: str, implementation: str | None) -> CharLMExperiment:
 
 
 def prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Compiles a phase; returns what measures characters per second, model FLOP utilisation, memory, and the share of
-    attention in a step's time."""
+    """Compiles a phase; returns what measures characters per second, model FLOP utilisation and memory."""
     config, phase = experiment(task["variant"], task["implementation"]), task["phase"] - 1
     mesh = make_mesh(config.mesh)
     accumulate = accumulation_steps(config, phase, mesh)
-    settings, model = config.phases[phase], config.model_in_phase(phase)
     step = compile_train_step(config, phase, accumulate, mesh)
-    attention = prepare_attention(model, settings.batch_size // accumulate, settings.sequence_length)
-    return partial(_measure, config, phase, accumulate, mesh, step, attention)
+    return partial(_measure, config, phase, accumulate, mesh, step)
 
 
-def _measure(
-    config: CharLMExperiment, phase: int, accumulate: int, mesh: Any, step: Callable, attention: Callable[[], float]
-) -> dict[str, Any]:
+def _measure(config: CharLMExperiment, phase: int, accumulate: int, mesh: Any, step: Callable) -> dict[str, Any]:
     settings, model = config.phases[phase], config.model_in_phase(phase)
     state = init_state(config, mesh)
     text = np.random.default_rng(0).integers(0, 256, (settings.batch_size, settings.sequence_length + 1), np.uint8)
@@ -70,13 +66,16 @@ def _measure(
         "characters_per_second": rate,
         "mfu": rate * flops / peak if peak else None,
         "bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
-        "attention_share": attention() * accumulate / (seconds * 1e3),
     }
 
 
-def prepare_attention(model: CharLMConfig, batch: int, length: int) -> Callable[[], float]:
-    """Compiles forward and backward of every layer's calls of the attention op; returns what measures their
-    milliseconds, each on its own."""
+def prepare_attention(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Compiles forward and backward of every layer's calls of the attention op in a phase; returns what measures their
+    milliseconds in a step, each on its own."""
+    config, phase = experiment(task["variant"], task["implementation"]), task["phase"] - 1
+    accumulate = accumulation_steps(config, phase, make_mesh(config.mesh))
+    settings, model = config.phases[phase], config.model_in_phase(phase)
+    batch, length = settings.batch_size // accumulate, settings.sequence_length
     dtype, parts, D = jnp.dtype(model.dtype), [], model.head_dim
     for group in model.layer_groups:
         dilations = (group.dilation,) * model.dilated_heads + (1,) * (model.num_heads - model.dilated_heads)
@@ -93,14 +92,15 @@ def prepare_attention(model: CharLMConfig, batch: int, length: int) -> Callable[
                     out, pullback = jax.vjp(attend, query, key, value)
                     return out, pullback(cotangent)
 
-                parts.append((group.stop - group.start, prepare_jax(both, *arrays), arrays))
+                # No loop of many calls: each takes milliseconds, beside which the host's part is small.
+                parts.append((group.stop - group.start, prepare_jax(both, *arrays, chain=1), arrays))
 
-    def measure() -> float:
+    def measure() -> dict[str, Any]:
         total = 0.0
         for layers, run, shapes in parts:
             arrays = [jax.random.normal(jax.random.key(i), x.shape, x.dtype) for i, x in enumerate(shapes)]
             total += layers * run(*arrays)["milliseconds"]
-        return total
+        return {"milliseconds": accumulate * total}
 
     return measure
 
@@ -108,10 +108,10 @@ def prepare_attention(model: CharLMConfig, batch: int, length: int) -> Callable[
 # ---- A real run ------------------------------------------------------------------------------------------------------
 
 
-def train(results: Results, minutes: float, file: Path, config: CharLMExperiment) -> None:
-    """Trains the first phase of `config` on the file for so long, the rate decaying to the end; adds the curve.
+def train(results: Results, deadline: float, file: Path, config: CharLMExperiment) -> None:
+    """Trains the first phase of `config` on the file up to a time of `time.monotonic()`, the rate decaying to the end.
 
-    The last twentieth of the file is for validation.
+    The last twentieth of the file is for validation. The curve is written after every row.
     """
     text = np.fromfile(file, np.uint8)
     phase = config.phases[0]
@@ -135,27 +135,35 @@ def train(results: Results, minutes: float, file: Path, config: CharLMExperiment
         start = time.perf_counter()
         state, _ = jax.block_until_ready(probe(state, batch_of(step)))
         times.append(time.perf_counter() - start)
-    total = max(10, int(0.93 * minutes * 60 / min(times)))  # leaves time for validation
-
+    started = time.monotonic()
     optimizer = OptimizerConfig(clip_norm=1.0, decay="linear", final_fraction=0.05, warmup_fraction=0.05)
-    phases = (CharLMPhase(**{**dataclasses.asdict(phase), "steps": total, "learning_rate": 1e-3}),)
-    config = dataclasses.replace(config, phases=phases, optimizer=optimizer)
-    step_fn, evaluate = compile_train_step(config, 0, accumulate, mesh), make_eval_step(config, 0, mesh)
+    evaluate = make_eval_step(config, 0, mesh)
     count = min(phase.batch_size, (len(validation) - 1) // phase.sequence_length)
     held_out = np.zeros((phase.batch_size, phase.sequence_length + 1), np.uint8)
     for i in range(count):
         held_out[i] = validation[i * phase.sequence_length :][: phase.sequence_length + 1]
     weights = (np.arange(phase.batch_size) < count).astype(np.float32)
 
+    def held_out_nats(state: Any) -> float:
+        return float(evaluate(state["params"], jnp.asarray(held_out), jnp.asarray(weights)))
+
+    held_out_nats(state)  # compiles
+    start = time.perf_counter()
+    held_out_nats(state)
+    evaluation = time.perf_counter() - start
+    # What is left when the step is compiled again, which takes no longer than all that was since.
+    left = deadline - time.monotonic() - (time.monotonic() - started) - (ROWS + 1) * evaluation
+    total = max(10, int(0.95 * left / min(times)))
+    phases = (CharLMPhase(**{**dataclasses.asdict(phase), "steps": total, "learning_rate": 1e-3}),)
+    config = dataclasses.replace(config, phases=phases, optimizer=optimizer)
+    step_fn = compile_train_step(config, 0, accumulate, mesh)
     state, curve, losses = init_state(config, mesh), [], []
     start = time.perf_counter()
     for step in range(1, total + 1):
         state, metrics = step_fn(state, batch_of(step))
         losses.append(metrics["loss"])
-        if step % max(1, total // 20) == 0 or step == total:
-            nats = float(evaluate(state["params"], jnp.asarray(held_out), jnp.asarray(weights))) / (
-                count * phase.sequence_length
-            )
+        if step % max(1, total // ROWS) == 0 or step == total:
+            nats = held_out_nats(state) / (count * phase.sequence_length)
             row = {
                 "step": step,
                 "seconds": time.perf_counter() - start,
@@ -165,10 +173,11 @@ def train(results: Results, minutes: float, file: Path, config: CharLMExperiment
             losses = []
             curve.append(row)
             print(f"  step {step}/{total}: " + str(row), file=sys.stderr)
-    record = {
-        "parameters": sum(x.size for x in jax.tree.leaves(state["params"])),
-        "characters": total * phase.batch_size * phase.sequence_length,
-        "validation_characters": count * phase.sequence_length,
-        "curve": curve,
-    }
-    results.add("run", record, minutes=minutes, file=file.name, implementation=config.model.implementation)
+            record = {
+                "parameters": sum(x.size for x in jax.tree.leaves(state["params"])),
+                "steps": total,
+                "characters": step * phase.batch_size * phase.sequence_length,
+                "validation_characters": count * phase.sequence_length,
+                "curve": curve,
+            }
+            results.add("run", record, file=file.name, implementation=config.model.implementation)

@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "profile": ("benchmarks.gpu.speed", "prepare_once"),
     "memcheck": ("benchmarks.gpu.correctness", "prepare"),
     "training": ("benchmarks.gpu.training", "prepare"),
+    "attention": ("benchmarks.gpu.training", "prepare_attention"),
     "sweep": ("benchmarks.gpu.sweep", "prepare"),
 }
 UNUSABLE = 75  # exit status: the device refuses all that follows
@@ -52,23 +53,22 @@ class Journal:
 def work(tasks: list[dict[str, Any]], journal: Journal, lock: Path | None = None, *, autotuned: bool = False) -> int:
     """Goes through the tasks; returns the process's exit status.
 
-    With a lock each is run while no other process with this lock runs one, and compiled so, too, if `autotuned`.
+    With a lock each is run while no other process with this lock runs one, or compiles one if it is `autotuned`.
     """
     for number, task in enumerate(tasks):
+
+        def locked(how: int, number: int = number) -> contextlib.AbstractContextManager[None]:
+            if not lock:
+                return contextlib.nullcontext()
+            journal.write(task=number, state="waiting")
+            return _locked(lock, how)
+
         with contextlib.ExitStack() as held:
-
-            def alone(number: int = number, held: contextlib.ExitStack = held) -> None:
-                if lock:
-                    journal.write(task=number, state="waiting")
-                    held.enter_context(_alone(lock))
-
             try:
-                if autotuned:
-                    alone()
-                journal.write(task=number, state="compiling")
-                run = _prepare(task)
-                if not autotuned:
-                    alone()
+                with locked(fcntl.LOCK_SH) if autotuned else contextlib.nullcontext():
+                    journal.write(task=number, state="compiling")
+                    run = _prepare(task)
+                held.enter_context(locked(fcntl.LOCK_EX))
                 journal.write(task=number, state="running")
                 record = {"outcome": OK} | run()
             except ModuleNotFoundError as error:
@@ -77,7 +77,7 @@ def work(tasks: list[dict[str, Any]], journal: Journal, lock: Path | None = None
                 record = {"outcome": SKIPPED, "reason": str(error)}
             except Exception as error:  # is what was to be found out
                 record = {"outcome": "error", "reason": f"{type(error).__name__}: {error}"[:400]}
-            usable = record["outcome"] != "error" or _device_works()
+            usable = record["outcome"] != "error" or device_works()
             journal.write(task=number, record=record, usable=usable)
         if not usable:
             return UNUSABLE
@@ -89,7 +89,7 @@ def _prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     return getattr(importlib.import_module(module), function)(task)
 
 
-def _device_works() -> bool:
+def device_works() -> bool:
     """Whether this process can use it still: after a kernel's access to memory that is not its own it never can."""
     import jax.numpy as jnp
 
@@ -100,18 +100,20 @@ def _device_works() -> bool:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """While no other process with this lock goes on; the system unlocks it, however the process ends."""
+def _locked(lock: Path, how: int) -> Iterator[None]:
+    """While no other process has the lock, or none alone if `how` is LOCK_SH; it goes with the process."""
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, how)
         yield
         fcntl.flock(file, fcntl.LOCK_UN)  # closing it would not do where another process has inherited it
 
 
-def _end_with(parent: int) -> None:
+def _end_with(supervisor: int) -> None:
     """A device that is still held when its supervisor is gone would be of no use to anyone."""
-    while os.getppid() == parent:
-        time.sleep(1)
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.kill(supervisor, 0)
+            time.sleep(1)
     os._exit(1)
 
 
@@ -119,14 +121,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", type=Path)
     parser.add_argument("journal", type=Path)
+    parser.add_argument("--supervisor", type=int, required=True, help="the process without which this one ends")
     parser.add_argument("--lock", type=Path, help="held while a task runs")
-    parser.add_argument("--autotuned", action="store_true", help="the lock is held while a task is compiled, too")
+    parser.add_argument("--autotuned", action="store_true", help="nobody else's task runs while one is compiled")
     parser.add_argument("--warm", action="append", default=[], help="a package that tasks will import")
     parser.add_argument(
         "--import", dest="modules", action="append", default=[], help="a module that adds to what there is"
     )
     options = parser.parse_args()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(options.supervisor,), daemon=True).start()
     tasks, journal = json.loads(options.tasks.read_text()), Journal(options.journal)
 
     from benchmarks.gpu.device import facts
