@@ -100,6 +100,7 @@ def test_text_file_reads_an_excerpt_of_enwik8():
         ({"split": (0, 0.5, 0.5)}, "split is .0, 0.5, 0.5.; expected a fraction for train greater than 0"),
         ({"split": (0.998, 0.001, 0.001)}, "split validation is empty: 0.001 of the 100 bytes of"),
         ({"source": "tiny_shakespeare"}, "path is '.*'; expected None for tiny_shakespeare"),
+        ({"data_dir": "/x"}, "data_dir is '/x'; expected None for text_file, which TFDS does not keep"),
         (
             {"source": "tiny_shakespeare", "path": None, "split": (0.8, 0.1, 0.1)},
             "split is .0.8, 0.1, 0.1.; expected the default, as the splits of tiny_shakespeare are fixed",

@@ -241,6 +241,33 @@ def test_text_of_tfds_that_is_no_utf8(tfds_dir, monkeypatch):
         list(source.lines())
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    for name, content in (("text", "\ufeff\nOne\ufeff.\n"), ("other", "\ufeffTwo.\n")):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "packed.gz").write_bytes(gzip.compress("\ufeffThree.".encode()))
+    assert documents(TextFiles(tmp_path)) == [["Two."], ["Three."], ["One\ufeff."]]
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ("", "^paths is ''; expected a path$"),
+        (5, "^paths is 5; expected a path, or a list of paths$"),
+        (b"text", "^paths is b'text'; expected a path, or a list of paths$"),
+        ([5], "^paths is 5; expected a path$"),
+    ],
+)
+def test_paths_that_are_none(paths, message):
+    with pytest.raises(InputError, match=message):
+        TextFiles(paths)
+
+
+@pytest.mark.parametrize("source", [None, 5])
+def test_sources_that_are_none(source):
+    with pytest.raises(InputError, match=rf"^source is {source}; expected paths or a DocumentSource$"):
+        document_source(source)
+
+
 def test_short_forms(tmp_path):
     (tmp_path / "text").write_text(TEXT)
     path = tmp_path / "text"

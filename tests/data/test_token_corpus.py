@@ -321,6 +321,10 @@ def test_where_the_cache_is(tmp_path, text, monkeypatch):
             {"validation_source": "blank", "validation_fraction": None},
             "^split validation is empty: no document of blank falls to it",
         ),
+        (
+            {"validation_source": "text", "validation_fraction": None},
+            "^validation_source has '.*text', which source has, too; expected files of its own",
+        ),
         ({"validation_fraction": 1}, r"^validation_fraction is 1; expected a number in \[0, 1\)$"),
         ({"validation_fraction": "0.1"}, "^validation_fraction is '0.1'; expected a number"),
         ({"validation_fraction": float("nan")}, "^validation_fraction is nan; expected"),

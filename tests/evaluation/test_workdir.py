@@ -56,6 +56,16 @@ def test_a_checkpoint_is_evaluated_with_the_windows_of_its_phase(workdir):
     assert abs(expected_bits(workdir, (8, 16), 10) - result.bits_per_character) > 1e-4
 
 
+def test_several_seeds(workdir, tmp_path):
+    for seed in (0, 1):
+        shutil.copytree(workdir, tmp_path / f"seed_{seed}")
+    *_, last = str(evaluate(tmp_path, split="test", protocol="stream")).splitlines()
+    bits = f"{evaluate(workdir, split='test', protocol='stream').bits_per_character:.4f}"
+    assert last == f"bits per character of 2 seeds: {bits} ± 0.0000 ({bits}, {bits})"
+    with pytest.raises(InputError, match="^workdir is '.*', which holds several runs; expected one of them, such as "):
+        sample_text(tmp_path, 5)
+
+
 def test_paper_agrees_with_stream_where_the_context_is_the_same(workdir):
     """40 positions of context are all the model can use: 8 + 16 * 2."""
     paper = evaluate(workdir, split="test", protocol="paper", sequence_length=399, stride=359)

@@ -19,6 +19,7 @@ import pytest
 from longformer_jax import CharLM, load_char_lm, load_pretrained, save_pretrained
 from longformer_jax.data import train_batches
 from longformer_jax.errors import InputError
+from longformer_jax.evaluation import evaluate
 from longformer_jax.files import locked
 from longformer_jax.training import DataConfig, DivergenceError, ExperimentConfig, MeshConfig, restore_params, train
 from longformer_jax.training.loop import _where_it_begins
@@ -117,6 +118,19 @@ def test_the_validation_that_ends_a_phase_is_made_up(tmp_path: Path, monkeypatch
     assert [record for record in ours if record[0] == "validation"] == [
         record for record in theirs if record[0] == "validation"
     ] and len(ours) >= 2
+
+
+def test_the_best_is_what_is_left_evaluated_and_read(tmp_path: Path) -> None:
+    """And not the latest, which got worse, as the rate is far too high."""
+    phases = tuple(dataclasses.replace(phase, steps=3, learning_rate=1.0) for phase in CONFIG.phases)
+    train(dataclasses.replace(CONFIG, phases=phases, eval_interval=1, keep_best=True), tmp_path)
+    scores = {step: bpc for split, step, bpc in records(tmp_path, "split", "step", "bpc") if split == "validation"}
+    best = min(scores, key=lambda step: scores[step])
+    assert best < 6
+    _, written = load_pretrained(tmp_path / "model", CharLM)
+    jax.tree.map(np.testing.assert_array_equal, load_char_lm(tmp_path)[1], written)
+    assert evaluate(tmp_path, split="validation", protocol="stream", limit=9).step == best
+    assert evaluate(tmp_path, split="validation", protocol="stream", limit=9, step=6).step == 6
 
 
 def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
