@@ -61,15 +61,35 @@ def phases(change: Callable[[Any], Any]) -> Change:
     return lambda config: dataclasses.replace(config, phases=tuple(change(phase) for phase in config.phases))
 
 
+def layers(count: int, **fields: Any) -> Change:
+    """So many layers, and other fields of the model; the windows grow as before."""
+
+    def stretched(per_layer: Sequence[int]) -> tuple[int, ...]:
+        return tuple(per_layer[i * len(per_layer) // count] for i in range(count - 1)) + (per_layer[-1],)
+
+    def change(config: CharLMExperiment) -> CharLMExperiment:
+        own = {name: stretched(getattr(config.model, name)) for name in ("windows", "dilations")}
+        model = dataclasses.replace(config.model, num_layers=count, **own, **fields)
+        grown = tuple(dataclasses.replace(phase, windows=stretched(phase.windows)) for phase in config.phases)
+        return dataclasses.replace(config, model=model, phases=grown)
+
+    return change
+
+
 CHANGES: dict[str, Change] = {
-    "Muon": optimizer(name="muon"),
-    "ReLU²": model(activation="relu2"),
+    "AdamW": optimizer(name="adamw"),
+    "GELU": model(activation="gelu_new"),
+    "decay to a tenth": optimizer(final_fraction=0.1),
+    "weight decay 0.1": optimizer(weight_decay=0.1),
+    "weight decay 0.6": optimizer(weight_decay=0.6),
+    "dropout 0.1": model(dropout_rate=0.1),
     "QK-norm": model(qk_norm=True),
     "logits capped at 15": model(logit_softcap=15.0),
-    "decay to zero": optimizer(final_fraction=0.0),
-    "weight decay 0.5": optimizer(weight_decay=0.5),
-    "dropout 0.1": model(dropout_rate=0.1),
-    "batches twice as large": phases(lambda phase: dataclasses.replace(phase, batch_size=2 * phase.batch_size)),
+    "batches half as large": phases(lambda phase: dataclasses.replace(phase, batch_size=phase.batch_size // 2)),
+    "4 layers of 160": layers(4, embed_dim=160, mlp_dim=640),
+    "8 layers": layers(8),
+    "the first phase alone": lambda config: dataclasses.replace(config, phases=config.phases[:1]),
+    "the last phase alone": lambda config: dataclasses.replace(config, phases=config.phases[1:]),
 }
 
 

@@ -77,8 +77,8 @@ def test_the_journal_is_not_repeated(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["SGD"], "change is 'SGD'; expected one of recipe, Muon"),
-        (["--seconds=nan", "Muon"], "--seconds is nan; expected a positive number"),
+        (["SGD"], "change is 'SGD'; expected one of recipe, AdamW"),
+        (["--seconds=nan", "AdamW"], "--seconds is nan; expected a positive number"),
         (["--seeds=0"], "--seeds is 0; expected at least 1"),
         (["--text=none.txt"], "path is 'none.txt', which is missing"),
     ],
