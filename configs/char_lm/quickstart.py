@@ -9,7 +9,7 @@ relative positions. What they have not, as it pays here: Muon, ReLU², more weig
 text ships with the package; nothing is downloaded.
 
 Variants:
-  minute  one phase of shorter sequences, for about a minute in all: --config=configs/char_lm/quickstart.py:minute
+  minute  4 layers, one phase of shorter sequences, about a minute in all: --config=configs/char_lm/quickstart.py:minute
 """
 
 import dataclasses
@@ -61,6 +61,9 @@ def get_config(variant: str = "") -> ConfigDict:
         checkpoint_interval=500,
     )
     if variant == "minute":
-        phase = dataclasses.replace(config.phases[0], sequence_length=64, batch_size=16, steps=700)
-        config = dataclasses.replace(config, phases=(phase,))
+        windows = (16, 32, 64, 64)
+        model = dataclasses.replace(config.model, num_layers=4, windows=windows, dilations=(1, 1, 1, 2))
+        phase = dataclasses.replace(config.phases[0], sequence_length=64, windows=windows, steps=1300)
+        optimizer = dataclasses.replace(config.optimizer, weight_decay=0.1)
+        config = dataclasses.replace(config, model=model, phases=(phase,), optimizer=optimizer)
     return config.to_config_dict()

@@ -8,13 +8,15 @@ import jax
 
 from longformer_jax import checkpoints
 from longformer_jax.files import check_unused, replacing, user_path
-from longformer_jax.models import CharLMConfig
+from longformer_jax.models import CharLM, CharLMConfig
 from longformer_jax.processes import from_first, together
 from longformer_jax.training.char_lm import CharLMExperiment
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.selection import find_best, load_best
 from longformer_jax.training.sharding import replicated
 from longformer_jax.training.step import abstract_params
+from longformer_jax.weights import load_pretrained
+from longformer_jax.weights.hub import EXAMPLE
 
 # What a run that has ended leaves there.
 MODEL_DIRECTORY = "model"
@@ -51,7 +53,7 @@ def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMCo
     """The character LM of a run, finished or not.
 
     Args:
-      workdir: of the run.
+      workdir: of the run. "example", where there is no such directory, is the model that comes with the library.
       step: which checkpoint; None is the best validation where the run keeps that, else the latest.
 
     Returns:
@@ -62,6 +64,8 @@ def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMCo
     Raises:
       InputError: the workdir holds no run, one of another kind, or no such checkpoint; or it is damaged.
     """
+    if step is None and workdir == EXAMPLE and not Path(EXAMPLE).exists():
+        return load_pretrained(EXAMPLE, CharLM)
     return restore_char_lm(workdir, step)[1:]
 
 

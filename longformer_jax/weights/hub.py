@@ -15,8 +15,14 @@ TOKENIZER_FILES = (
 )
 
 
+# The name of the model that comes with the library: that of configs/char_lm/quickstart.py.
+EXAMPLE = "example"
+
+
 def find_directory(source: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The directory of a model: `source` itself where it is one, else a download of the hub's model of that name.
+
+    "example" is the character LM that comes with the library.
 
     PyTorch's pickles are downloaded only where there are no safetensors.
 
@@ -30,6 +36,8 @@ def find_directory(source: str | os.PathLike[str], revision: str | None = None) 
             raise InputError(f"revision is {revision!r}; expected None, as source, {str(source)!r}, is a directory")
         return path
     name = str(source)
+    if name == EXAMPLE:
+        return Path(__file__).parents[1] / EXAMPLE
     if path.exists() or isinstance(source, os.PathLike) or name.startswith((".", "~", "/")) or name.count("/") > 1:
         raise InputError(
             f"source is {name!r}, which is no directory; expected the directory of a model or its name on the hub, as "
