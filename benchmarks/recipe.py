@@ -68,7 +68,7 @@ def layers(count: int, **fields: Any) -> Change:
         return tuple(per_layer[i * len(per_layer) // count] for i in range(count - 1)) + (per_layer[-1],)
 
     def change(config: CharLMExperiment) -> CharLMExperiment:
-        own = {name: stretched(getattr(config.model, name)) for name in ("windows", "dilations")}
+        own: dict[str, Any] = {name: stretched(getattr(config.model, name)) for name in ("windows", "dilations")}
         model = dataclasses.replace(config.model, num_layers=count, **own, **fields)
         grown = tuple(dataclasses.replace(phase, windows=stretched(phase.windows)) for phase in config.phases)
         return dataclasses.replace(config, model=model, phases=grown)

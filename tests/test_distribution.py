@@ -53,6 +53,8 @@ def test_the_wheel_trains_and_evaluates(built: Path, tmp_path: Path) -> None:
     output = run(train, *named, "--workdir=run", cwd=elsewhere, path=site)
     assert "wrote the model to run/model" in output
     (elsewhere / "text").write_text("So much for that.\n" * 5)
+    output = run(evaluate, "--model=example", "--data=text", "--protocol=stream", cwd=elsewhere, path=site)
+    assert "bits per character over 89 characters" in output
     output = run(evaluate, "--workdir=run", "--data=text", "--protocol=stream", cwd=elsewhere, path=site)
     assert re.fullmatch(r"text, protocol stream, step 2: \d\.\d+ bits per character over 89 characters, .*\n", output)
 

@@ -43,13 +43,13 @@ def get_config(variant: str = "") -> ConfigDict:
             dtype="float32",
         ),
         phases=(
-            CharLMPhase(sequence_length=128, windows=windows, learning_rate=4e-3, batch_size=16, steps=2000),
+            CharLMPhase(sequence_length=128, windows=windows, learning_rate=4e-3, batch_size=16, steps=1850),
             CharLMPhase(
                 sequence_length=256,
                 windows=tuple(2 * window for window in windows),
                 learning_rate=1.5e-3,
                 batch_size=8,
-                steps=1150,
+                steps=1050,
             ),
         ),
         optimizer=OptimizerConfig(
