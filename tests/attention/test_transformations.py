@@ -97,11 +97,15 @@ def test_vmap_over_queries_alone(attend: Callable) -> None:
         assert_close(np.asarray(lse[n]), np.asarray(expected[1]), "lse")
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
-def test_second_derivatives(implementation: str) -> None:
+# In the last case plain float32 attention itself is off by 1.3e-2: dense softmax, twice differentiated, cancels there.
+@pytest.mark.parametrize(
+    ("implementation", "factor", "tolerance"),
+    [("xla", 6, 1e-5), ("xla", 12, 1e-5), ("reference", 6, 1e-5), ("reference", 12, 1e-2)],
+)
+def test_second_derivatives(implementation: str, factor: int, tolerance: float) -> None:
     """In reverse mode, along a random direction, and where a hidden key's score is far above those that are seen."""
     case = Case(T=9, window=1)
-    inputs = [12 * x for x in case.inputs()]
+    inputs = [factor * x for x in case.inputs()]
     direction = jax.random.normal(jax.random.key(0), inputs[0].shape)
 
     def slope(query: jax.Array) -> jax.Array:
@@ -114,8 +118,7 @@ def test_second_derivatives(implementation: str) -> None:
         step = 1e-6
         expected = np.asarray((gradient(query + step * along) - gradient(query - step * along)) / (2 * step))
     found = np.asarray(jax.grad(slope)(inputs[0]))
-    # Scores of some hundreds are rounded to 1e-5, and differences of products of these are what is compared.
-    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
 def test_scan_over_layers(attend: Callable) -> None:
