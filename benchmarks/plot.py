@@ -1,11 +1,13 @@
 """Figures from measured results: the paper's Figure 1, time and memory of one attention layer against the sequence's
-length; and accuracy against the distance of two facts.
+length; accuracy against the distance of two facts; bits per character against compute, and against context.
 
     python -m benchmarks.plot benchmarks/results/figure_cpu.json docs/figure_cpu.png
     python -m benchmarks.plot benchmarks/results/gpu_nvidia_h100_80gb_hbm3.json docs/figure_h100.png --work=both
     python -m benchmarks.plot benchmarks/results/two_facts_cpu.json docs/two_facts.png
+    python -m benchmarks.plot benchmarks/results/compute_cpu.json docs/compute_cpu.png
+    python -m benchmarks.plot benchmarks/results/context_cpu.json docs/context_cpu.png
 
-Reads what `benchmarks/attention.py figure`, `python -m benchmarks.gpu` and `python -m benchmarks.two_facts` write.
+Reads what `benchmarks/attention.py figure`, `python -m benchmarks.gpu`, `….two_facts`, `….compute` and `….context` write.
 """
 
 import argparse
@@ -92,6 +94,35 @@ def draw_accuracy(plt: Any, results: dict[str, Any]) -> Any:
     return figure
 
 
+def draw_compute(plt: Any, results: dict[str, Any]) -> Any:
+    """The figure of bits per character against the FLOPs of training: what was measured, and the law's extrapolation."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for width in sorted({row["width"] for row in results["measured"]}):
+        rows = sorted((row for row in results["measured"] if row["width"] == width), key=lambda row: row["flops"])
+        label = f"{rows[0]['parameters'] / 1e6:.1f}M parameters, measured"
+        axes.plot([row["flops"] for row in rows], [row["bpc"] for row in rows], "o-", markersize=4, label=label)
+    for row, marker in zip(results["extrapolated"], "sD^", strict=False):
+        bounds = [[row["bpc"] - row["least"]], [row["most"] - row["bpc"]]]
+        style: dict[str, Any] = {"fmt": marker, "mfc": "none", "capsize": 3, "markersize": 6}
+        axes.errorbar(row["flops"], row["bpc"], yerr=bounds, label=f"{row['name']}, expected", **style)
+    axes.set(xscale="log", xlabel="FLOPs of training", ylabel="bits per character")
+    axes.grid(True, which="major", alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def draw_context(plt: Any, results: dict[str, Any]) -> Any:
+    """The figure of bits per character against the length of the sequence that they are at the end of."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    lengths = [row["length"] for row in results["context"]]
+    axes.plot(lengths, [row["bpc"] for row in results["context"]], "o-", markersize=4)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set(xlabel="characters of the sequence, of which the last 512 are scored", ylabel="bits per character")
+    axes.grid(True, which="major", alpha=0.3)
+    return figure
+
+
 def draw(results: dict[str, Any], work: str, path: Path) -> None:
     """Writes the figure that the results are for."""
     import matplotlib
@@ -99,7 +130,9 @@ def draw(results: dict[str, Any], work: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure = draw_accuracy(plt, results) if "cut" in results else draw_speed(plt, results, work)
+    drawn = {"cut": draw_accuracy, "extrapolated": draw_compute, "context": draw_context}
+    kind = next((kind for kind in drawn if kind in results), None)
+    figure = draw_speed(plt, results, work) if kind is None else drawn[kind](plt, results)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

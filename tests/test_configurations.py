@@ -32,6 +32,8 @@ QUICKSTART = str(ROOT / "configs" / "char_lm" / "quickstart.py")
 def test_a_configuration_by_its_name_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"quickstart", "enwik8_small", "miniature"} <= known_configurations().keys()
     assert "paper" not in known_configurations()
+    files = [path for path in (ROOT / "configs").glob("*/*.py") if path.stem not in ("__init__", "paper")]
+    assert len(files) == len(known_configurations())  # each has a name of its own
     monkeypatch.chdir(tmp_path)
     for value in ("quickstart", "configs/char_lm/quickstart.py", QUICKSTART):
         assert find_configuration(f"{value}:minute") == f"{QUICKSTART}:minute"
@@ -52,7 +54,7 @@ def test_the_configuration_goes_before_what_overrides_it() -> None:
 
 def test_the_variants_of_a_configuration(tmp_path: Path) -> None:
     listed = [line.split() for line in configurations_help()]
-    assert ["quickstart", ":minute"] in listed and ["enwik8_small", *(f":{x}" for x in paper.VARIANTS)] in listed
+    assert ["quickstart", ":minute"] in listed and ["enwik8_large", *(f":{x}" for x in paper.VARIANTS)] in listed
     for name, path in known_configurations().items():
         get_config = runpy.run_path(str(path))["get_config"]
         for variant in variants(path):

@@ -10,6 +10,7 @@ import pytest
 
 from longformer_jax.errors import InputError
 from longformer_jax.training import CharLMExperiment
+from longformer_jax.training.flops import PEAK_FLOPS, training_flops_per_character
 from longformer_jax.training.step import abstract_params
 
 PAPER = ("enwik8_small", "enwik8_large", "text8_small")
@@ -17,6 +18,8 @@ ABLATION = ("decreasing", "fixed", "increasing", "no_dilation", "dilation")
 ALL = (
     [("quickstart", "")]
     + [(name, variant) for name in PAPER for variant in ("", "smoke")]
+    + [("enwik8_small", variant) for variant in ("hour", "day", "hour_smoke")]
+    + [("reviews_text", "")]
     + [("text8_ablation", variant + suffix) for variant in ABLATION for suffix in ("", "_smoke")]
 )
 
@@ -37,8 +40,8 @@ def parameters(config: CharLMExperiment) -> int:
 def test_every_variant_is_valid(name: str, variant: str) -> None:
     config = load(name, variant)
     assert len(config.phases) == 5 or name not in PAPER
-    smoke = "smoke" in variant or name == "quickstart"
-    assert (config.tokens_at(config.total_steps) < 2e7) == smoke
+    small = "smoke" in variant or name in ("quickstart", "reviews_text")
+    assert (config.tokens_at(config.total_steps) < 3e7) == small
 
 
 @pytest.mark.parametrize(
@@ -51,8 +54,23 @@ def test_unknown_variant(name: str, variant: str) -> None:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_unknown_variant_of_the_paper(name: str) -> None:
-    with pytest.raises(InputError, match=r"^config variant is 'large'; expected none, or smoke$"):
+    with pytest.raises(InputError, match=r"^config variant is 'large'; expected none, or (one of )?smoke"):
         load(name, "large")
+
+
+@pytest.mark.parametrize(("variant", "hours"), [("hour", 1), ("day", 24)])
+def test_budgets_take_their_time_at_the_stated_utilisation(variant: str, hours: int) -> None:
+    config, whole = load("enwik8_small", variant), load("enwik8_small")
+    params = abstract_params(config)
+    assert params == abstract_params(whole)
+    flops = [
+        training_flops_per_character(config.model_in_phase(i), params, phase.sequence_length)
+        * (phase.steps * phase.batch_size * phase.sequence_length)
+        for i, phase in enumerate(config.phases)
+    ]
+    assert sum(flops) == pytest.approx(0.3 * PEAK_FLOPS["NVIDIA H100 80GB HBM3"] * 3600 * hours, rel=0.01)
+    assert [each / sum(flops) for each in flops] == pytest.approx([0.6, 0.12, 0.12, 0.1, 0.06], abs=0.002)
+    assert [phase.windows for phase in config.phases] == [phase.windows for phase in whole.phases]
 
 
 @pytest.mark.parametrize(

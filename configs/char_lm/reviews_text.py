@@ -1,0 +1,60 @@
+"""A longer run on two CPU cores: 4.9M parameters, IMDB's reviews, three phases up to sequences of 8,192 characters.
+
+  python -m benchmarks.reviews_text aclImdb runs/reviews.txt
+  python train.py --config=configs/char_lm/reviews_text.py --workdir=runs/reviews_text
+  python eval.py --workdir=runs/reviews_text --split=validation --protocol=stream
+
+The text, 130 MB, has the reviews of a film one after another; aclImdb is what aclImdb_v1.tar.gz of
+https://ai.stanford.edu/~amaas/data/sentiment unpacks to. No character is seen twice.
+"""
+
+from ml_collections import ConfigDict
+
+from longformer_jax.errors import InputError
+from longformer_jax.models import CharLMConfig
+from longformer_jax.training import CharLMExperiment, CharLMPhase, DataConfig, OptimizerConfig
+
+WINDOWS = (32, 32, 64, 64, 128, 128)
+# Sequences, how much longer the windows are, the rate, sequences of a batch, steps.
+PHASES = ((512, 1, 3e-3, 8, 4000), (2048, 4, 1.5e-3, 4, 800), (8192, 16, 1e-3, 2, 300))
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The configuration; it has no variants."""
+    if variant:
+        raise InputError(f"config variant is {variant!r}; expected none")
+    model = CharLMConfig(
+        embed_dim=256,
+        num_layers=6,
+        num_heads=4,
+        mlp_dim=1024,
+        windows=WINDOWS,
+        dilations=(1, 1, 1, 1, 1, 2),
+        dilated_heads=1,
+        position_dim=32,
+        activation="relu2",
+        dropout_rate=0.0,
+        dtype="float32",
+    )
+    phases = tuple(
+        CharLMPhase(
+            sequence_length=length,
+            windows=tuple(factor * window for window in WINDOWS),
+            learning_rate=rate,
+            batch_size=batch_size,
+            steps=steps,
+        )
+        for length, factor, rate, batch_size, steps in PHASES
+    )
+    return CharLMExperiment(
+        model=model,
+        phases=phases,
+        data=DataConfig(path="runs/reviews.txt"),
+        optimizer=OptimizerConfig(
+            name="muon", b2=0.99, weight_decay=0.1, clip_norm=1.0, decay="linear", final_fraction=0.0
+        ),
+        log_interval=20,
+        eval_interval=400,
+        eval_sequences=16,
+        checkpoint_interval=100,
+    ).to_config_dict()
