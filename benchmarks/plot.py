@@ -7,7 +7,7 @@ length; accuracy against the distance of two facts; bits per character against c
     python -m benchmarks.plot benchmarks/results/compute_cpu.json docs/compute_cpu.png
     python -m benchmarks.plot benchmarks/results/context_cpu.json docs/context_cpu.png
 
-Reads what `benchmarks/attention.py figure`, `python -m benchmarks.gpu`, `….two_facts`, `….compute` and `….context` write.
+Reads what `benchmarks/attention.py figure` and `python -m benchmarks.gpu`, `two_facts`, `compute` and `context` write.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def draw_accuracy(plt: Any, results: dict[str, Any]) -> Any:
 
 
 def draw_compute(plt: Any, results: dict[str, Any]) -> Any:
-    """The figure of bits per character against the FLOPs of training: what was measured, and the law's extrapolation."""
+    """The figure of bits per character against the FLOPs of training, measured and extrapolated."""
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     for width in sorted({row["width"] for row in results["measured"]}):
         rows = sorted((row for row in results["measured"] if row["width"] == width), key=lambda row: row["flops"])
