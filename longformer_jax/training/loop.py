@@ -35,7 +35,7 @@ from longformer_jax.training.metrics import (
 from longformer_jax.training.monitor import DivergenceError, Report, StepMonitor
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.resumption import check_resumes, flatten, longer_run
-from longformer_jax.training.selection import BEST_DIRECTORY, Selection, save_best
+from longformer_jax.training.selection import BEST_DIRECTORY, Selection, find_best, save_best
 from longformer_jax.training.sharding import (
     accumulation_steps,
     batch_share,
@@ -158,13 +158,14 @@ def _run(
                 records = read_metrics(workdir / METRICS_FILE, numbers) if start else []
                 validations = [r for r in records if r["split"] == "validation" and r["step"] <= start]
         selection = Selection.of(config, from_first(validations))
+        kept = from_first(find_best(workdir)) if start and config.keep_best else None
         with MetricsLog(workdir, step=start, total_steps=config.total_steps, numbers=numbers) as log:
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
                 f"{short_count(parameters)} parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
                 f"({describe_mesh(mesh)}), " + _where_it_begins(config, workdir, start)
             )
-            run = _Loop(config, workdir, data, mesh, checkpoints, log, stop, profile, start, selection)
+            run = _Loop(config, workdir, data, mesh, checkpoints, log, stop, profile, start, selection, kept)
             try:
                 state = run.train(state)
             except DivergenceError as error:
@@ -241,6 +242,7 @@ class _Loop:
     profile: bool
     start: int
     selection: Selection
+    kept: int | None
     stopped: bool = False
     tracing: bool = False
 
@@ -352,7 +354,10 @@ class _Loop:
         config = self.config
         if step in self.selection.steps:
             return False
-        return step == config.total_steps or (step % config.eval_interval == 0 if step else config.validates_first)
+        # The best parameters may be those of a validation that was broken off, at a step that is no longer one.
+        if step in (self.kept, config.total_steps):
+            return True
+        return step % config.eval_interval == 0 if step else config.validates_first
 
     def _validate(self, index: int, step: int, state: State, validate: Validator) -> None:
         """Reports what a validation finds, and keeps the parameters if they are the best."""

@@ -20,7 +20,7 @@ from longformer_jax.evaluation import evaluate, sample_text
 from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.metrics import accuracy, precision_recall_f1
 from longformer_jax.training import ExperimentConfig, TaskExperiment, restore_params, train, train_seeds
-from longformer_jax.training.metrics import read_metrics
+from longformer_jax.training.metrics import MetricsLog, read_metrics
 from longformer_jax.training.workdir import restore_chosen
 from longformer_jax.weights import load_tokenizer
 from tests.tasks.sets import write_records
@@ -166,6 +166,25 @@ def test_a_validation_that_breaks_off_is_made_again(
     assert validations(tmp_path) == validations(finished[0])
     for path in (finished[0] / "model").iterdir():
         assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_log_knows_the_best_where_a_validation_broke_off(
+    config: TaskExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its step may be one that the run, as it goes on, would not validate after."""
+    scores = itertools.chain((1.0, 1.0), itertools.repeat(0.5))
+    monkeypatch.setattr(type(config.task), "score", lambda self, predictions, examples: {"accuracy": next(scores)})
+    with monkeypatch.context() as broken:
+        write = MetricsLog.write
+        broken.setattr(
+            MetricsLog, "write", lambda self, split, *rest: 1 / (split != "validation") and write(self, split, *rest)
+        )
+        with pytest.raises(ZeroDivisionError):
+            train(dataclasses.replace(config, evaluations_per_epoch=3), tmp_path)
+    assert validations(tmp_path) == []
+    train(config, tmp_path)
+    assert [record["step"] for record in validations(tmp_path)] == [2, STEPS, 2 * STEPS, 3 * STEPS]
+    assert restore_chosen(tmp_path)[0] == 2
 
 
 def test_a_run_ends_when_it_gets_no_better(
