@@ -2,8 +2,8 @@
 
 Each trial trains one of the kinds of experiments by train.py, and breaks it off up to three times: by SIGKILL, SIGTERM
 or SIGINT, or by a disk that is full or a directory that cannot be written to from some moment on. Moments are drawn
-over the whole run: while it starts, at a step, while a checkpoint is being written, at the end of the first phase, and
-at the end of the run. Then it runs to its end. Its parameters, the optimizer's state, the model that it leaves and all
+over the whole run: while it starts, at a step, while a checkpoint or the best parameters are being written, at the end
+of the first phase, and at the end of the run. Then it runs to its end. Its parameters, the optimizer's state, the model that it leaves and all
 figures of its log have to be those of the unbroken run, bit for bit. Some trials go on with 8, 4 and 2 simulated
 devices, where the figures have to agree up to rounding.
 
@@ -44,6 +44,7 @@ TRIALS = 50
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 DISK = ("disk full", "read-only")
 MOMENTS = ("start", "step", "step", "save", "save", "phase's end", "run's end")
+BEST = ("best", "best")  # of a kind that keeps the best parameters, too
 DEVICES = (8, 4, 2)
 # Of all scores of a run, in runs on other devices: what rounding makes of dozens of steps of training.
 TOLERANCE = 1e-4
@@ -166,6 +167,8 @@ def draw_moment(
                 return later(at_step, delay / 20)
             case "save":
                 return at_step and any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
+            case "best":
+                return at_step and any(path.suffix == ".partial" for path in (workdir / "best").glob("*/*"))
             case "phase's end":
                 return later("\ncompiling phase 2" in output or f"\nstep {total - 10}/" in output, delay)
             case _:
@@ -178,9 +181,10 @@ def break_off(
     lab: Lab, kind: str, workdir: Path, rng: random.Random, devices: int | None, part: tuple[int, int]
 ) -> Record:
     """Starts a run, breaks it off in a part of its steps, and tells what came of it: `ended` where it was faster."""
-    total = experiment(kind, lab.folder / "data" / kind).total_steps
+    config = experiment(kind, lab.folder / "data" / kind)
+    total, moments = config.total_steps, MOMENTS + BEST * config.keep_best
     fault = rng.choice([*SIGNALS, *(DISK if lab.mounts and devices is None else ())])
-    moment, has_come = draw_moment(rng, MOMENTS if devices is None else ("step", "save"), *part, total)
+    moment, has_come = draw_moment(rng, moments if devices is None else ("step", "save"), *part, total)
     record: Record = {"fault": None, "break": fault, "moment": moment, "detail": None}
     with ExitStack() as stack:
         run = stack.enter_context(lab.run(kind, workdir, devices))
