@@ -25,7 +25,7 @@ def xz(text: bytes) -> int:
 
 def ppmd(text: bytes) -> int:
     """The size."""
-    import pyppmd
+    import pyppmd  # pyrefly: ignore[missing-import]
 
     encoder = pyppmd.Ppmd7Encoder(16, 1 << 30)
     return len(encoder.encode(text)) + len(encoder.flush())

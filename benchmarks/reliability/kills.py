@@ -3,9 +3,9 @@
 Each trial trains one of the kinds of experiments by train.py, and breaks it off up to three times: by SIGKILL, SIGTERM
 or SIGINT, or by a disk that is full or a directory that cannot be written to from some moment on. Moments are drawn
 over the whole run: while it starts, at a step, while a checkpoint or the best parameters are being written, at the end
-of the first phase, and at the end of the run. Then it runs to its end. Its parameters, the optimizer's state, the model that it leaves and all
-figures of its log have to be those of the unbroken run, bit for bit. Some trials go on with 8, 4 and 2 simulated
-devices, where the figures have to agree up to rounding.
+of the first phase, and at the end of the run. Then it runs to its end. Its parameters, the optimizer's state, the model
+that it leaves and all figures of its log have to be those of the unbroken run, bit for bit. Some trials go on with 8, 4
+and 2 simulated devices, where the figures have to agree up to rounding.
 
 train.py runs in forks of this process, which spares each the seconds that its libraries take to load.
 
