@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
@@ -237,19 +238,20 @@ def save_params(directory: str | Path, params: Any) -> None:
             partial.rename(final)
 
 
-def load_params(directory: str | Path, abstract_params: Any) -> Any:
+def load_params(directory: str | Path, abstract_params: Any, *, on_host: bool = False) -> Any:
     """What `save_params` wrote, plain arrays on the default device; all processes call this, as Orbax waits for all.
 
     Args:
       directory: the one that `save_params` was given.
       abstract_params: the shapes and dtypes expected, a tree of anything with these two.
+      on_host: returns NumPy arrays instead, which take no memory of a device.
 
     Raises:
       InputError: there is nothing, a file of it is missing or changed, or it has another architecture.
     """
     if not has_params(directory):
         raise InputError(f"directory is {str(directory)!r}, which has no {_PARAMS}; expected saved parameters in it")
-    return _load(_place("directory", directory) / _PARAMS, abstract_params)
+    return _load(_place("directory", directory) / _PARAMS, abstract_params, on_host)
 
 
 def has_params(directory: str | Path) -> bool:
@@ -257,13 +259,17 @@ def has_params(directory: str | Path) -> bool:
     return (user_path("directory", directory) / _PARAMS).is_dir()
 
 
-def _load(checkpoint: Path, abstract_params: Any) -> Any:
+def _load(checkpoint: Path, abstract_params: Any, on_host: bool = False) -> Any:
     """The parameters of a checkpoint, once its files and its tensors are seen to be right."""
     with together():
         _verify(checkpoint, "params/")
         _check_tensors(checkpoint, abstract_params)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params)
+
+    def place(x: Any) -> Any:
+        return np.empty(x.shape, x.dtype) if on_host else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+
+    placed = jax.tree.map(place, abstract_params)
     return ocp.load(
         str(checkpoint), placed, checkpointable_name=_PARAMS
     )  # load_checkpointables looks at the others, too

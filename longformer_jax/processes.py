@@ -75,6 +75,8 @@ def together() -> Iterator[None]:
     failure: Exception | None = None
     try:
         yield
+    except Agreed:  # of a block in this one, of which the others have been told
+        raise
     except Exception as error:
         failure = error
     if not alone():

@@ -24,7 +24,7 @@ class Selection:
       name: what a validation reports that is compared.
       largest: whether the largest is the best, not the smallest.
       steps: of all validations.
-      best_step, best_value: of the best one; None where there is none yet.
+      best_step, best_value: of the best one; None where there is none yet. Any number is better than NaN.
       since_best: how many validations there have been since then.
     """
 
@@ -48,7 +48,9 @@ class Selection:
         """Takes what a validation after `step` steps reports; returns whether it is the best so far."""
         value = values[self.name]
         self.steps.add(step)
-        if self.best_step is not None and not (value > self.best_value if self.largest else value < self.best_value):
+        is_better = value > self.best_value if self.largest else value < self.best_value
+        replaces_nan = math.isnan(self.best_value) and not math.isnan(value)
+        if self.best_step is not None and not (is_better or replaces_nan):
             self.since_best += 1
             return False
         self.best_step, self.best_value, self.since_best = step, value, 0
@@ -74,6 +76,6 @@ def find_best(workdir: Path) -> int | None:
     return max((step for step in found if checkpoints.has_params(workdir / BEST_DIRECTORY / str(step))), default=None)
 
 
-def load_best(workdir: Path, step: int, abstract_params: Any) -> Any:
-    """The parameters that `save_best` has kept; all processes call this. Raises InputError where they are damaged."""
-    return checkpoints.load_params(workdir / BEST_DIRECTORY / str(step), abstract_params)
+def load_best(workdir: Path, step: int, abstract_params: Any, *, on_host: bool = False) -> Any:
+    """The parameters that `save_best` has kept, as `checkpoints.load_params` returns them."""
+    return checkpoints.load_params(workdir / BEST_DIRECTORY / str(step), abstract_params, on_host=on_host)

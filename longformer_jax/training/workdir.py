@@ -105,14 +105,24 @@ def leave_model(config: ExperimentConfig, workdir: Path, params: Any) -> Path:
     directory = workdir / MODEL_DIRECTORY
     best = from_first(find_best(workdir)) if config.keep_best else None
     if best is not None:
-        params = load_best(workdir, best, abstract_params(config))
+        params = load_best(workdir, best, abstract_params(config), on_host=True)
         phase = config.last_phase(best)
     else:
-        mesh = jax.tree.leaves(params)[0].sharding.mesh
-        params = jax.jit(lambda params: params, out_shardings=replicated(mesh))(params)
+        params = _on_host(params)
         phase = len(config.phases) - 1
     with together():
         if jax.process_index() == 0:
             with replacing(directory) as partial:
-                config.write_model(partial, jax.device_get(params), phase=phase, workdir=workdir)
+                config.write_model(partial, params, phase=phase, workdir=workdir)
     return directory
+
+
+def _on_host(params: Any) -> Any:
+    """The whole tensors, one after the other, as a device may not have room for all; all processes call this."""
+
+    def gather(tensor: Any) -> Any:
+        if not tensor.is_fully_addressable:  # else parts of it are on other machines
+            tensor = jax.jit(lambda x: x, out_shardings=replicated(tensor.sharding.mesh))(tensor)
+        return jax.device_get(tensor)
+
+    return jax.tree.map(gather, params)

@@ -107,7 +107,7 @@ index, folder = int(index), Path(folder)
 jax.distributed.initialize(f"localhost:{port}", 2, index)
 from longformer_jax.files import locked
 from longformer_jax.models import char_lm
-from longformer_jax.processes import together, versions
+from longformer_jax.processes import check_same, together, versions
 from longformer_jax.training import CharLMExperiment, DataConfig, train, train_seeds
 from longformer_jax.training.step import abstract_params
 from tests.training.tiny import CONFIG
@@ -150,6 +150,15 @@ short = dataclasses.replace(CONFIG, phases=(dataclasses.replace(CONFIG.phases[0]
 refused(lambda: train(short, folder / "saved"))
 damaged = in_process_1("longformer_jax.checkpoints.is_unchanged", lambda *_: False)
 refused(lambda: train(short, folder / "saved"), damaged)
+
+def nested():
+    with together():
+        if index:
+            raise FileNotFoundError(2, "No such file", "only here")
+        with together():  # which process 1 does not come to
+            pass
+refused(nested)
+refused(lambda: check_same({"round": 1}))  # both are in the same one
 """
 
 
@@ -175,6 +184,8 @@ def test_what_one_process_does_otherwise_is_refused_in_all(start_python: Callabl
         differ.format("program is '[0-9a-f]+' and '[0-9a-f]+'"),
         "done",
         f"AgreedInputError process 1: checkpoint '{tmp_path}/saved/checkpoints/2' is damaged: .*",
+        r"AgreedOSError \[Errno 2\] No such file; in process 1: 'only here'",
+        "done",
     ]
     assert [len(said) for said in lines] == [len(expected)] * 2, printed
     for index, pattern in enumerate(expected):
@@ -194,6 +205,18 @@ def start_all(start: Callable, count: int, workdir: Path, *arguments: str, **env
 def ends(processes: Sequence[Popen[str]]) -> list[tuple[int, str]]:
     """Their exit statuses, and what they print to standard error."""
     return [(errors := process.communicate(timeout=600)[1], (process.returncode, errors))[1] for process in processes]
+
+
+@pytest.mark.slow
+def test_processes_that_the_environment_introduces_end_alike(start_python: Callable, tmp_path: Path) -> None:
+    introduced = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    command = [CONFIG_FLAG, f"--workdir={tmp_path / 'run'}", "--distributed"]
+    both = [
+        start_python("train.py", *command, f"--config.seed={index}", JAX_PROCESS_ID=str(index), **introduced)
+        for index in (0, 1)
+    ]
+    sentence = "processes 0 and 1 differ: config.seed is 0 and 1; expected the same in all processes of a run"
+    assert ends(both) == [(2, f"error: {sentence}\n"), (2, "")]
 
 
 @pytest.mark.slow

@@ -304,6 +304,10 @@ def test_which_validation_is_the_best() -> None:
         False,
         False,
     ]
+    first, *rest = float("nan"), float("nan"), 2.0, float("nan"), 3.0, 1.0
+    broken = Selection("loss", largest=False)
+    assert broken.add(0, {"loss": first})
+    assert [broken.add(i, {"loss": value}) for i, value in enumerate(rest, 1)] == [False, True, False, False, True]
 
 
 def test_phases_in_steps_need_no_epochs() -> None:
