@@ -20,7 +20,6 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -265,20 +264,27 @@ def compiled_step(config: CharLMConfig, length: int, devices: int) -> Any:
         return step.lower(abstract_params(config), jax.ShapeDtypeStruct((1, length), jnp.int32)).compile()
 
 
-def check(devices: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def cases(most: int) -> list[tuple[str, int, int]]:
+    """Of CHECKS: equal parts on one device and on `most`; then one sequence on 1, 2, 4, … devices."""
+    grown = [(name, part * devices, devices) for name, (_, part) in CHECKS.items() for devices in sorted({1, most})]
+    name, (_, part) = next(iter(CHECKS.items()))
+    powers = (2**i for i in range(most.bit_length()))
+    return list(dict.fromkeys(grown + [(name, part * most, devices) for devices in powers]))
+
+
+def check(name: str, length: int, devices: int) -> dict[str, Any]:
     """Estimated and compiled temporary memory of a device."""
-    for name, (config, part) in CHECKS.items():
-        for number in devices:
-            compiled = compiled_step(config, part * number, number).memory_analysis().temp_size_in_bytes
-            estimate = activation_bytes(config) * part + _halo_bytes(config, part, number)
-            yield {
-                "case": name,
-                "devices": number,
-                "length": part * number,
-                "compiled_bytes": compiled,
-                "estimated_bytes": round(estimate),
-                "ratio": round(estimate / compiled, 3),
-            }
+    config, part = CHECKS[name][0], length // devices
+    compiled = compiled_step(config, length, devices).memory_analysis().temp_size_in_bytes
+    estimate = activation_bytes(config) * part + _halo_bytes(config, part, devices)
+    return {
+        "case": name,
+        "devices": devices,
+        "length": length,
+        "compiled_bytes": compiled,
+        "estimated_bytes": round(estimate),
+        "ratio": round(estimate / compiled, 3),
+    }
 
 
 def million(devices: int, length: int = 1 << 20) -> dict[str, Any]:
@@ -332,9 +338,9 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", options.devices)
     if options.check:
         records = []
-        for record in check((1, options.devices)):
-            print(json.dumps(record), flush=True)
-            records.append(record)
+        for case in cases(options.devices):
+            records.append(check(*case))
+            print(json.dumps(records[-1]), flush=True)
         _write("memory", records)
     elif options.million:
         record = million(options.devices)

@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import pytest
 
-# Cases of `check` on one device and on two, whose number is fixed with the first use of JAX.
+# Cases on one device and on two, whose number is fixed with the first use of JAX.
 PROGRAM = """
 import json
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 from benchmarks import scaling
 scaling.CHECKS = {name: scaling.CHECKS[name] for name in ("small, remat", "sub-bands")}
-print(json.dumps(list(scaling.check((1, 2)))))
+print(json.dumps([scaling.check(*case) for case in scaling.cases(2)]))
 """
 MAIN = ("-m", "benchmarks.scaling")
 
@@ -22,7 +22,9 @@ def test_memory_is_that_of_the_compiled_step(run_python: Callable) -> None:
     ran = run_python("-c", PROGRAM)
     assert ran.returncode == 0, ran.stderr
     records = json.loads(ran.stdout.splitlines()[-1])
-    assert len(records) == 4 and all(0.9 <= record["ratio"] <= 1.1 for record in records), records
+    assert len(records) == 5 and all(0.9 <= record["ratio"] <= 1.1 for record in records), records
+    one, two = (next(r for r in records if (r["length"], r["devices"]) == (16_384, devices)) for devices in (1, 2))
+    assert two["compiled_bytes"] <= 0.52 * one["compiled_bytes"]
 
 
 @pytest.mark.parametrize(

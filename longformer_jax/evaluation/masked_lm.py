@@ -17,8 +17,8 @@ from longformer_jax.files import user_path
 from longformer_jax.integers import check_integer
 from longformer_jax.models import ForMaskedLM
 from longformer_jax.training import MaskedLMExperiment, Phase, TokenDataConfig
-from longformer_jax.training.sharding import batch_devices, evaluation_mesh, replicated
-from longformer_jax.training.step import make_eval_step
+from longformer_jax.training.sharding import batch_devices, evaluation_mesh
+from longformer_jax.training.step import make_eval_step, params_shardings
 from longformer_jax.training.workdir import restore_chosen
 from longformer_jax.weights import load_tokenizer
 from longformer_jax.weights.hub import find_directory
@@ -157,7 +157,7 @@ def _score(
     model = dataclasses.replace(config.model, remat=False, implementation=None)
     config = dataclasses.replace(config, model=model)
     mesh = evaluation_mesh(config.mesh, [rows.shape[1]])
-    params = jax.device_put(params, replicated(mesh))
+    params = jax.device_put(params, params_shardings(config, mesh))
     batch_size = math.ceil(min(batch_size, len(rows)) / batch_devices(mesh)) * batch_devices(mesh)
     eval_step = make_eval_step(config, phase, mesh)
     nats, masked = 0.0, 0

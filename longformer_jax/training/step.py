@@ -43,6 +43,11 @@ def abstract_state(config: ExperimentConfig, mesh: Mesh) -> State:
     )
 
 
+def params_shardings(config: ExperimentConfig, mesh: Mesh) -> Any:
+    """Where each parameter of a state belongs."""
+    return jax.tree.map(lambda tensor: tensor.sharding, abstract_state(config, mesh)["params"])
+
+
 def init_state(config: ExperimentConfig, mesh: Mesh) -> State:
     """A new state, of pretrained parameters where there are any, else a function of the seed; made where it belongs."""
     shardings = jax.tree.map(lambda tensor: tensor.sharding, abstract_state(config, mesh))
@@ -136,10 +141,10 @@ def compile_train_step(
 def make_eval_step(config: Any, phase: int, mesh: Mesh) -> Callable[[Any, Any, jax.Array], jax.Array]:
     """The jitted evaluation of a phase's model, for kinds of experiments that have a method `nats`.
 
-    It takes parameters, rows, a tree of arrays `[B, …]`, and weights float32 `[B]` (0 for padding), and returns the sum
-    of nats over all rows with weight 1, float32.
+    It takes parameters, placed by `params_shardings`, rows, a tree of arrays `[B, …]`, and weights float32 `[B]` (0 for
+    padding), and returns the sum of nats over all rows with weight 1, float32.
     """
-    shardings = jax.tree.map(lambda tensor: tensor.sharding, abstract_state(config, mesh)["params"])
+    shardings = params_shardings(config, mesh)
     batch = NamedSharding(mesh, P(BATCH_AXES))
     nats = in_use(mesh, functools.partial(config.nats, phase))
     return jax.jit(nats, in_shardings=(shardings, batch, batch), out_shardings=replicated(mesh))

@@ -174,19 +174,28 @@ sizes = dict(zip(("data", "fsdp", "sequence", "tensor"), map(int, sys.argv[2:]))
 jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
 from longformer_jax.training import MeshConfig, train
 from longformer_jax.training.step import abstract_params
-from tests.tasks import test_coreference
+from longformer_jax.evaluation import evaluate
+from longformer_jax.tasks.triviaqa import TriviaQA
+from tests.tasks import sets, test_coreference, test_hotpotqa, test_wikihop
 from tests.training import tiny, tiny_masked, tiny_task
-def coreference(folder):
-    stories = test_coreference.written(folder / "stories")
-    return tiny_task.by_heart(test_coreference.TASK, stories, folder, length=128, steps=6)
+def questions(folder):
+    for name in ("train.json", "dev.json"):
+        (folder / name).write_text(json.dumps(test_wikihop.QUESTIONS))
+    return folder
+def by_heart(task, folder, data):
+    return tiny_task.by_heart(task, data, folder / "cache", length=128, steps=6)
 def muon(config):
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name="muon"))
 with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryDirectory() as data:
+    folder = pathlib.Path(data)
     config = {
         "char_lm": lambda: tiny.CONFIG,
-        "masked_lm": lambda: muon(tiny_masked.with_text(pathlib.Path(data))),
-        "task": lambda: tiny_task.with_data(pathlib.Path(data)),
-        "coreference": lambda: coreference(pathlib.Path(data)),
+        "masked_lm": lambda: muon(tiny_masked.with_text(folder)),
+        "task": lambda: tiny_task.with_data(folder),
+        "coreference": lambda: by_heart(test_coreference.TASK, folder, test_coreference.written(folder / "data")),
+        "wikihop": lambda: by_heart(test_wikihop.TASK, folder, questions(folder)),
+        "hotpotqa": lambda: by_heart(test_hotpotqa.TASK, folder, test_hotpotqa.written(folder)),
+        "triviaqa": lambda: by_heart(TriviaQA(), folder, sets.triviaqa(folder)),
     }[sys.argv[1]]()
     # Not accumulated, so that microbatches and with them dropout are the same on any number of devices.
     phase = dataclasses.replace(config.phases[0], sequences_per_device=None)
@@ -194,11 +203,17 @@ with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryDirectory() as 
     state = train(config, workdir)
     with open(f"{workdir}/metrics.jsonl") as file:
         records = [json.loads(line) for line in file]
+    protocol = {"protocol": "paper", "sequence_length": 64, "stride": 16, "limit": 800}
+    options = protocol if sys.argv[1] == "char_lm" else {}
+    found = dataclasses.asdict(evaluate(workdir, split="validation", **options))
+    found |= found.pop("metrics", {})
+    scores = ("bits_per_character", "bits_per_token", "loss")
 leaves = [(jax.tree_util.keystr(path), x) for path, x in jax.tree_util.tree_leaves_with_path(state["params"])]
 kernels = [x for path, x in leaves if "layers" in path and "kernel" in path]
 print(json.dumps({
     "train": [record[config.score] for record in records if record["split"] == "train"],
     "validation": [record[config.score] for record in records if record["split"] == "validation"],
+    "evaluated": [found[score] for score in scores if score in found],
     "parts": [x.size // x.addressable_shards[0].data.size for x in kernels],
 }))
 """
@@ -211,29 +226,30 @@ def measure(run_python: Callable, kind: str, *sizes: int) -> dict[str, list[floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["masked_lm", "task"])
-def test_split_sequences_give_the_losses_of_whole_ones(run_python: Callable, kind: str) -> None:
-    one, many = (measure(run_python, kind, *sizes) for sizes in ((1, 1, 1, 1), (1, 2, 2, 2)))
-    assert len(one["train"]) > 10 and one["validation"]
-    np.testing.assert_allclose(many["train"], one["train"], rtol=1e-4)
-    np.testing.assert_allclose(many["validation"], one["validation"], rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_split_documents_have_the_coreference_of_whole_ones(run_python: Callable) -> None:
-    one, many = (measure(run_python, "coreference", *sizes) for sizes in ((1, 1, 1, 1), (1, 1, 4, 1)))
-    assert len(one["train"]) == 6 and one["validation"]
-    np.testing.assert_allclose(many["train"], one["train"], rtol=1e-4)
-    np.testing.assert_allclose(many["validation"], one["validation"], rtol=1e-4)
+@pytest.mark.parametrize(
+    ("kind", "sizes", "steps"),
+    [("masked_lm", (1, 2, 2, 2), 12), ("task", (1, 2, 2, 2), 18)]
+    + [("coreference", (1, 1, 4, 1), 6), ("coreference", (1, 1, 2, 2), 6)]
+    + [(kind, (1, 1, 2, 2), 6) for kind in ("wikihop", "hotpotqa", "triviaqa")],
+)
+def test_split_sequences_give_the_losses_of_whole_ones(
+    run_python: Callable, kind: str, sizes: tuple[int, ...], steps: int
+) -> None:
+    one, many = (measure(run_python, kind, *each) for each in ((1, 1, 1, 1), sizes))
+    assert len(one["train"]) == steps and one["validation"] and len(one["evaluated"]) == 1
+    for figures, expected in one.items():
+        if figures != "parts":
+            np.testing.assert_allclose(many[figures], expected, rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(run_python: Callable) -> None:
     one = measure(run_python, "char_lm", 1, 1, 1, 1)
-    assert len(one["train"]) == 12 and len(one["validation"]) == 2
+    assert len(one["train"]) == 12 and len(one["validation"]) == 2 and len(one["evaluated"]) == 1
     assert one["train"][-1] < one["train"][0] - 0.5
     for data, fsdp, sequence, tensor in ((4, 2, 1, 1), (1, 2, 2, 2)):
         many = measure(run_python, "char_lm", data, fsdp, sequence, tensor)
         assert set(many["parts"]) <= {fsdp, fsdp * tensor}
         np.testing.assert_allclose(many["train"], one["train"], rtol=2e-5)
         np.testing.assert_allclose(many["validation"], one["validation"], rtol=2e-5)
+        np.testing.assert_allclose(many["evaluated"], one["evaluated"], rtol=2e-5)
