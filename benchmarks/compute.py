@@ -3,7 +3,7 @@
     python -m benchmarks.compute runs/reviews.txt JOURNAL
 
 Models of several widths are trained on different amounts of the text, in the first phase of
-configs/char_lm/reviews_text.py, each with a rate of its own that falls to zero. JOURNAL gets a line of JSON for every
+configs/char_lm/reviews_text.py, all with a rate that falls to zero at their end. JOURNAL gets a line of JSON for every
 training; those that it has are not repeated. Then a law is fitted that has the form of Hoffmann et al. (2022, "Training
 compute-optimal large language models", equation 2), L = E + A / N^a + B / D^b, with N parameters and D characters: the
 sum of the Huber losses of the difference of log L is least. Writes results/compute_cpu.json and prints it.
@@ -78,9 +78,9 @@ def law(fitted: Sequence[float], parameters: Any, characters: Any) -> Any:
 
 def fit(measured: Sequence[dict[str, Any]]) -> list[float]:
     """The law's numbers, the best of many starts."""
-    parameters, characters, bpc = (
-        np.array([row[key] for row in measured]) for key in ("parameters", "characters", "bpc")
-    )
+    measured = [row for row in measured if row["bpc"] is not None]  # what has diverged says nothing of the law
+    columns = ("parameters", "characters", "bpc")
+    parameters, characters, bpc = (np.array([row[column] for row in measured]) for column in columns)
 
     def differences(fitted: Sequence[float]) -> np.ndarray:
         return np.log(law(fitted, parameters, characters)) - np.log(bpc)

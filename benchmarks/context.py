@@ -3,8 +3,8 @@
     python -m benchmarks.context RUN [--positions=200]
 
 At positions all over validation, the 512 characters before each are scored as the paper's protocol scores them: at the
-end of a sequence of 512, 1,024, … 32,256 characters, the same ones at every length. The windows are those of the last
-phase. Writes results/context_cpu.json and prints it; `benchmarks.plot` draws it.
+end of a sequence of 512, 1,024, … 32,256 characters, the same ones at every length. The windows are those of the phase
+that RUN has come to. Writes results/context_cpu.json and prints it; `benchmarks.plot` draws it.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import optax
 from benchmarks.side_by_side import cpu_model
 from longformer_jax import CharLM, CharLMConfig, load_char_lm
 from longformer_jax.command_line import one_line_for_errors
+from longformer_jax.errors import InputError
 from longformer_jax.evaluation.protocols import PAPER_LENGTH, PAPER_STEP
 from longformer_jax.host_memory import reuse_freed_memory
 from longformer_jax.settings import pinned
@@ -68,10 +69,14 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished run of train.py")
     parser.add_argument("--positions", type=int, default=200)
     options = parser.parse_args()
+    if options.positions < 2:
+        parser.error(f"--positions is {options.positions}; expected at least 2")
     reuse_freed_memory()  # as train.py
     with one_line_for_errors():
         config, params = load_char_lm(options.run)
-        text = CharLMExperiment.load(options.run).data.load().split("validation")
+        text = CharLMExperiment.load(options.run).open_data(options.run).split("validation")
+        if len(text) <= PAPER_LENGTH:
+            raise InputError(f"validation has {len(text):,} characters; expected more than {PAPER_LENGTH:,}")
         rows = measure(config, params, text, options.positions)
     machine = {"cpu": cpu_model(), "jax": jax.__version__, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
     result = machine | {"windows": config.windows, "positions": options.positions, "context": rows}

@@ -2,7 +2,7 @@
 length; accuracy against the distance of two facts; bits per character against compute, and against context.
 
     python -m benchmarks.plot benchmarks/results/figure_cpu.json docs/figure_cpu.png
-    python -m benchmarks.plot benchmarks/results/gpu_nvidia_h100_80gb_hbm3.json docs/figure_h100.png --work=both
+    python -m benchmarks.plot benchmarks/results/gpu_nvidia_h200.json docs/figure_h200.png --work=both
     python -m benchmarks.plot benchmarks/results/two_facts_cpu.json docs/two_facts.png
     python -m benchmarks.plot benchmarks/results/compute_cpu.json docs/compute_cpu.png
     python -m benchmarks.plot benchmarks/results/context_cpu.json docs/context_cpu.png

@@ -1,4 +1,4 @@
-"""IMDB's reviews as one text of enwik8's size, in which what was said long ago can help.
+"""IMDB's reviews as one text, a third longer than enwik8, in which what was said long ago can help.
 
     python -m benchmarks.reviews_text aclImdb runs/reviews.txt
 

@@ -1,7 +1,7 @@
 """Checks and measures this library on a GPU; writes benchmarks/results/gpu_DEVICE.json.
 
     python -m benchmarks.gpu                                 all that 9 minutes allow, what tells most first
-    python -m benchmarks.gpu --minutes=4.5                   the first contact: core cases, then speed beside the peers
+    python -m benchmarks.gpu --minutes=4.8                   the first contact: core cases, then speed beside the peers
     python -m benchmarks.gpu --only=core --only=headline     some stages, see below
     python -m benchmarks.gpu --retry                         what has failed, once more, then the rest
     python -m benchmarks.gpu --choose=FILE                   what None is to mean on that GPU, from what FILE holds

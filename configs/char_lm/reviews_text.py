@@ -5,7 +5,7 @@
   python eval.py --workdir=runs/reviews_text --split=validation --protocol=stream
 
 The text, 130 MB, has the reviews of a film one after another; aclImdb is what aclImdb_v1.tar.gz of
-https://ai.stanford.edu/~amaas/data/sentiment unpacks to. No character is seen twice.
+https://ai.stanford.edu/~amaas/data/sentiment unpacks to. Training reads 28M of its 117M characters.
 """
 
 from ml_collections import ConfigDict

@@ -5,12 +5,12 @@ r"""Your own documents with a label each, in JSON lines, CSV or TSV.
   python eval.py --workdir=runs/mine
   python eval.py --workdir=runs/mine --data=FILE.jsonl --predictions=predictions.jsonl
 
-DIRECTORY holds train.jsonl and, where there are, validation.jsonl and test.jsonl (or .csv, .tsv, each also with .gz); a
-single file for training does, too. A record has the fields text and label; --config.task.text_field and
---config.task.label_field name others. Without a file for validation a tenth of the training records is set aside:
---config.task.validation_fraction. --config.task.metric=f1 selects the best checkpoint by F1, which is the mean over all
-labels, or that of --config.task.positive_label. --config.phases[0].epochs and --config.phases[0].learning_rate may need
-other values for your data.
+DIRECTORY holds train.jsonl and, if you have them, validation.jsonl and test.jsonl (or .csv, .tsv, each also with .gz);
+--config.data.path may also be a single file to train on. A record has the fields text and label;
+--config.task.text_field and --config.task.label_field name others. Without a file for validation a tenth of the
+training records is set aside: --config.task.validation_fraction. --config.task.metric=f1 selects the best checkpoint by
+F1, which is the mean over all labels, or that of --config.task.positive_label. --config.phases[0].epochs and
+--config.phases[0].learning_rate may need other values for your data.
 
 Hardware: base, one GPU with 80 GB; with --config.phases[0].sequences_per_device=2 a smaller one.
 

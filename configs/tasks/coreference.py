@@ -1,4 +1,4 @@
-"""OntoNotes coreference: which spans of a document speak of the same.
+"""OntoNotes coreference: which spans of a document refer to the same thing.
 
   python train.py --config=configs/tasks/coreference.py --workdir=runs/coreference --config.data.path=DIRECTORY
   python eval.py --workdir=runs/coreference --split=test --predictions=predictions.conll

@@ -1,6 +1,7 @@
 """Training batches with Grain: shuffled windows of a byte corpus, shuffled rows of packed tokens."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -44,8 +45,8 @@ def train_batches(
       InputError: `data` is not uint8 `[N]`, is empty or shorter than T + 1, or has 2**32 windows or more; B is not a
         multiple of P; or a number is out of its range.
     """
-    if data.ndim != 1 or data.dtype != np.uint8:
-        raise InputError(f"data is {data.dtype} of shape {data.shape}; expected a one-dimensional array of uint8")
+    if not isinstance(data, np.ndarray) or data.ndim != 1 or data.dtype != np.uint8:
+        raise InputError(f"data is {_describe(data)}; expected a one-dimensional array of uint8")
     sequence_length = check_integer("sequence_length", sequence_length)
     if len(data) == 0:
         raise InputError("data is empty; expected at least one window of sequence_length + 1 bytes")
@@ -85,13 +86,17 @@ def row_batches(
       InputError: `rows` is not `[N, T]` of integers, is empty, or has 2**32 rows or more; B is not a multiple of P; or
         a number is out of its range.
     """
-    if rows.ndim != 2 or rows.dtype.kind not in "iu":
-        raise InputError(f"rows is {rows.dtype} of shape {rows.shape}; expected a two-dimensional array of integers")
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind not in "iu":
+        raise InputError(f"rows is {_describe(rows)}; expected a two-dimensional array of integers")
     if rows.size == 0:
         raise InputError(f"rows is empty, of shape {rows.shape}; expected at least one row of one token")
     if len(rows) >= MAX_SEQUENCES:
         raise InputError(f"rows has {len(rows):,} rows; expected fewer than {MAX_SEQUENCES:,}")
     return _shuffled_batches(rows, batch_size, seed, start_step, process_index, process_count)
+
+
+def _describe(x: Any) -> str:
+    return f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
 
 
 def _shuffled_batches(

@@ -84,7 +84,7 @@ def evaluate(
       workdir: of the run.
       data: a file of one's own, all of which is scored; None is a split of the corpus that the run was trained on.
       data_path: where that corpus is now, if it has moved since.
-      split: of that corpus, "train", "validation" or "test"; None is "test".
+      split: of that corpus, "train", "validation" or "test"; None is "test", or "validation" if that is empty.
       protocol: "paper" (overlapping sequences) or "stream" (one pass with a cache); see `protocols`.
       step: which checkpoint; None is the best validation where the run keeps that, else the latest.
       sequence_length, stride, batch_size: of the protocol "paper"; None is that of `protocols.score_overlapping`.
@@ -97,8 +97,9 @@ def evaluate(
     paper = _paper_options(protocol, limit, sequence_length=sequence_length, stride=stride, batch_size=batch_size)
     config = CharLMExperiment.load(workdir)
     if data is None:
-        name = split or "test"
-        text = config.open_data(user_path("workdir", workdir), data_path).split(name)
+        corpus = config.open_data(user_path("workdir", workdir), data_path)
+        name = split or ("test" if len(corpus.splits["test"]) else "validation")
+        text = corpus.split(name)
     else:
         name, text = _own_text(data)
     total = _count(text, config.model, protocol, paper, limit)

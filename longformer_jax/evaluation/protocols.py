@@ -17,9 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longformer_jax.attention.split import BATCH_AXES
+from longformer_jax.data.corpus import check_vocab
 from longformer_jax.errors import InputError
 from longformer_jax.integers import check_integer
 from longformer_jax.models import CharLM, CharLMConfig, extend, init_cache
+from longformer_jax.models.checks import describe
 from longformer_jax.training import MeshConfig
 from longformer_jax.training.sharding import batch_devices, evaluation_mesh, in_use, replicated
 
@@ -95,8 +97,10 @@ def score_overlapping(
       mesh: whose `sequence` and `tensor` say how many devices have a sequence together; None is one.
 
     Raises:
-      InputError: as `overlapping_count`, or batch_size is no integer >= 1.
+      InputError: as `overlapping_count`, batch_size is no integer >= 1, or text is no such array, or has characters
+        that the model does not know.
     """
+    _check_text(config, text)
     batch_size = check_integer("batch_size", batch_size)
     count = overlapping_count(len(text), sequence_length, stride) // stride
     devices = evaluation_mesh(mesh or MeshConfig(), [sequence_length])
@@ -110,6 +114,12 @@ def score_overlapping(
         nats = _overlapping_nats(config, stride, devices, params, jax.device_put(windows, split))
         for i in range(min(batch_size, count - first)):
             yield Scored((first + i) * stride + sequence_length - stride + 1, nats[i])
+
+
+def _check_text(config: CharLMConfig, text: Any) -> None:
+    if not isinstance(text, np.ndarray) or text.ndim != 1 or text.dtype != np.uint8:
+        raise InputError(f"text is {describe(text)}; expected an array of uint8 [N]")
+    check_vocab(text, config.vocab_size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -129,8 +139,10 @@ def score_stream(config: CharLMConfig, params: Any, text: np.ndarray, *, chunk: 
       chunk: characters at once; the scores do not depend on it.
 
     Raises:
-      InputError: there is nothing to score, or more than a cache can count, or chunk is no integer >= 1.
+      InputError: there is nothing to score, or more than a cache can count, chunk is no integer >= 1, or text is no
+        such array, or has characters that the model does not know.
     """
+    _check_text(config, text)
     if len(text) < 2:
         raise InputError(f"text has {len(text)} characters; expected at least 2, one to read and one to predict")
     if len(text) >= 2**32:

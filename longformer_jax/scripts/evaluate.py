@@ -44,7 +44,7 @@ flags.DEFINE_string(
     "protocol",
     None,
     "For a character LM. paper, the default: overlapping sequences, of which the last --stride characters are scored. "
-    "stream: one pass with a cache, every character is scored.",
+    "stream: one pass with a cache, every character but the first is scored.",
 )
 flags.DEFINE_integer("sequence_length", None, "Characters per sequence of the paper's protocol, or tokens (masked LM).")
 flags.DEFINE_integer(

@@ -35,7 +35,7 @@ from longformer_jax.settings import keep_compiled
 from longformer_jax.training import DivergenceError, ExperimentConfig, train, train_seeds
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="FILE.py or FILE.py:VARIANT; the name of one that comes with the library does for FILE.py."
+    "config", help_string="FILE.py or FILE.py:VARIANT; or the name of one that comes with the library."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, metrics, curve.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Writes a trace of a few steps to WORKDIR/profile.")

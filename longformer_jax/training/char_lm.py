@@ -120,7 +120,12 @@ class CharLMExperiment(ExperimentConfig):
             self._check_init()
         corpus = self.data.load()
         for split in ("train", "validation") if self.eval_interval else ("train",):
-            size = len(corpus.split(split))
+            size = len(corpus.splits[split])
+            if not size:
+                raise InputError(
+                    f"data.split is {self.data.split}, which leaves {corpus.name} without validation; expected a "
+                    "fraction for it, or eval_interval=0"
+                )
             for index, phase in enumerate(self.phases):
                 check(
                     phase.sequence_length < size,

@@ -288,7 +288,7 @@ class _Loop:
             self.log.say(f"ended, as {best.since_best} validations were no better than that of step {best.best_step:,}")
         if config.keep_best and best.best_step is not None:
             self.log.say(f"best validation {best.name} {best.best_value:.4f}, after step {best.best_step:,}")
-        directory = leave_model(config, self.workdir, state["params"])
+        directory = leave_model(config, self.workdir, state)
         self.log.say(f"wrote the model to {directory}; {config.how_to_load(self.workdir, directory)} reads it")
         if config.validates_first and jax.process_index() == 0:
             records = read_metrics(self.workdir / METRICS_FILE, (config.unit, config.score))

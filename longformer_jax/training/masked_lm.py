@@ -223,7 +223,11 @@ class MaskedLMExperiment(ExperimentConfig):
         corpora = {length: self.data.load(tokenizer, length) for length in {p.sequence_length for p in self.phases}}
         if self.eval_interval:
             for corpus in corpora.values():
-                corpus.split("validation")
+                if not len(corpus.splits["validation"]):
+                    raise InputError(
+                        f"data.validation_fraction is {self.data.validation_fraction}, which leaves {corpus.name} "
+                        "without validation; expected a larger one, or eval_interval=0"
+                    )
         phases = tuple(corpora[phase.sequence_length] for phase in self.phases)
         return TokenData(tokenizer=tokenizer, corpora=phases, global_projections=global_projections)
 

@@ -79,7 +79,8 @@ class StepMonitor:
         """Waits until all steps have finished, and does not count the time that the block takes."""
         while self._in_flight:
             self._read()
-        self._seconds += time.perf_counter() - self._since
+        now = time.perf_counter()
+        self._seconds, self._since = self._seconds + now - self._since, now
         yield
         self._since = time.perf_counter()
 

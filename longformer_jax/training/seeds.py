@@ -1,6 +1,7 @@
 """The same experiment with several seeds, and what their best validations are on average."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,12 +53,16 @@ def train_seeds(config: ExperimentConfig, workdir: str | Path, count: int, *, pr
         if not from_first((run / MODEL_DIRECTORY).exists()):
             return
         with together():
-            best.append(Selection.of(config, read_metrics(run / METRICS_FILE)).best_value)
+            selection = Selection.of(config, read_metrics(run / METRICS_FILE))
+            best += [] if selection.best_step is None else [selection.best_value]
     name = config.selection[0]
-    say(f"best validation {name} of {count} seeds: {mean_and_deviation(best)}")
+    if best:  # else there is no validation
+        say(f"best validation {name} of {count} seeds: {mean_and_deviation(best)}")
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
     """The mean, and the standard deviation of a sample, where there are two values or more; then all values."""
-    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    # Of values of which one is not finite, `statistics` knows no deviation.
+    spread = statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
+    deviation = f" ± {spread:.4f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.4f}{deviation} ({', '.join(f'{value:.4f}' for value in values)})"

@@ -97,23 +97,21 @@ def export_model(workdir: str | Path, directory: str | Path, step: int | None = 
         config.write_model(partial, params, phase=config.last_phase(step), workdir=workdir)
 
 
-def leave_model(config: ExperimentConfig, workdir: Path, params: Any) -> Path:
+def leave_model(config: ExperimentConfig, workdir: Path, state: Any) -> Path:
     """Writes the model of a run that has ended, in place of what was there; all processes call this.
 
-    It is the best one, where the run keeps that, else the last one, whose parameters these are.
+    It is the best one, where the run keeps that, else that of `state`, the last one.
     """
     directory = workdir / MODEL_DIRECTORY
     best = from_first(find_best(workdir)) if config.keep_best else None
     if best is not None:
-        params = load_best(workdir, best, abstract_params(config), on_host=True)
-        phase = config.last_phase(best)
+        params, step = load_best(workdir, best, abstract_params(config), on_host=True), best
     else:
-        params = _on_host(params)
-        phase = len(config.phases) - 1
+        params, step = _on_host(state["params"]), int(state["step"])
     with together():
         if jax.process_index() == 0:
             with replacing(directory) as partial:
-                config.write_model(partial, params, phase=phase, workdir=workdir)
+                config.write_model(partial, params, phase=config.last_phase(step), workdir=workdir)
     return directory
 
 

@@ -92,6 +92,7 @@ def test_a_long_corpus_costs_no_memory_and_a_late_step_no_time(tmp_path):
     ("change", "message"),
     [
         ({"data": BYTES[:0]}, "data is empty; expected at least one window"),
+        ({"data": [1, 2, 3]}, "data is list; expected a one-dimensional array of uint8"),
         ({"data": BYTES[:10]}, "data has 10 bytes; expected at least 11"),
         ({"data": BYTES.astype(np.int32)}, "data is int32 of shape .256,.; expected"),
         ({"data": BYTES.reshape(2, 128)}, r"data is uint8 of shape .2, 128.; expected"),
@@ -161,6 +162,7 @@ def test_batches_of_rows_are_plain_arrays_of_their_dtype(tmp_path):
     ("change", "message"),
     [
         ({"rows": ROWS[:0]}, "rows is empty, of shape .0, 5.; expected at least one row"),
+        ({"rows": None}, "rows is NoneType; expected a two-dimensional array of integers"),
         ({"rows": ROWS[0]}, "rows is uint16 of shape .5,.; expected a two-dimensional array of integers"),
         ({"rows": ROWS.astype(np.float32)}, "rows is float32 of shape .40, 5.; expected"),
         ({"rows": np.broadcast_to(ROWS[:1], (2**32, 5))}, "rows has 4,294,967,296 rows; expected fewer"),

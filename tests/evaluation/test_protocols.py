@@ -132,6 +132,17 @@ def test_overlapping_refuses(params, text, arguments, message):
         next(score_overlapping(CONFIG, params, text, **arguments))
 
 
+@pytest.mark.parametrize("score", [score_overlapping, score_stream])
+def test_a_text_that_is_none(params, text, score):
+    expected = r"; expected an array of uint8 \[N\]$"
+    for wrong in (text.tobytes(), "text", list(text), text.astype(np.int32), text[None], text[0]):
+        with pytest.raises(InputError, match=r"^text is .*" + expected):
+            next(score(CONFIG, params, wrong))
+    few = dataclasses.replace(CONFIG, vocab_size=9)
+    with pytest.raises(InputError, match=r"^vocab_size is 9, but the token id at position 3 of data is 9; "):
+        next(score(few, params, np.array([0, 1, 8, 9], np.uint8)))
+
+
 def test_stream_refuses(params, text):
     with pytest.raises(InputError, match=r"text has 1 characters; expected at least 2"):
         next(score_stream(CONFIG, params, text[:1]))

@@ -150,7 +150,7 @@ def test_data_of_each_phase(tmp_path: Path) -> None:
         ({"model": {"bos_token_id": 7}}, r"model\.bos_token_id is 7; expected 0, that of the tokenizer"),
         ({"model": {"vocab_size": 280}}, r"model\.vocab_size is 280; expected at least 300, the number of the tokeniz"),
         ({"data": {"path": "none"}}, r"data: paths has 'none', which matches no file"),
-        ({"data": {"validation_fraction": 0.0}}, r"split is 'validation', which is empty in text"),
+        ({"data": {"validation_fraction": 0.0}}, r"data\.validation_fraction is 0\.0, which leaves text wi"),
         ({"data": {"tokenizer": "no/such/model"}}, r"source is 'no/such/model', which is no directory"),
     ],
 )

@@ -114,3 +114,9 @@ def test_time_of_a_pause_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None
     now += 1
     monitor.finish()
     assert seconds == [2.0]
+    monitor = monitor_of(100, lambda step, means, per_step: seconds.append(per_step))
+    for step in range(1, 7):  # the phase ends within an interval
+        monitor.push(step, metrics(1.0))
+        now += 1
+    monitor.finish()
+    assert seconds == [2.0, 1.0]

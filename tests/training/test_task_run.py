@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import pkgutil
 import re
 import shutil
@@ -21,6 +22,7 @@ from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.metrics import accuracy, precision_recall_f1
 from longformer_jax.training import ExperimentConfig, TaskExperiment, restore_params, train, train_seeds
 from longformer_jax.training.metrics import MetricsLog, read_metrics
+from longformer_jax.training.seeds import mean_and_deviation
 from longformer_jax.training.workdir import restore_chosen
 from longformer_jax.weights import load_tokenizer
 from tests.tasks.sets import write_records
@@ -219,6 +221,11 @@ def test_data_that_has_changed(config: TaskExperiment, finished: tuple[Path, str
     for split in ("validation", "train"):
         with pytest.raises(InputError, match=r"^data is 45 of moved \(train\).*, which has changed since the run in '"):
             evaluate(workdir, data_path=str(data), split=split)
+
+
+def test_the_mean_of_what_is_not_finite() -> None:
+    assert mean_and_deviation([1.0, math.nan]) == "nan ± nan (1.0000, nan)"
+    assert mean_and_deviation([math.inf]) == "inf (inf)"
 
 
 def test_seeds_that_are_none(config: TaskExperiment, tmp_path: Path) -> None:

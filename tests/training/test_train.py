@@ -120,6 +120,22 @@ def test_the_validation_that_ends_a_phase_is_made_up(tmp_path: Path, monkeypatch
     ] and len(ours) >= 2
 
 
+def test_a_run_that_loses_its_patience_early_leaves_that_phases_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though it has later phases; and where there is no test text, validation is scored."""
+    (tmp_path / "text").write_bytes(bytes(range(97, 107)) * 300)
+    data = DataConfig(path=str(tmp_path / "text"), split=(0.9, 0.1, 0.0))
+    phase = dataclasses.replace(CONFIG.phases[0], learning_rate=1.0)
+    phases = (phase, CONFIG.phases[1])
+    run = tmp_path / "run"
+    train(dataclasses.replace(CONFIG, phases=phases, data=data, eval_interval=1, patience=1), run)
+    assert "ended, as 1 validations were no better" in capsys.readouterr().out
+    config, _ = load_pretrained(run / "model", CharLM)
+    assert config == load_char_lm(run)[0] and config.windows == phase.windows
+    assert evaluate(run, protocol="stream", limit=9).split == "validation"
+
+
 def test_the_best_is_what_is_left_evaluated_and_read(tmp_path: Path) -> None:
     """And not the latest, which got worse, as the rate is far too high."""
     phases = tuple(dataclasses.replace(phase, steps=3, learning_rate=1.0) for phase in CONFIG.phases)
@@ -234,6 +250,10 @@ def test_bad_input_before_anything_is_written(tmp_path: Path) -> None:
         (dataclasses.replace(CONFIG, mesh=MeshConfig(data=3)), "^mesh is data=3"),
         (dataclasses.replace(CONFIG, data=DataConfig(path=str(tmp_path / "none"))), "missing; expected a file"),
         (dataclasses.replace(CONFIG, data=DataConfig(source="enwik9")), "^data: source is 'enwik9'"),
+        (
+            dataclasses.replace(CONFIG, data=DataConfig(path=__file__, split=(0.9, 0.0, 0.1))),
+            r"^data\.split is \(0\.9, 0\.0, 0\.1\), which leaves test_train\.py without validation; expected a",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             train(config, workdir)
