@@ -105,6 +105,7 @@ def test_hostile_files(tmp_path: Path, start_python: Callable) -> None:
     case("records", "file.jsonl", "is no JSON", file_dot_jsonl=DEEP)
     case("records", "file.csv", "more than", file_dot_csv=hole)
     case("list", "file.json", "expected a list in JSON", file_dot_json=hole)
+    case("list", "file.json", "has values within 101 others; expected a list in JSON", file_dot_json=DEEP)
     case("lines", "file.txt", "more than", file_dot_txt=hole)
     with start_python("-c", PROGRAM) as process:
         lines = "".join(json.dumps([call, str(path)]) + "\n" for call, path, _ in cases)

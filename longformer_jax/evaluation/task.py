@@ -188,14 +188,15 @@ def evaluate(
 
 
 def _default_split(config: TaskExperiment) -> str:
-    """Test, or validation where there is none."""
-    if "test" not in config.task.splits:
+    """The task's, or validation where there is none."""
+    split = config.task.default_split
+    if split not in config.task.splits:
         return "validation"
     try:
-        config.task.files(config.data_path, "test")
+        config.task.files(config.data_path, split)
     except InputError:
         return "validation"
-    return "test"
+    return split
 
 
 def _load_split(config: TaskExperiment, workdir: Path, split: str, phase: int) -> FeatureSet:

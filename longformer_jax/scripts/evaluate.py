@@ -38,7 +38,8 @@ flags.DEFINE_string("data_path", None, "Where the text of a run is now, if it ha
 flags.DEFINE_string(
     "split",
     None,
-    "train, validation or test, of TriviaQA also verified; default: test, or validation if there is no test.",
+    "train, validation or test, of TriviaQA also verified; default: test, or validation where that is missing or has "
+    "no answers.",
 )
 flags.DEFINE_string(
     "protocol",

@@ -96,6 +96,8 @@ class Task(abc.ABC):
     unit: ClassVar[str] = "documents"
     # The splits that the distributed files have, "train" and "validation" at least.
     splits: ClassVar[Sequence[str]] = SPLITS
+    # What is scored unless another split is asked for; validation where there is no such split.
+    default_split: ClassVar[str] = "test"
     # What decoding, scoring and the official file need of an example, of what it has.
     kept: ClassVar[Sequence[str]] = ("id",)
     # The fields that only labelled examples have.
@@ -257,6 +259,12 @@ class Task(abc.ABC):
         if split not in self.splits:
             expected = ", ".join(self.splits)
             raise InputError(f"split is {split!r}, which {self.kind} does not have; expected one of {expected}")
+
+
+def check_scores(scores: Any, what: str) -> None:
+    """Raises InputError where scores, numbers in any form, are NaN."""
+    if np.isnan(scores).any():
+        raise InputError(f"the scores of {what} are no numbers; expected a model that has not diverged")
 
 
 HEAD_FILE = "head.safetensors"

@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from longformer_jax.errors import InputError
+from longformer_jax.tasks.base import check_scores
 from longformer_jax.tasks.words import TITLES
 
+_DOTS = ".!?…"
 # A full stop behind an initial or a title, which a name follows.
 _NO_END = r"(?<!\b[A-HJ-Z]\.)" + "".join(rf"(?<!\b(?:{'|'.join(titles)})\.)" for titles in TITLES)
 # The end of a line, or of a sentence before what does not begin with a small letter. A long row of dots is read once:
 # from its beginning alone, and as a whole.
-_SENTENCE_END = re.compile(
-    rf"\n|(?<![.!?…])[.!?…](?:(?=[.!?…])|{_NO_END})[.!?…]*+"
-    r"[\"'”’)\]]*+(?=\s++[^\sa-z])|[。！？]"
-)
+_STOPS = rf"(?<![.!?…])[.!?…](?:(?=[.!?…])|{_NO_END})[.!?…]*+" r"[\"'”’)\]]*+(?=\s++[^\sa-z])|[。！？]"
+_SENTENCE_END, _STOP = re.compile(rf"\n|{_STOPS}"), re.compile(_STOPS)
 
 
 def token_spans(spans: Iterable[tuple[int, int]], begins: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
@@ -46,25 +45,29 @@ def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     """
     before = itertools.takewhile(lambda match: match.end() <= start, _SENTENCE_END.finditer(text))
     begin = max((match.end() for match in before), default=0)
-    # What ends a sentence may be the end of the span itself.
+    # What ends a sentence may be the end of the span itself, or begin within it.
     last = max(start, end - 1)
-    after = _SENTENCE_END.search(text[last:])
-    close = len(text) if after is None else max(end, last + after.end())
+    while 0 < last < len(text) and text[last] in _DOTS and text[last - 1] in _DOTS:
+        last -= 1
+    after = _SENTENCE_END.search(text, last)
+    close = len(text) if after is None else max(end, after.end())
     sentence = text[begin:close]
     return begin + len(sentence) - len(sentence.lstrip()), close - (len(sentence) - len(sentence.rstrip()))
 
 
-def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Where the sentences of a text begin and end, by the same rule; without those of nothing but spaces."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+def sentence_spans(text: str, *, wrapped: bool = False) -> list[tuple[int, int]]:
+    """Where the sentences of a text begin and end, by the same rule; without those of nothing but spaces.
+
+    Of a text whose lines are wrapped, the end of a line is none of a sentence.
+    """
+    ends = [match.end() for match in (_STOP if wrapped else _SENTENCE_END).finditer(text)]
     spans = zip([0, *ends], [*ends, len(text)], strict=True)
     return [(start, end) for start, end in spans if text[start:end].strip()]
 
 
 def is_span(score: float, name: str) -> bool:
     """Whether candidates have made a span of this score; raises InputError for NaN."""
-    if np.isnan(score):
-        raise InputError(f"the scores of question {name!r} are no numbers; expected a model that has not diverged")
+    check_scores(score, f"question {name!r}")
     return bool(np.isfinite(score))
 
 

@@ -155,8 +155,9 @@ def load_features(
 ) -> FeatureSet:
     """The rows of a split, memory-mapped from where an earlier call has left them.
 
-    What is kept depends on the files' names, sizes and times, the task's settings and code, the tokenizer and the most
-    tokens of a row, and is checked by SHA-256 sums; anything else is another directory of the cache.
+    What is kept depends on the names, sizes and times of the files, in folders, too, the task's settings and code, the
+    tokenizer and the most tokens of a row, and is checked by SHA-256 sums; anything else is another directory of the
+    cache.
 
     Args:
       task, packer: as of `make_features`.
@@ -165,15 +166,16 @@ def load_features(
       cache_dir: where rows are kept; None is ~/.cache/longformer_jax.
 
     Raises:
-      InputError: where the task's `read` or `make_features` do.
+      InputError: where the task's `read` or `make_features` do, or an example to train on or to validate with has no
+        label.
     """
     task.check_split(split)
     name, code = f"{path.name} ({split})", _code(task)
     counts: Counts = collections.Counter()
     if code is None:  # of a class without a file, which may change unseen
-        features = make_features(task, task.read(path, split, counts), packer, name)
+        features = make_features(task, _labelled(task, path, split, counts), packer, name)
         return dataclasses.replace(features, counts={**counts, **features.counts})
-    files = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in task.files(path, split)]
+    files = [described for file in task.files(path, split) for described in _described(file)]
     settings = {field: value for field, value in dataclasses.asdict(task).items()}
     key = [_FORMAT, code, settings, split, str(path.absolute()), files]
     key += [packer.tokenizer.to_str(), packer.sequence_length]
@@ -188,7 +190,9 @@ def load_features(
             def keep(example: Example) -> None:
                 kept.write(json.dumps(example, ensure_ascii=False) + "\n")
 
-            examples = tqdm(task.read(path, split, counts), desc=f"reading {name}", unit=f" {task.unit}", disable=None)
+            examples = tqdm(
+                _labelled(task, path, split, counts), desc=f"reading {name}", unit=f" {task.unit}", disable=None
+            )
             size = _write(task, examples, packer, writer, counts, keep, name)
         sums = {}
         for field, starts in writer.starts.items():
@@ -223,6 +227,24 @@ def _open(directory: Path, fields: Mapping[str, Field], packer: Packer, name: st
 
     digest = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
     return FeatureSet(name, size, fields, columns, counts, digest, examples)
+
+
+def _labelled(task: Task, path: Path, split: str, counts: Counts) -> Iterator[Example]:
+    """The examples of a split, each with a label where it is needed: without one, rows would have a wrong one."""
+    for example in task.read(path, split, counts):
+        if split in ("train", "validation") and not task.is_labelled(example):
+            raise InputError(f"{example['id']!r} in {str(path)!r} has no label; expected one in all of {split}")
+        yield example
+
+
+def _described(path: Path) -> Iterator[list[Any]]:
+    """What tells a file, or each file in a folder, from what it was earlier."""
+    if path.is_dir():
+        for name in sorted(os.listdir(path)):
+            yield from ([path.name, *each] for each in _described(path / name))
+    else:
+        stat = path.stat()
+        yield [path.name, stat.st_size, stat.st_mtime_ns]
 
 
 def _sum(file: Path) -> str:

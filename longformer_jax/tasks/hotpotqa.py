@@ -244,7 +244,7 @@ class HotpotQA(Task):
             raise InputError(f"{name}: question is empty; expected a question")
         places, begin = [], 0
         for close, next_begin in [*(found.span() for found in _BLANK_LINE.finditer(text)), (len(text), len(text))]:
-            if spans := sentence_spans(text[begin:close]):
+            if spans := sentence_spans(text[begin:close], wrapped=True):
                 places.append([[begin + start, begin + end] for start, end in spans])
             begin = next_begin
         if not places:
@@ -253,7 +253,7 @@ class HotpotQA(Task):
             "id": name,
             "question": question,
             "titles": [f"paragraph {number}" for number in range(1, len(places) + 1)],
-            "sentences": [[text[start:end] for start, end in spans] for spans in places],
+            "sentences": [[" ".join(text[start:end].split("\n")) for start, end in spans] for spans in places],
             "answer": None,
             "facts": None,
             "untitled": True,

@@ -150,9 +150,9 @@ def placed_answer(example: Mapping[str, Any], row: Mapping[str, np.ndarray], fir
     if mark < len(row["sentences"]) and row["begins"][row["sentences"][mark]] <= start:
         begin, close = (int(row[name][row["sentences"][mark]]) for name in ("begins", "ends"))
         number, sentence = int(row["facts"][2 * mark + 1]), text[begin:close].strip()
+        # Of a file, characters count in the sentence as it is shown; else in the text.
+        begin = begin - example["places"][paragraph][number][0] if "places" in example else text.index(sentence, begin)
     start -= begin
-    if "places" in example and number is not None:
-        start += example["places"][paragraph][number][0]
     place = [example["titles"][paragraph], number]
     return {"answer": answer, "sentence": sentence, "place": place, "start": start, "end": start + len(answer)}
 
@@ -177,7 +177,9 @@ def marked_text(example: Mapping[str, Any], prediction: Mapping[str, Any]) -> tu
         (title, number), shift = prediction["place"], 0
         if "text" not in example:
             paragraph = paragraph_of(title, number, prediction["sentence"])
-            shift = titles[paragraph] if number is None else places[paragraph][number][0]
+            shift = titles[paragraph]
+            if number is not None:
+                shift = text.index(prediction["sentence"], places[paragraph][number][0])
         spans.insert(0, (shift + prediction["start"], shift + prediction["end"], "answer"))
     unread = (places[i] for i, score in enumerate(prediction["paragraphs"]) if score is None)
     spans += [(spans_of[0][0], spans_of[-1][1], "unread") for spans_of in unread if spans_of]

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import read_lines
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
+_DEEPEST = 100  # values within each other
 _LONGEST_FIELD = 2**31 - 1  # a document is longer than the 128 KiB that csv takes unless told otherwise
 
 
@@ -61,7 +63,7 @@ def read_list(path: Path, where: str = "item") -> Iterator[tuple[str, dict[str, 
         if where == "item" and begin not in ("", "["):
             raise InputError(f"{str(path)!r} begins with {begin!r}; expected a list in JSON")
         try:
-            for record in ijson.items(file, where, use_float=True):
+            for record in ijson.items(_Shallow(file, path), where, use_float=True):
                 number += 1
                 place = f"record {number:,} of {str(path)!r}"
                 if not isinstance(record, dict):
@@ -74,6 +76,34 @@ def read_list(path: Path, where: str = "item") -> Iterator[tuple[str, dict[str, 
             raise InputError(
                 f"{str(path)!r} is damaged after record {number:,} ({reason}); expected a list in JSON"
             ) from None
+
+
+class _Shallow:
+    """The bytes of a file in JSON; raises InputError before a value deep within others is parsed, which would take
+    memory that grows with the square of the depth."""
+
+    def __init__(self, file: io.BufferedReader, path: Path) -> None:
+        self._file, self._path, self._open = file, path, 0.0
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file."""
+        content = self._file.read(size)
+        self._open += sum(content.count(mark) for mark in b"[{") - sum(content.count(mark) for mark in b"]}")
+        if self._open > _DEEPEST:  # unless texts have so many of them
+            _check_depth(self._path)
+            self._open = -math.inf
+        return content
+
+
+def _check_depth(path: Path) -> None:
+    import ijson
+
+    depth = 0
+    with opened(path) as file:
+        for event, _ in ijson.basic_parse(file, use_float=True):
+            depth += event.startswith("start") - event.startswith("end")
+            if depth > _DEEPEST:
+                raise InputError(f"{str(path)!r} has values within {depth} others; expected a list in JSON")
 
 
 def text_list(place: str, record: dict[str, Any], name: str) -> list[str]:

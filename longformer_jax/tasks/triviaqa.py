@@ -69,6 +69,7 @@ class TriviaQA(Task):
 
     unit: ClassVar[str] = "questions"
     splits: ClassVar[Sequence[str]] = (*_FILES,)
+    default_split: ClassVar[str] = "validation"  # the test is distributed without answers
     kept: ClassVar[Sequence[str]] = ("id", "names", "answers")
     targets: ClassVar[Sequence[str]] = ("firsts", "lasts")
 
@@ -160,13 +161,15 @@ class TriviaQA(Task):
 
     def _questions(self, file: Path, counts: Counts) -> Iterator[Example]:
         """The examples of a file of TriviaQA's format."""
-        evidence, is_verified, found = file.parent.parent / "evidence", file.name.startswith("verified-"), False
+        evidence = file.absolute().parent.parent / "evidence"
+        is_verified, found = file.name.startswith("verified-"), False
         for place, record in read_list(file, "Data.item"):
             found = True
             if is_verified and not record.get("QuestionPartOfVerifiedEval"):
                 continue
-            if self.domain == "wikipedia" and record.get("SearchResults"):
-                raise InputError(f"{place} has SearchResults, which task.domain 'wikipedia' has not; expected 'web'")
+            if (self.domain == "web") != ("SearchResults" in record):  # which the files of the web alone have
+                has, other = ("no SearchResults", "wikipedia") if self.domain == "web" else ("SearchResults", "web")
+                raise InputError(f"{place} has {has}; expected task.domain {other!r}, not {self.domain!r}, for it")
             name, question = text_field(place, record, "QuestionId"), text_field(place, record, "Question")
             pages = [
                 (text_field(place, page, "Filename"), folder)

@@ -141,5 +141,9 @@ def triviaqa(folder: Path) -> Path:
     }.items():
         file = folder / "qa" / f"{name}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"Data": questions, "Domain": name, "Version": 1.0}, ensure_ascii=False))
+        domain, split, *_ = name.removeprefix("verified-").split("-")
+        if domain == "wikipedia":  # whose files do not have the other field
+            questions = [{k: v for k, v in question.items() if k != "SearchResults"} for question in questions]
+        about = {"Domain": domain.title(), "Split": split, "VerifiedEval": name.startswith("verified"), "Version": 1.0}
+        file.write_text(json.dumps({"Data": questions, **about}, ensure_ascii=False))
     return folder

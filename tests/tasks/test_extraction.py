@@ -34,6 +34,10 @@ def test_a_sentence_around_dots() -> None:
         start = text.index(span)
         begin, end = sentence_around(text, start, start + len(span))
         assert text[begin:end] == expected
+    born = "He was born in St. Louis, by Dr. J. Smith. It rained."
+    for span in ("St", "St.", "Dr", "J", "Smith"):
+        start = born.index(span)
+        assert born[slice(*sentence_around(born, start, start + len(span)))].endswith("Smith."), span
     dots = "." * 300_000
     assert sentence_spans(f"{dots}x") == [(0, len(dots) + 1)]
     assert sentence_around(f"{dots}x", len(dots), len(dots) + 1) == (0, len(dots) + 1)

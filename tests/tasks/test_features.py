@@ -80,6 +80,32 @@ def test_documents_without_a_label() -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Unlabelled(TextClassification):
+    """Reads what has no label, as `read_own` does; and a folder, beside the file."""
+
+    def files(self, path: Path, split: str) -> list[Path]:
+        return [*super().files(path, split), path / "more"]
+
+    def read(self, path: Path, split: str, counts: Any) -> Iterator[Example]:
+        yield from self.read_own(path / f"{split}.jsonl")
+
+
+def test_what_trains_and_validates_is_labelled(data: Path) -> None:
+    (data / "more" / "deep").mkdir(parents=True)
+    task = Unlabelled(labels=("bad", "good"), validation_fraction=1e-9)
+    write_records(data / "test.jsonl", [{"text": "the fox"}])
+    assert len(load(data, task, split="test")) == 1
+    load(data, task)
+    kept = {*(data.parent / "cache").iterdir()}
+    (data / "more" / "deep" / "file").write_text("What is in folders counts, too.")
+    load(data, task)
+    assert len({*(data.parent / "cache").iterdir()} - kept) == 1
+    write_records(data / "train.jsonl", [EXAMPLES[0], {"id": "no", "text": "a"}])
+    with pytest.raises(InputError, match="^'no' in '.*data' has no label; expected one in all of train$"):
+        load(data, task)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pieces(TextClassification):
     """Each text in pieces of six tokens, with the characters of each token, and no row of a text of one token."""
 
@@ -97,6 +123,12 @@ class Pieces(TextClassification):
 
     def fields(self) -> dict[str, Field]:
         return {"input_ids": Field(), "starts": Field(for_model=False), "spans": Field("int16", length=4, fill=-1)}
+
+
+def test_a_model_that_has_diverged_does_not_answer() -> None:
+    made = make_features(TASK, EXAMPLES, packer(), "mine")
+    with pytest.raises(InputError, match="^the scores of document 'e0' are no numbers; expected a model that has not"):
+        TASK.decode(made.examples[0], [made.row(0)], [np.array([0.5, np.nan])])
 
 
 def test_a_task_may_make_several_rows_of_an_example_or_none() -> None:

@@ -102,6 +102,8 @@ def test_where_an_answer_stands(tmp_path: Path) -> None:
                 titles.add(title)
             else:
                 assert sentence == source["sentences"][source["titles"].index(title)][number].strip()
+                if source is file:
+                    assert sentence[prediction["start"] : prediction["end"]] == prediction["answer"]
                 if source is example:
                     assert (begin, end) == (prediction["start"], prediction["end"])
         assert {place for place, c in enumerate(page.text) if not c.isspace()} == shown
@@ -116,7 +118,14 @@ def test_paragraphs_have_blank_lines_between_them(blank: str) -> None:
         ["One.", "Two."],
         ["Three.", "Four."],
     ]
-    assert [[text[a:b] for a, b in spans] for spans in example["places"]] == example["sentences"]
+    places = [[text[a:b].replace("\n", " ") for a, b in spans] for spans in example["places"]]
+    assert places == example["sentences"]
+
+
+def test_lines_may_be_wrapped() -> None:
+    text = "The harbour was dug by Anna\nTolk in 1604. It is\nold.\n\nAnother\nparagraph."
+    sentences = TASK.from_question("Who?", text, "file")["sentences"]
+    assert sentences == [["The harbour was dug by Anna Tolk in 1604.", " It is old."], ["Another paragraph."]]
 
 
 @pytest.mark.parametrize(

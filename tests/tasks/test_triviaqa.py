@@ -70,6 +70,13 @@ def test_questions_about_the_web(data: Path) -> None:
     assert [example["id"] for example in read(task, data, "verified")] == ["tc_4--Tolk.txt", "tc_4--12/12_7.txt"]
 
 
+def test_a_file_of_the_other_domain_or_of_a_relative_path(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data / "qa")
+    assert [example["id"] for example in TriviaQA().read_own(Path("wikipedia-dev.json"))] == ["tc_2", "tc_3"]
+    with pytest.raises(InputError, match="has no SearchResults; expected task.domain 'wikipedia', not 'web', for it$"):
+        list(TriviaQA(domain="web").read_own(Path("wikipedia-dev.json")))
+
+
 def test_records_of_ones_own(tmp_path: Path) -> None:
     records = [{"question": "Who?", "text": "Tolk.", "answers": ["TOLK"]}, {"id": 7, "question": "A?", "text": "B"}]
     found = list(TriviaQA().read_own(write_records(tmp_path / "own.jsonl", records)))
@@ -117,8 +124,8 @@ def test_files_in_bad_order(data: Path, tmp_path: Path) -> None:
     for name in ("a\0", "", "x" * 5000):
         named = changed(lambda q, name=name: q["EntityPages"][0].update(Filename=name))
         refuse(r"record 1 of '.*': Filename '.* cannot be read \(.*\); expected a document's", named)
-    web = changed(lambda q: q.update(SearchResults=[{"Filename": "1.txt"}]))
-    refuse("record 1 of '.*' has SearchResults, which task.domain 'wikipedia' has not; expected 'web'", web)
+    web = changed(lambda q: q.update(SearchResults=[]))
+    refuse("record 1 of '.*' has SearchResults; expected task.domain 'web', not 'wikipedia', for it", web)
     file.unlink()
     refuse("data.path is '.*', which has no qa/wikipedia-train.json; expected qa/wikipedia-train.json and the folder")
     with pytest.raises(InputError, match="^split is 'dev', which triviaqa does not have; expected one of train, valid"):

@@ -254,6 +254,12 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
     assert task.describe(predictions[0]) == "lazy dog\t1.0000"
 
 
+def test_a_model_that_has_diverged_does_not_answer() -> None:
+    made = features(QUESTIONS[:1])
+    with pytest.raises(InputError, match="^the scores of question 'q0' are no numbers; expected a model that has not"):
+        TASK.decode(made.examples[0], [made.row(0)], [np.full(4, np.nan)])
+
+
 def test_many_at_once_are_as_one_at_a_time() -> None:
     _, model, params = head_and_params()
     predictor = Predictor(TASK, model, 32, TASK.lengths(32), 4, make_mesh(MeshConfig()))
