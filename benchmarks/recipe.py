@@ -3,11 +3,11 @@
     python -m benchmarks.recipe JOURNAL [CHANGE …] [--text=FILE] [--seconds=300] [--seeds=3]
 
 The recipe is the quickstart's. Each change is trained on two threads for as many steps as fit into the same seconds, of
-which the phases keep their proportions: steps of each phase are timed before every training, and imports, compilation,
-validation and checkpoints do not count. Then validation is scored, up to its first 200,000 characters, each with its
-full context. The machine should have nothing else to do. JOURNAL gets a line of JSON for every training; those that it
-has, of the same configuration and text on the same processor, are not repeated. Prints the means, deviations and
-differences as a table, with the seconds that training took in the end.
+which the phases keep their proportions: steps of each phase are timed before a change's first training, and imports,
+compilation, validation and checkpoints do not count. Then validation is scored, up to its first 200,000 characters,
+each with its full context. The machine should have nothing else to do. JOURNAL gets a line of JSON for every training;
+those that it has, of the same configuration and text on the same processor, are not repeated. Prints the means,
+deviations and differences as a table, with the seconds that training took in the end.
 
 The text is the embedded Shakespeare, or FILE, of which, as in train.py, 90% train and the next 5% validate.
 """
@@ -62,6 +62,11 @@ def phases(change: Callable[[Any], Any]) -> Change:
     return lambda config: dataclasses.replace(config, phases=tuple(change(phase) for phase in config.phases))
 
 
+def windows(change: Callable[[tuple[int, ...]], Sequence[int]]) -> Change:
+    """Each phase's windows by a function of them."""
+    return phases(lambda phase: dataclasses.replace(phase, windows=tuple(change(phase.windows))))
+
+
 def layers(count: int, **fields: Any) -> Change:
     """So many layers, and other fields of the model; the windows grow as before."""
 
@@ -90,6 +95,10 @@ CHANGES: dict[str, Change] = {
         lambda phase: dataclasses.replace(phase, learning_rate=config.phases[0].learning_rate)
     )(optimizer(decay="constant", cooldown_fraction=0.9)(config)),
     "batches half as large": phases(lambda phase: dataclasses.replace(phase, batch_size=phase.batch_size // 2)),
+    "windows half as wide": windows(lambda each: [window // 2 for window in each]),
+    "windows twice as wide": windows(lambda each: [2 * window for window in each]),
+    "one window for all layers": windows(lambda each: [round(statistics.fmean(each))] * len(each)),
+    "no dilation": model(dilations=1),
     "4 layers of 160": layers(4, embed_dim=160, mlp_dim=640),
     "8 layers": layers(8),
     "the first phase alone": lambda config: dataclasses.replace(config, phases=config.phases[:1]),
@@ -198,6 +207,7 @@ def run(journal: Path, changes: Sequence[str], data: DataConfig, seconds: float,
     """All trainings, those that the journal has and those that it had not."""
     machine = {"cpu": cpu_model(), "threads": len(os.sched_getaffinity(0)), "jax": jax.__version__}
     records, wanted = read_journal(journal), []
+    timed: dict[str, list[float]] = {}
     starts = {change: CHANGES.get(change, lambda config: config)(recipe(data)) for change in changes}
     settings = {change: {"budget": seconds, "of": digest(start)} | machine for change, start in starts.items()}
     for seed in range(seeds):
@@ -205,7 +215,8 @@ def run(journal: Path, changes: Sequence[str], data: DataConfig, seconds: float,
             trial = {"change": change, "seed": seed} | settings[change]
             found = next((record for record in records if trial.items() <= record.items()), None)
             if found is None:
-                config = dataclasses.replace(within(start, seconds, seconds_a_step(start)), seed=seed)
+                timed[change] = timed.get(change) or seconds_a_step(start)
+                config = dataclasses.replace(within(start, seconds, timed[change]), seed=seed)
                 found = trial | trained_and_scored(config)
                 with journal.open("a") as file:
                     print(json.dumps(found), file=file)
