@@ -290,7 +290,7 @@ def test_a_checkpoint_that_one_process_cannot_write_ends_all(start_python: Calla
 
 # Two machines, as far as the network and the file system go: the second has an address of its own, and what it mounts
 # only it can see.
-TWO_MACHINES = """
+TWO_MACHINES = r"""
 set -e
 ip link set lo up
 unshare -nm sleep 600 &
@@ -302,24 +302,32 @@ ip link add one type veth peer name two netns $other
 ip address add 10.77.0.1/24 dev one
 ip link set one up
 $on_other sh -c "ip link set lo up; ip address add 10.77.0.2/24 dev two; ip link set two up"
-both() {
-    "$@" --process_id=0 > $OUT/output.0 2> $OUT/errors.0 &
-    first=$!
-    status=0
-    $on_other "$@" --process_id=1 > $OUT/output.1 2> $OUT/errors.1 || status=$?
-    wait $first && echo "0 $status" || echo "$? $status"
-    cat $OUT/errors.0 $OUT/errors.1
+run() {
+    for i in 0 1 2 3; do
+        [ $i -lt 2 ] && on="" || on=$on_other
+        $on "$@" --process_id=$i > $OUT/output.$i 2> $OUT/errors.$i &
+        eval "process$i=$!"
+    done
+    statuses=""
+    for i in 0 1 2 3; do
+        status=0
+        eval "wait \$process$i" || status=$?
+        statuses="$statuses $status"
+    done
+    echo $statuses
+    cat $OUT/errors.*
 }
 $on_other mount -t tmpfs none $WORKDIR
-both "$@"
+run "$@"
 $on_other umount $WORKDIR
-both "$@"
+run "$@"
 """
 
 
 @pytest.mark.slow
 def test_two_machines(compilation_cache: Path, tmp_path: Path) -> None:
-    """In network namespaces, in which the machine's name means 127.0.0.1 at best, and a workdir may be another one."""
+    """Two processes on each, in network namespaces, in which the machine's name means 127.0.0.1 at best, and a workdir
+    may be another one."""
     alone = ["unshare", "--map-root-user", "--net", "--mount"]
     possible = shutil.which("unshare") and shutil.which("ip") and shutil.which("nsenter")
     try:
@@ -329,7 +337,7 @@ def test_two_machines(compilation_cache: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     workdir.mkdir()
     command = [sys.executable, ROOT / "train.py", f"--config={ROOT / 'tests/training/tiny.py'}", f"--workdir={workdir}"]
-    command += ["--distributed", "--coordinator=10.77.0.1:5555", "--num_processes=2", "--join_timeout=60"]
+    command += ["--distributed", "--coordinator=10.77.0.1:5555", "--num_processes=4", "--join_timeout=60"]
     short = ["--config.phases[0].steps=2", "--config.phases[1].steps=1", "--config.eval_interval=0"]
     ran = subprocess.run(
         [*alone, "sh", "-c", TWO_MACHINES, "sh", *command, *short],
@@ -339,10 +347,10 @@ def test_two_machines(compilation_cache: Path, tmp_path: Path) -> None:
         timeout=600,
     )
     refused, sentence, *ended = ran.stdout.splitlines()
-    assert refused == "2 2", ran
+    assert refused == "2 2 2 2", ran
     pattern = (
-        f"error: process 1: workdir is '{workdir}', which is not the directory of process .* on .*; expected one that"
+        f"error: process 2: workdir is '{workdir}', which is not the directory of process .* on .*; expected one that"
     )
     assert re.match(pattern, sentence)
-    assert ended == ["0 0"], ran
+    assert ended == ["0 0 0 0"], ran
     assert checkpoints(workdir) == [3]
