@@ -4,7 +4,7 @@
 #   make test-all      the other tests, some half an hour
 #   make lint types    ruff and pyrefly
 #   make aot           compiles the GPU kernels for A100, H100 and B200, no GPU needed, and with the oldest JAX for H100;
-#                      environments of their own, .venv-aot and .venv-aot-oldest. Most of it are a thousand calls of the
+#                      environments of their own, .venv-aot and .venv-aot-oldest. Most of it are the 528 calls of the
 #                      paper's models; make aot-short compiles one of each kind of these
 #   make bench         attention on a CPU; TORCH_PYTHON=python of an environment with torch and transformers adds its peers
 # PYTHON=/path/to/python chooses the interpreter the environment is made from.
