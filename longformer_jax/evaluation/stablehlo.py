@@ -43,7 +43,7 @@ from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import CHAR_LM, CONFIG, read_values
 from longformer_jax.weights.pretrained import find_model
 from longformer_jax.weights.tensor_files import has_tensors, read_tensors
-from longformer_jax.weights.tokenizer import TOKENIZER
+from longformer_jax.weights.tokenizer import TOKENIZER, load_tokenizer
 
 PLATFORMS = ("cpu", "cuda")
 PARAMS, README = "params.npz", "README.txt"
@@ -130,8 +130,10 @@ def export_stablehlo(
         np.savez(partial / PARAMS, **flat)
         for name, function in exported.items():
             (partial / f"{name}.stablehlo").write_bytes(function.serialize())
-        if (directory / TOKENIZER).is_file():
+        if "objective" in read_values(directory) and (directory / TOKENIZER).is_file():  # as the run has recorded it
             shutil.copyfile(directory / TOKENIZER, partial / TOKENIZER)
+        elif any((directory / name).is_file() for name in (TOKENIZER, "vocab.json")):
+            load_tokenizer(directory).save(str(partial / TOKENIZER))
         write_text(partial / README, _readme(model, exported))
     return out
 
@@ -254,7 +256,8 @@ def _encoder(
     config = dataclasses.replace(config, remat=False, implementation="xla")
     module = make_module(factory, config)
     name = type(module).__name__
-    options: dict[str, Any] = {} if global_tokens is None else {"max_global_tokens": global_tokens}
+    own = isinstance(module, ForSequenceClassification) and config.attention_mode != "full"  # a global token
+    options: dict[str, Any] = {} if global_tokens is None else {"max_global_tokens": global_tokens + own}
     if isinstance(module, Longformer):
         module = module.clone(add_pooling_layer="pooler" in params)
     if global_tokens is None and isinstance(module, _FIND_THEIR_GLOBAL_TOKENS) and config.attention_mode != "full":
@@ -266,7 +269,9 @@ def _encoder(
         raise InputError(f"global_tokens is {global_tokens}, but the model has full attention; expected none")
 
     def forward(params: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        output: Any = module.apply({"params": params}, **_with_first_token(module, inputs), **options)
+        if own and global_tokens is not None:
+            inputs = inputs | {"global_attention_mask": inputs["global_attention_mask"].at[:, 0].set(True)}
+        output: Any = module.apply({"params": params}, **inputs, **options)
         if not isinstance(module, Longformer):
             return {"logits": output.logits}
         found = {"last_hidden_state": output.last_hidden_state, "pooler_output": output.pooler_output}
@@ -280,6 +285,8 @@ def _encoder(
         inputs = {"input_ids": ids, "attention_mask": mask}
         if global_tokens is not None and not isinstance(module, _FIND_THEIR_GLOBAL_TOKENS):
             inputs["global_attention_mask"] = mask
+        if config.type_vocab_size > 1:
+            inputs["token_type_ids"] = ids
         return Function(f"forward_{length}", forward, inputs)
 
     notes = [
@@ -287,7 +294,7 @@ def _encoder(
         f"{config.pad_token_id}, where attention_mask is False.",
     ]
     if global_tokens is not None:
-        notes.append(f"A row with more than {global_tokens} global tokens gives NaN.")
+        notes.append(f"A row with more than {global_tokens} global tokens{' beside its first' * own} gives NaN.")
     return Model(
         f"A {name} of {config.num_hidden_layers} layers",
         params,
@@ -306,7 +313,7 @@ def _task(experiment: Any, phase: int, params: Any) -> Model:
     def forward(params: Any, inputs: dict[str, Any]) -> Mapping[str, Any]:
         head = task.head(config)
         arguments = task.inputs(inputs, config, sequence_length)
-        output: Any = head.apply({"params": params}, **_with_first_token(head, arguments))
+        output: Any = head.apply({"params": params}, **arguments)
         found = task.outputs(output, inputs)
         return found if isinstance(found, Mapping) else {"outputs": found}
 
@@ -334,16 +341,6 @@ def _task(experiment: Any, phase: int, params: Any) -> Model:
             *_labels(config),
         ),
     )
-
-
-def _with_first_token(head: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a head; where its first token is global, with the mask that it makes where sizes are known."""
-    is_first = isinstance(head, ForSequenceClassification) and head.config.attention_mode != "full"
-    if not is_first or inputs.get("global_attention_mask") is not None:
-        return inputs
-    ids = inputs["input_ids"]
-    mask = jnp.broadcast_to(jnp.arange(ids.shape[1])[None] == 0, ids.shape)
-    return inputs | {"global_attention_mask": mask, "max_global_tokens": 1}
 
 
 def _labels(config: LongformerConfig) -> list[str]:
@@ -379,7 +376,7 @@ def _readme(model: Model, exported: Mapping[str, jax.export.Exported]) -> str:
 
 
 def _program(exported: Mapping[str, jax.export.Exported]) -> Iterator[str]:
-    """Lines of Python that run the functions, two rows of ones at once."""
+    """Lines of Python that run the functions, two rows of ones at once, without global tokens."""
     yield "from pathlib import Path"
     yield "import jax, jax.export, numpy as np"
     yield ""
@@ -388,11 +385,12 @@ def _program(exported: Mapping[str, jax.export.Exported]) -> Iterator[str]:
         yield f'{name} = jax.jit(jax.export.deserialize(Path("{name}.stablehlo").read_bytes()).call)'
     for name, function in exported.items():
         (_, inputs), _ = jax.tree.unflatten(function.in_tree, function.in_avals)
-        arrays = [
-            f'"{key}": np.ones({tuple(n if isinstance(n, int) else 2 for n in x.shape)}, "{x.dtype}")'
-            for key, x in inputs.items()
-            if not isinstance(x, dict)
-        ]
+        arrays = []
+        for key, x in inputs.items():
+            if not isinstance(x, dict):
+                values = "zeros" if key == "global_attention_mask" else "ones"
+                shape = tuple(n if isinstance(n, int) else 2 for n in x.shape)
+                arrays.append(f'"{key}": np.{values}({shape}, "{x.dtype}")')
         if "cache" in inputs:
             arrays.append('"cache": outputs["cache"]')
         yield f"outputs = {name}(params, {{{', '.join(arrays)}}})"

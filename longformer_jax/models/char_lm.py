@@ -379,7 +379,7 @@ class CharLM(nn.Module):
             block = Block(cfg, group.window, group.dilation, deterministic, parent=None)
             params = jax.tree.map(lambda p, group=group: p[group.start : group.stop], layers)
             keys = None
-            if not deterministic and self.has_rng("dropout"):
+            if not deterministic and (self.has_rng("dropout") or self.has_rng("params")):  # as nn.Dropout
                 keys = jax.random.split(self.make_rng("dropout"), group.stop - group.start)
             past = None if cache is None else cache["layers"][index]
 

@@ -8,6 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def outside(ids: Any, rows: int) -> jax.Array:
+    """Booleans like integers of any width, True where they are no row of a table."""
+    ids = jnp.asarray(ids)
+    if ids.dtype.itemsize < 4:  # too narrow, perhaps, for the number of rows
+        ids = ids.astype(jnp.int32)
+    return (ids < 0) | (ids >= rows)
+
+
 def look_up(table: nn.Embed, ids: Any, padding_id: int | None = None) -> jax.Array:
     """The rows [..., E] of a table for integers [...]; NaN for those that are outside of it.
 
@@ -17,12 +25,10 @@ def look_up(table: nn.Embed, ids: Any, padding_id: int | None = None) -> jax.Arr
       padding_id: the row that gets no gradient from here, as in PyTorch's `Embedding(padding_idx=…)`.
     """
     ids, rows = jnp.asarray(ids), table.num_embeddings
-    if ids.dtype.itemsize < 4:  # too narrow, perhaps, for the number of rows
-        ids = ids.astype(jnp.int32)
-    outside = (ids < 0) | (ids >= rows)
-    x = table(jnp.where(outside, rows, ids).astype(jnp.int32))  # negative ids would wrap
+    wrong = outside(ids, rows)
+    x = table(jnp.where(wrong, rows, ids.astype(jnp.int32)))  # negative ids would wrap
     if rows == 1:  # Flax repeats a single row whatever the id
-        x = jnp.where(outside[..., None], jnp.nan, x)
+        x = jnp.where(wrong[..., None], jnp.nan, x)
     if padding_id is not None:
         x = jnp.where((ids == padding_id)[..., None], lax.stop_gradient(x), x)
     return x

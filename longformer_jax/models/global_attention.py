@@ -98,6 +98,10 @@ def global_capacity(global_attention_mask: Any, attention_mask: Any = None) -> i
             raise InputError(f"{field} {why_unknown(mask)}; expected an array whose values can be counted")
     masks = [None if mask is None else np.asarray(mask) for mask in (global_attention_mask, attention_mask)]
     check_masks(*reversed(masks))
+    shapes = [mask.shape for mask in masks if mask is not None]
+    if len({*shapes}) > 1:
+        found, expected = reversed(shapes)
+        raise InputError(f"attention_mask has the shape {list(found)}; expected {list(expected)}, as the other mask")
     is_global = _is_global(*masks)
     return 0 if is_global is None else int(is_global.sum(-1).max(initial=0))
 

@@ -55,6 +55,7 @@ class ForMaskedLM(nn.Module):
         """
         cfg = self.config
         if positions is not None:
+            check_integers("input_ids", input_ids, "batch, length")
             _check_positions(positions, jnp.shape(input_ids))
         encoder = Longformer(cfg, add_pooling_layer=False, name="longformer")
         output = encoder(input_ids, *args, **kwargs)
@@ -99,13 +100,24 @@ class ForSequenceClassification(nn.Module):
         """
         cfg = self.config
         if global_attention_mask is None:
-            global_attention_mask = np.zeros(np.shape(input_ids), bool)
-            global_attention_mask[..., :1] = True
+            global_attention_mask = _first_token(input_ids)
+            if not is_known(global_attention_mask):
+                kwargs.setdefault("max_global_tokens", 1)
         encoder = Longformer(cfg, add_pooling_layer=False, name="longformer")
         output = encoder(input_ids, attention_mask, global_attention_mask, *args, **kwargs)
         deterministic = kwargs.get("deterministic", True)
         logits = _ClassificationHead(cfg, deterministic, name="classifier")(output.last_hidden_state[:, 0])
         return HeadOutput(logits, output)
+
+
+def _first_token(input_ids: Any) -> Any:
+    """A mask like `input_ids`, whose sizes may be symbols."""
+    shape = np.shape(input_ids)
+    if not all(isinstance(size, int) for size in shape):
+        return jnp.broadcast_to(jnp.arange(shape[-1]) == 0, shape)
+    mask = np.zeros(shape, bool)
+    mask[..., :1] = True
+    return mask
 
 
 class _ClassificationHead(nn.Module):

@@ -17,8 +17,8 @@ from longformer_jax.attention.split import Part, flat_rows, over_devices, spread
 from longformer_jax.errors import InputError
 from longformer_jax.models.activations import ACTIVATIONS
 from longformer_jax.models.attention_probabilities import attention_probabilities
-from longformer_jax.models.checks import check_integers, check_tokens, check_within
-from longformer_jax.models.embedding import look_up
+from longformer_jax.models.checks import check_integers, check_tokens, check_within, is_known
+from longformer_jax.models.embedding import look_up, outside
 from longformer_jax.models.finite import finite_tokens, leave_marks, wants_marks
 from longformer_jax.models.global_attention import GlobalTokens, check_masks, find_global_tokens, invalid_rows
 from longformer_jax.models.longformer_config import LongformerConfig
@@ -252,8 +252,8 @@ class Longformer(nn.Module):
           global_attention_mask: booleans or integers [B, T]: 1 for tokens that attend to all and that all attend to
             (section 3.1). Each row may have its own. None means no such token. Ignored in "full" mode.
           token_type_ids: integers [B, T]; None is 0.
-          position_ids: integers [B, T], rows of the position table; None counts the tokens that are not padding from
-            `pad_token_id + 1` on, RoBERTa's rule.
+          position_ids: integers [B, T], rows of the position table; None counts the ids other than `pad_token_id`,
+            whatever `attention_mask` says, from `pad_token_id + 1` on, RoBERTa's rule.
           max_global_tokens: for how many global tokens a row has room, a Python int. None counts them, where the masks'
             values are known when the call is traced; under jit the number is needed for a `global_attention_mask`
             and for an `attention_mask` with 2s.
@@ -275,6 +275,12 @@ class Longformer(nn.Module):
         if cfg.attention_mode != "full" and not self.is_initializing():
             global_tokens, overflow = find_global_tokens(global_attention_mask, attention_mask, max_global_tokens)
         invalid = invalid_rows(attention_mask, global_attention_mask)
+        tables = (
+            (input_ids, cfg.vocab_size),
+            (position_ids, cfg.max_position_embeddings),
+            (token_type_ids, cfg.type_vocab_size),
+        )
+        unknown = [outside(ids, rows).any(-1) for ids, rows in tables if ids is not None and not is_known(ids)]
         if attention_mask is not None:
             attention_mask = jnp.asarray(attention_mask) != 0
         if position_ids is None:
@@ -286,7 +292,7 @@ class Longformer(nn.Module):
         embed = nn.remat(Longformer._embed) if cfg.remat else Longformer._embed
         x = spread(embed(self, input_ids, position_ids, token_type_ids))
         x = nn.Dropout(cfg.hidden_dropout_prob, deterministic=deterministic)(x)
-        for rows in (overflow, invalid):
+        for rows in (overflow, invalid, *unknown):
             if rows is not None:
                 x = jnp.where(rows[:, None, None], jnp.nan, x)
 
@@ -298,7 +304,7 @@ class Longformer(nn.Module):
             module = EncoderLayer(cfg, group.window, group.dilation, deterministic, output_attentions, parent=None)
             params = jax.tree.map(lambda p, group=group: p[group.start : group.stop], layers)
             keys = None
-            if not deterministic and self.has_rng("dropout"):
+            if not deterministic and (self.has_rng("dropout") or self.has_rng("params")):  # as nn.Dropout
                 keys = jax.random.split(self.make_rng("dropout"), group.stop - group.start)
 
             def layer(x, inputs, module=module):

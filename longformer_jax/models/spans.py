@@ -10,6 +10,7 @@ from jax import lax
 
 from longformer_jax.errors import InputError
 from longformer_jax.models.checks import check_rows_of_ids, check_size, describe, dtype_kind, is_known
+from longformer_jax.models.global_attention import check_masks
 
 
 @flax.struct.dataclass
@@ -54,7 +55,7 @@ def best_spans(logits: Any, answer_mask: Any, *, max_answer_length: int = 30, to
     if getattr(logits, "ndim", None) != 3 or logits.shape[-1] != 2 or dtype_kind(logits) != "floating":
         raise InputError(f"logits is {describe(logits)}; expected an array of floats [batch, length, 2]")
     B, T, _ = logits.shape
-    if min(B, T) < 1:
+    if any(size < 1 for size in (B, T)):  # one by one, as the batch may be a symbol
         raise InputError(f"logits has the shape {list(logits.shape)}; expected at least one row and one token")
     if dtype_kind(answer_mask) != "bool" or answer_mask.shape != (B, T):
         raise InputError(f"answer_mask is {describe(answer_mask)}; expected an array of booleans {[B, T]}")
@@ -97,6 +98,7 @@ def answer_mask(input_ids: Any, sep_token_id: int, attention_mask: Any = None) -
     if attention_mask is not None and getattr(attention_mask, "shape", None) != input_ids.shape:
         found = describe(attention_mask)
         raise InputError(f"attention_mask is {found}; expected the shape of input_ids, {list(input_ids.shape)}")
+    check_masks(attention_mask, None)
     xp = np if is_known(input_ids) and is_known(attention_mask) else jnp
     is_separator = xp.asarray(input_ids) == sep_token_id
     mask = (xp.cumsum(is_separator, axis=-1) > 0) & ~is_separator

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from longformer_jax import (
     CharLM,
@@ -32,6 +34,8 @@ from longformer_jax.tasks.wikihop import WikiHop
 from longformer_jax.training import MeshConfig, TaskPhase
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import init_state
+from longformer_jax.weights import load_tokenizer
+from tests.data.tiny_tokenizer import tiny_tokenizer
 from tests.models import encoders, small
 from tests.training import tiny, tiny_masked, tiny_task
 
@@ -56,6 +60,7 @@ for directory in sys.argv[1:]:
     lines = Path("README.txt").read_text().splitlines()
     exec("\\n".join(line[4:] for line in lines if line.startswith("    ")), names)
     jax, np = names["jax"], names["np"]
+    assert not any(np.isnan(x).any() for x in jax.tree.leaves(names["outputs"])), directory
     cases, found = np.load("../cases.npz"), {{}}
     for number in range(2):
         inputs = {{key[2:]: x for key, x in cases.items() if key[0] == str(number)}}
@@ -137,6 +142,7 @@ def test_encoders(tmp_path: Path, run_python: Callable) -> None:
             (ForMaskedLM, {"global_tokens": 3}, {}),
             (ForMaskedLM, {}, FULL),
             (ForSequenceClassification, {}, {}),
+            (ForSequenceClassification, {"global_tokens": 3}, {"type_vocab_size": 1}),
             (ForQuestionAnswering, {"global_tokens": 9}, {}),
             (ForMultipleChoice, {"global_tokens": 64}, {}),
         ]
@@ -147,14 +153,40 @@ def test_encoders(tmp_path: Path, run_python: Callable) -> None:
         ids, mask = encoders.random_ids([64, 40, 7])
         ids[:, 5] = ids[:, 9] = config.sep_token_id
         inputs = {"input_ids": ids, "attention_mask": mask != 0}
+        if config.type_vocab_size > 1:
+            inputs["token_type_ids"] = (np.cumsum(ids == config.sep_token_id, axis=1) > 0).astype(np.int32)
         if model is ForMultipleChoice:
             inputs = {name: np.stack([x, x[::-1]], axis=1) for name, x in inputs.items()}
-        if model is ForMaskedLM and options:
-            inputs["global_attention_mask"] = (np.arange(64) % 30 == 1) & inputs["attention_mask"]
+        given = inputs
+        if options and model in (ForMaskedLM, ForSequenceClassification):
+            given = inputs | {"global_attention_mask": (np.arange(64) % 30 == 1) & inputs["attention_mask"]}
+            inputs = dict(given)
+            if model is ForSequenceClassification:  # whose first token is global in any case
+                inputs["global_attention_mask"] = inputs["global_attention_mask"] | (np.arange(64) == 0)
         output: Any = model(config).apply({"params": params}, **inputs)
         names = ("last_hidden_state", "pooler_output") if model is Longformer else ("logits",)
-        cases[out] = [(inputs, {name: getattr(output, name) for name in names})]
+        cases[out] = [(given, {name: getattr(output, name) for name in names})]
     compare(run_python, cases)
+
+
+def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
+    """As `load_tokenizer` has it, from either kind of file, and neither truncating nor padding."""
+    text = "the quick brown fox jumps over a lazy dog"
+    config, params = encoder(ForMaskedLM, **FULL)
+    for kind in ("file", "parts"):
+        model = tmp_path / kind / "model"
+        save_pretrained(model, config, params, ForMaskedLM)
+        tokenizer = Tokenizer.from_str(tiny_tokenizer().to_str())
+        if kind == "file":
+            tokenizer.enable_truncation(4)
+            tokenizer.enable_padding(length=8)
+            tokenizer.save(str(model / "tokenizer.json"))
+        else:
+            tokenizer.model.save(str(model))
+            (model / "added_tokens.json").write_text(json.dumps({"<mask>": tokenizer.token_to_id("<mask>")}))
+        out = export_stablehlo(model, tmp_path / kind / "out", lengths=[16])
+        found = Tokenizer.from_file(str(out / "tokenizer.json")).encode(text).ids
+        assert found == load_tokenizer(model).encode(text).ids and len(found) > 8
 
 
 @pytest.mark.slow

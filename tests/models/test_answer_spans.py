@@ -97,3 +97,17 @@ def test_answers_are_in_the_text() -> None:
 def test_bad_input(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match="^" + re.escape(sentence)):
         best_spans(**{"logits": LOGITS, "answer_mask": MASK} | changes)
+
+
+def test_a_float_mask_is_no_mask_of_answers() -> None:
+    ids = np.array([[0, 5, 2, 2, 6, 1]])
+    with pytest.raises(InputError, match="^attention_mask is of float64 and holds -10000.0; expected booleans"):
+        answer_mask(ids, 2, np.where(ids == 1, -1e4, 0.0))
+
+
+def test_a_batch_of_any_size() -> None:
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = jax.ShapeDtypeStruct((batch, 23, 2), "float32"), jax.ShapeDtypeStruct((batch, 23), "bool")
+    spans = jax.jit(lambda logits, mask: best_spans(logits, mask, max_answer_length=5, top_n=3).start)
+    found = jax.export.export(spans)(*shapes).call(LOGITS, MASK)
+    np.testing.assert_array_equal(found, best_spans(LOGITS, MASK, max_answer_length=5, top_n=3).start)

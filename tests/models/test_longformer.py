@@ -303,6 +303,8 @@ def test_bad_positions(positions: Any, sentence: str) -> None:
     params, model = random_params(model=ForMaskedLM), ForMaskedLM(SMALL)
     with pytest.raises(InputError, match=re.escape(sentence)):
         model.apply({"params": params}, IDS, MASK, positions=positions)
+    with pytest.raises(InputError, match=r"^input_ids is int32 \[9\]; expected an array of integers \[batch, length\]"):
+        model.apply({"params": params}, IDS[0, :9], positions=np.zeros((1, 1), int))
 
 
 def test_arrays_of_choices_have_the_shape_of_input_ids() -> None:
@@ -359,8 +361,34 @@ def test_unknown_ids_under_jit_give_nan_never_a_wrong_token(bad: int) -> None:
     ids = IDS.copy()
     ids[1, 2] = bad
     out = np.asarray(hidden(ids=ids, global_mask=None))
-    assert np.isnan(out[1, 2]).all()
+    assert np.isnan(out[1]).all()
     assert np.isfinite(out[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("field", ["token_type_ids", "position_ids"])
+def test_unknown_rows_of_other_tables_under_jit(field: str) -> None:
+    """NaN for all of the row, beyond what a window sees, too."""
+    config = dataclasses.replace(SMALL, attention_window=4)
+    ids, _ = random_ids([64, 64])
+    rows = np.ones_like(ids)
+    rows[1, 60] = 1000
+    model = Longformer(config)
+    apply = jax.jit(lambda **arguments: model.apply({"params": random_params(config)}, ids, **arguments))
+    output: Any = apply(**{field: rows})
+    assert jnp.isnan(output.last_hidden_state[1]).all() and jnp.isfinite(output.last_hidden_state[0]).all()
+    assert jnp.isnan(output.pooler_output[1]).all()
+
+
+@pytest.mark.parametrize("rngs", [jax.random.key(0), {"params": jax.random.key(0)}], ids=["key", "params"])
+def test_dropout_takes_what_other_modules_take(rngs: Any) -> None:
+    ids, _ = random_ids([20])
+    config = dataclasses.replace(SMALL, hidden_dropout_prob=0.5)
+    params = {"params": random_params(config)}
+    dropped, kept = (
+        Longformer(config).apply(params, ids, deterministic=deterministic, rngs=rngs).last_hidden_state
+        for deterministic in (False, True)
+    )
+    assert jnp.abs(dropped - kept).max() > 0.01
 
 
 def test_what_jit_closes_over_is_known() -> None:

@@ -116,6 +116,21 @@ def test_other_values_are_refused(masks: Any, sentence: str) -> None:
         global_capacity(masks[1] if len(masks) == 2 else None, masks[0])
 
 
+def test_the_first_token_of_a_batch_of_any_size() -> None:
+    (batch,) = jax.export.symbolic_shape("batch")
+    model, params = ForSequenceClassification(ONE_LAYER), random_params(ONE_LAYER, ForSequenceClassification)
+    logits = jax.jit(lambda ids: model.apply({"params": params}, ids).logits)
+    exported = jax.export.export(logits)(jax.ShapeDtypeStruct((batch, IDS.shape[1]), IDS.dtype))
+    np.testing.assert_allclose(exported.call(IDS), logits(IDS), rtol=1e-5, atol=1e-6)
+
+
+def test_masks_of_different_shapes_are_not_counted() -> None:
+    for attention_mask in (MASK[0], MASK[:, :-1], MASK[:1]):
+        sentence = f"attention_mask has the shape {list(attention_mask.shape)}; expected {list(GLOBALS.shape)}, as"
+        with pytest.raises(InputError, match="^" + re.escape(sentence)):
+            global_capacity(GLOBALS, attention_mask)
+
+
 @pytest.mark.parametrize("mask", [np.where(MASK, 0.0, -1e4), np.zeros(MASK.shape, np.float32)])
 def test_masks_of_floats_are_refused_under_jit_too(mask: np.ndarray) -> None:
     with pytest.raises(InputError, match="attention_mask is of float32; expected booleans"):
