@@ -12,7 +12,7 @@
 BIN := .venv/bin
 READY := .venv/ready
 CANDIDATES := $(or $(PYTHON),python3.12 python3.13 python3.14 python3 python)
-WORKDIR := runs/quickstart
+WORKDIR := runs/quickstart$(subst :,_,$(VARIANT))
 
 .PHONY: setup quickstart test test-all lint types bench aot aot-short
 setup: $(READY)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,8 +41,15 @@ def user_path(field: str, path: str | os.PathLike[str]) -> Path:
 
 
 def user_cache() -> Path:
-    """Where the library keeps what it can make again: $XDG_CACHE_HOME/longformer_jax, or ~/.cache/longformer_jax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longformer_jax"
+    """Where the library keeps what it can make again: $XDG_CACHE_HOME/longformer_jax, or ~/.cache/longformer_jax.
+
+    Raises InputError where the user has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longformer_jax"
+    except RuntimeError:
+        raise InputError(
+            "cache_dir is None, and there is no home to keep a cache in; expected a directory, or one in XDG_CACHE_HOME"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -104,7 +112,15 @@ def error_number(error: Exception) -> int | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path`, for a file or a directory that takes its place when the block ends, unless by an error."""
+    """A name beside `path`, for a file or a directory that takes its place when the block ends, unless by an error.
+
+    A link stays, and what it points to is replaced. A device or a pipe is written to as it is.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with naming(path):
+            yield path
+        return
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +128,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with naming(path):
             yield partial
         if path.is_dir() and partial.is_dir():  # only a file is replaced in one go
+            if not any(path.iterdir()):  # it may be where somebody is, or where something is mounted, and stays
+                for entry in list(partial.iterdir()):
+                    shutil.move(entry, path / entry.name)
+                return
             shutil.rmtree(path)
         partial.replace(path)
     finally:
@@ -202,6 +222,18 @@ def _open_locked(path: Path) -> TextIO | None:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+def check_output(field: str, path: Path) -> None:
+    """Makes the folder of a file that is to be written later; raises InputError naming `field` where the file cannot
+    be, and OSError where the system refuses it."""
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise InputError(f"{field} is {str(path)!r}, which is a directory; expected a file")
+    if path.is_file() or not path.exists():  # no device or pipe
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path), tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def check_unused(field: str, directory: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from longformer_jax.errors import InputError
 from longformer_jax.files import user_cache
 
 # Compiled programs are kept where compiling takes at least so long, and in all at most so much of them.
@@ -48,7 +49,7 @@ def keep_compiled() -> None:
             jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
         if jax.config.jax_compilation_cache_max_size != -1:  # without a limit, JAX notes no time of use
             _remove_half_written(place)
-    except (OSError, RuntimeError):  # read-only, or without a home
+    except (OSError, InputError):  # read-only, or without a home
         return
     jax.config.update("jax_compilation_cache_dir", str(place))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -1,9 +1,11 @@
 """Configurations on the command line: how they are found, and what overrides their fields."""
 
 import dataclasses
+import os
 import runpy
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,17 @@ def test_a_configuration_by_its_name_or_path(tmp_path: Path, monkeypatch: pytest
     assert find_configuration("quickstart:minute") == "quickstart:minute"
     with pytest.raises(InputError, match="^--config is 'none.py:x', which is no file; expected .* enwik8_large, "):
         find_configuration("none.py:x")
+
+
+def test_another_package_of_the_same_name(tmp_path: Path, run_python: Callable) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("MINE = 1")
+    program = (
+        "import configs; from longformer_jax.scripts.configurations import variants, known_configurations as known;"
+        "print(configs.MINE, variants(known()['enwik8_large']))"
+    )
+    ran = run_python("-c", program, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (ran.returncode, ran.stdout) == (0, "1 ('smoke',)\n"), ran.stderr
 
 
 def test_the_configuration_goes_before_what_overrides_it() -> None:

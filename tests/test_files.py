@@ -13,7 +13,16 @@ from longformer_jax import InputError, load_pretrained
 from longformer_jax.checkpoints import has_checkpoint
 from longformer_jax.data import load_corpus
 from longformer_jax.evaluation import evaluate
-from longformer_jax.files import check_shared, locked, read_json, replacing, user_path, write_text
+from longformer_jax.files import (
+    check_output,
+    check_shared,
+    locked,
+    read_json,
+    replacing,
+    user_cache,
+    user_path,
+    write_text,
+)
 from longformer_jax.training import ExperimentConfig, train
 from longformer_jax.weights import load_tokenizer
 from tests.training.tiny import CONFIG
@@ -75,6 +84,53 @@ def test_what_is_no_file(tmp_path: Path, make) -> None:
     make(tmp_path / "file.json")
     with pytest.raises(InputError, match=r"^'/.*/file\.json' is there, but is no file; expected a file$"):
         read_json(tmp_path / "file.json")
+
+
+def test_links_and_devices_stay(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+    write_text(Path("/dev/null"), "text")
+    assert Path("/dev/null").is_char_device()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "target"]
+
+
+@pytest.mark.parametrize("place", ["empty", "link", "."])
+def test_an_empty_directory_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """And not replaced: somebody may be in it, or something be mounted there."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    number = empty.stat().st_ino
+    monkeypatch.chdir(empty if place == "." else tmp_path)
+    with replacing(Path(place)) as partial:
+        (partial / "folder").mkdir(parents=True)
+        (partial / "folder" / "file").touch()
+    assert [path.relative_to(empty).as_posix() for path in empty.rglob("file")] == ["folder/file"]
+    assert empty.stat().st_ino == number and sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"]
+
+
+def test_what_is_to_be_written_later(tmp_path: Path) -> None:
+    check_output("predictions", tmp_path / "new" / "file")
+    assert list((tmp_path / "new").iterdir()) == []
+    check_output("predictions", Path("/dev/null"))
+    with pytest.raises(InputError, match=r"^predictions is '/.*/new', which is a directory; expected a file$"):
+        check_output("predictions", tmp_path / "new")
+    with pytest.raises(OSError):
+        check_output("predictions", Path("/proc/file"))
+
+
+def test_nobody_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("~nobody-of-that-name").expanduser())
+    with pytest.raises(InputError, match="^cache_dir is None, and there is no home to keep a cache in; expected a dir"):
+        user_cache()
 
 
 def test_a_directory_is_not_replaced_by_a_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation.own_data import check_own_data
-from longformer_jax.files import user_path
+from longformer_jax.files import check_output, user_path
 from longformer_jax.integers import check_integer
 from longformer_jax.settings import pinned
 from longformer_jax.tasks import Example, Task
@@ -151,6 +151,9 @@ def evaluate(
     if limit is not None:
         check_integer("limit", limit)
     check_own_data(data, data_path=data_path, split=split)
+    file = None if predictions is None else user_path("predictions", predictions)
+    if file is not None:
+        check_output("predictions", file)
     config = TaskExperiment.load(workdir)
     directory = user_path("workdir", workdir)
     model = TaskModel(config, directory, step, batch_size)
@@ -180,8 +183,7 @@ def evaluate(
     if labelled:
         assert found.loss is not None
         metrics = config.task.score(found.predictions, features.examples) | {"loss": found.loss}
-    if predictions is not None:
-        file = user_path("predictions", predictions)
+    if file is not None:
         config.task.write_predictions(file, found.predictions, features.examples)
     seconds = time.perf_counter() - began
     return Result(name, model.step, metrics, describe_features(features), seconds)

@@ -1,5 +1,6 @@
 """Configurations on the command line: where they are, beside the package or in it, and what overrides their fields."""
 
+import importlib
 import importlib.machinery
 import importlib.util
 import runpy
@@ -66,11 +67,16 @@ def find_configuration(value: str) -> str:
 
 
 def _make_configs_importable() -> None:
-    """Lets files say `from configs.char_lm import paper`, wherever they are."""
-    if _DIRECTORY and importlib.util.find_spec("configs") is None:
+    """Lets files say `from configs.char_lm import paper`, wherever they are, and though there be another `configs`."""
+    if not _DIRECTORY:
+        return
+    if importlib.util.find_spec("configs") is None:
         spec = importlib.machinery.ModuleSpec("configs", None, is_package=True)
-        spec.submodule_search_locations = [str(_DIRECTORY)]
+        spec.submodule_search_locations = []
         sys.modules["configs"] = importlib.util.module_from_spec(spec)
+    package = importlib.import_module("configs")
+    if hasattr(package, "__path__") and str(_DIRECTORY) not in package.__path__:
+        package.__path__ = [*package.__path__, str(_DIRECTORY)]
 
 
 def configuration_first(arguments: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from longformer_jax.command_line import Parser, check_devices, one_line_for_errors, print_anything
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import load_task
-from longformer_jax.files import read_file, read_stream, user_path, write_text
+from longformer_jax.files import check_output, read_file, read_stream, user_path, write_text
 from longformer_jax.scripts.page import page
 from longformer_jax.settings import keep_compiled
 from longformer_jax.tasks import Example, Task
@@ -50,8 +50,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
         print_anything()
         keep_compiled()
         check_devices()
+        html = None if options.html is None else user_path("--html", options.html)
+        if html is not None:
+            check_output("--html", html)
         model = load_task(options.workdir, step=options.step, batch_size=options.batch_size)
-        if options.html is not None and type(model.task).marked is Task.marked:
+        if html is not None and type(model.task).marked is Task.marked:
             raise InputError(
                 f"task is {model.task.kind!r}, whose answers are no passages of a text; expected no --html"
             )
@@ -70,9 +73,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
         for prediction in predictions:
             line = json.dumps(prediction, ensure_ascii=False) if options.json else model.task.describe(prediction)
             print(line, flush=True)
-        if options.html is not None:
+        if html is not None:
             marked = map(model.task.marked, examples, predictions)
-            write_text(user_path("--html", options.html), page(marked))
+            write_text(html, page(marked))
 
 
 def _read(task: Task, file: str, whole: bool) -> Iterator[Example]:

@@ -286,7 +286,8 @@ class ExperimentConfig(abc.ABC):
 
     def save_data(self, workdir: Path, data: Any) -> None:
         """Writes what `open_data` tells the data by."""
-        write_text(workdir / DATA_FILE, json.dumps({"name": data.name, "fingerprint": data.fingerprint}) + "\n")
+        told = {"name": data.name, "fingerprint": data.fingerprint, "parts": getattr(data, "parts", {})}
+        write_text(workdir / DATA_FILE, json.dumps(told) + "\n")
 
     def open_data(self, workdir: Path, data_path: str | Path | None = None) -> Any:
         """The data of a run that goes on or is evaluated.
@@ -313,10 +314,17 @@ class ExperimentConfig(abc.ABC):
         if not path.exists():  # a run of an earlier version has none
             _log.warning("%s is missing; whether the data are those that the run began with is not checked", path)
             return data
-        began_with = read_json(path).get("fingerprint")
-        if not isinstance(began_with, str):
+        told = read_json(path)
+        began_with, parts = told.get("fingerprint"), told.get("parts", {})
+        if not isinstance(began_with, str) or not isinstance(parts, dict):
             raise InputError(f"{path} is damaged; expected it as train.py has written it")
-        if began_with != data.fingerprint:
+        # Where each length of rows has a digest of its own, phases may come that have others.
+        own = getattr(data, "parts", {})
+        if parts and own:
+            same = all(parts[length] == own[length] for length in parts.keys() & own.keys())
+        else:
+            same = began_with == data.fingerprint
+        if not same:
             raise InputError(
                 f"data is {data.name}, which has changed since the run in {str(workdir)!r} began; expected the same "
                 f"content ({_MOVED}), or another workdir"

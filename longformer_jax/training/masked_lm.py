@@ -109,6 +109,11 @@ class TokenData:
         """A digest of all rows."""
         return hashlib.sha256("".join(corpus.fingerprint for corpus in self.corpora).encode()).hexdigest()
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """Digests of the rows of each length."""
+        return {str(corpus.sequence_length): corpus.fingerprint for corpus in self.corpora}
+
     def rows(self, phase: int, split: str) -> np.ndarray:
         """uint16 or uint32 `[N, T]`; raises InputError where there is no such split or it is empty."""
         return self.corpora[phase].split(split)

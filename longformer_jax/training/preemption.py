@@ -35,6 +35,9 @@ class StopRequest:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, StopRequest):  # which has not heard it
+                outer._received |= self._received
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
@@ -43,6 +46,11 @@ class StopRequest:
         self._interrupted |= number == signal.SIGINT
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)
+
+    @property
+    def received(self) -> bool:
+        """Whether this process has been told to stop."""
+        return self._received
 
     def at(self, step: int) -> bool:
         """Whether to stop after `step` finished steps; with several processes, to be asked at every step."""

@@ -10,7 +10,8 @@ from longformer_jax.training.config import MAX_STEPS, ExperimentConfig
 # What may differ: nothing here changes what is learnt, but for the dropout masks, which
 # follow from how a batch is cut. That the data at another path are the same, their digest tells.
 _HARMLESS = re.compile(
-    r"(log|eval|checkpoint)_interval|eval_sequences|evaluations_per_epoch|keep_checkpoints|patience|mesh\..*|data\.(path|validation_path|data_dir|cache_dir)"
+    r"(log|eval|checkpoint)_interval|eval_sequences|evaluations_per_epoch|keep_checkpoints|patience|mesh\..*"
+    r"|data\.(path|validation_path|data_dir|cache_dir|tokenizer)"  # a run has its tokenizer in its workdir
     r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device|optimizer\.max_skipped_steps"
 )
 # What may differ as long as the steps that are done would be the same.
@@ -59,11 +60,15 @@ def _wrong_fields(config: ExperimentConfig, previous: ExperimentConfig, step: in
     """The fields that keep a run of `previous`, of which `step` steps are done, from going on under `config`."""
     old, new = flatten(previous.to_dict()), flatten(config.to_dict())
     begun = _begun(previous, step)
+    # A score on other examples says nothing of which parameters are the best.
+    selects = step > 0 and (config.keep_best or config.patience is not None)
     same_past = _begun(config, step) == begun and config.total_steps >= step
 
     def may_change(field: str) -> bool:
         number = re.match(r"phases\[(\d+)\]", field)
         is_ahead = number is not None and int(number[1]) >= len(begun)
+        if field == "eval_sequences" and selects:
+            return False
         return bool(_HARMLESS.fullmatch(field) or same_past and (is_ahead or _SCHEDULE.fullmatch(field)))
 
     differing = [field for field in sorted(old.keys() | new.keys()) if old.get(field) != new.get(field)]

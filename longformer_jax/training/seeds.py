@@ -15,6 +15,7 @@ from longformer_jax.processes import check_same, from_first, together
 from longformer_jax.training.config import SEED_PREFIX, ExperimentConfig
 from longformer_jax.training.loop import train
 from longformer_jax.training.metrics import METRICS_FILE, read_metrics
+from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.selection import Selection
 from longformer_jax.training.workdir import MODEL_DIRECTORY
 
@@ -46,15 +47,16 @@ def train_seeds(config: ExperimentConfig, workdir: str | Path, count: int, *, pr
             print(line, flush=True)
 
     best = []
-    for seed in range(config.seed, config.seed + count):
-        run = workdir / f"{SEED_PREFIX}{seed}"
-        say(f"seed {seed} ({seed - config.seed + 1} of {count}), in {run}")
-        train(dataclasses.replace(config, seed=seed), run, profile=profile)
-        if not from_first((run / MODEL_DIRECTORY).exists()):
-            return
-        with together():
-            selection = Selection.of(config, read_metrics(run / METRICS_FILE))
-            best += [] if selection.best_step is None else [selection.best_value]
+    with StopRequest() as stop:  # what comes after a run's last step, too
+        for seed in range(config.seed, config.seed + count):
+            run = workdir / f"{SEED_PREFIX}{seed}"
+            say(f"seed {seed} ({seed - config.seed + 1} of {count}), in {run}")
+            train(dataclasses.replace(config, seed=seed), run, profile=profile)
+            if from_first(stop.received or not (run / MODEL_DIRECTORY).exists()):
+                return
+            with together():
+                selection = Selection.of(config, read_metrics(run / METRICS_FILE))
+                best += [] if selection.best_step is None else [selection.best_value]
     name = config.selection[0]
     if best:  # else there is no validation
         say(f"best validation {name} of {count} seeds: {mean_and_deviation(best)}")

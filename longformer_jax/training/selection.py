@@ -66,8 +66,8 @@ def save_best(workdir: Path, step: int, params: Any) -> None:
     checkpoints.save_params(workdir / BEST_DIRECTORY / str(step), params)
     if jax.process_index() == 0:
         for other in (workdir / BEST_DIRECTORY).iterdir():
-            if other.name != str(step):
-                shutil.rmtree(other)
+            if other.name.isdecimal() and other.name != str(step):
+                shutil.rmtree(other, ignore_errors=True)  # what stays is an earlier step's
 
 
 def find_best(workdir: Path) -> int | None:

@@ -95,11 +95,13 @@ class TaskData:
     Attributes:
       tokenizer: what made tokens of the texts.
       train, validation: for each phase, the rows of these splits.
+      sequence_lengths: of each phase.
     """
 
     tokenizer: "Tokenizer"
     train: tuple[FeatureSet, ...]
     validation: tuple[FeatureSet, ...]
+    sequence_lengths: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -111,6 +113,12 @@ class TaskData:
         """A digest of all rows."""
         prints = "".join(features.fingerprint for features in (*self.train, *self.validation))
         return hashlib.sha256(prints.encode()).hexdigest()
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Digests of the rows of each length."""
+        phases = zip(self.sequence_lengths, self.train, self.validation, strict=True)
+        return {str(length): f"{train.fingerprint} {other.fingerprint}" for length, train, other in phases}
 
 
 def describe_features(features: FeatureSet) -> str:
@@ -281,7 +289,8 @@ class TaskExperiment(ExperimentConfig):
         if workdir is None:
             self.check_init(read_model_config, *KEPT)
         tokenizer, train, validation = self._load(workdir, "train", "validation")
-        return TaskData(tokenizer=tokenizer, train=train, validation=validation)
+        lengths = tuple(phase.sequence_length for phase in self.phases)
+        return TaskData(tokenizer=tokenizer, train=train, validation=validation, sequence_lengths=lengths)
 
     def save_data(self, workdir: Path, data: TaskData) -> None:
         """As in the base class; the tokenizer, too, so that the run needs no other directory from then on."""

@@ -42,11 +42,16 @@ def restore_checkpoint(workdir: str | Path, step: int | None = None) -> tuple[in
 
 def restore_chosen(workdir: str | Path, step: int | None = None) -> tuple[int, Any]:
     """As `restore_checkpoint`, but None is the best validation, where a run keeps that, and it has had one."""
-    config = ExperimentConfig.load(workdir)
-    best = find_best(user_path("workdir", workdir)) if config.keep_best and step is None else None
-    if best is None:
-        return restore_checkpoint(workdir, step)
-    return best, load_best(user_path("workdir", workdir), best, abstract_params(config))
+    config, directory = ExperimentConfig.load(workdir), user_path("workdir", workdir)
+    while True:
+        best = find_best(directory) if config.keep_best and step is None else None
+        if best is None:
+            return restore_checkpoint(workdir, step)
+        try:
+            return best, load_best(directory, best, abstract_params(config))
+        except Exception:  # whatever is raised when a run that still trains removes it
+            if best == find_best(directory):
+                raise
 
 
 def load_char_lm(workdir: str | Path, step: int | None = None) -> tuple[CharLMConfig, Any]:

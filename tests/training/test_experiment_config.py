@@ -23,6 +23,7 @@ from longformer_jax.training import (
 )
 from longformer_jax.training.optimizer import learning_rate_schedule
 from longformer_jax.training.resumption import check_resumes, longer_run
+from tests.training import tiny_task
 from tests.training.tiny import CONFIG
 
 
@@ -257,6 +258,24 @@ def changed(edit: Callable[[dict[str, Any]], None]) -> ExperimentConfig:
 )
 def test_harmless_changes_resume(edit: Callable[[dict[str, Any]], None]) -> None:
     check_resumes(changed(edit), CONFIG, 20)
+
+
+def test_examples_that_select_stay_the_same() -> None:
+    for selects in ({"keep_best": True}, {"patience": 3}):
+        previous = dataclasses.replace(CONFIG, **selects)
+        fewer = dataclasses.replace(previous, eval_sequences=1)
+        check_resumes(fewer, previous, 0)
+        with pytest.raises(
+            InputError, match=r"of another configuration: eval_sequences \(6, now 1\) changed; expected"
+        ):
+            check_resumes(fewer, previous, 1)
+
+
+def test_the_tokenizer_of_a_run_is_in_its_workdir() -> None:
+    data = dataclasses.replace(tiny_task.CONFIG.data, tokenizer="where it was", path="data")
+    previous = dataclasses.replace(tiny_task.CONFIG, data=data)
+    moved = dataclasses.replace(previous, data=dataclasses.replace(data, tokenizer="elsewhere"))
+    check_resumes(moved, previous, 5)
 
 
 def test_data_that_nothing_tells_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -102,6 +102,23 @@ def test_going_on_gives_the_same_bits(
     ]
 
 
+def test_a_phase_is_added_to_a_run(config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Of longer rows; the others are still seen to be the same."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (phase,) = config.phases
+    longer = dataclasses.replace(phase, sequence_length=2 * phase.sequence_length, steps=1, sequences_per_device=None)
+    with_longer = dataclasses.replace(config, phases=(phase, longer), eval_interval=0)
+    assert int(train(with_longer, workdir)["step"]) == config.total_steps + 1
+    told = json.loads((workdir / "data.json").read_text())
+    assert told["parts"].keys() == {str(each.sequence_length) for each in (phase, longer)}
+    told["parts"][str(phase.sequence_length)] = "another"
+    (workdir / "data.json").write_text(json.dumps(told))
+    with pytest.raises(
+        InputError, match="^data is .*, which has changed since the run in '.*' began; expected the sam"
+    ):
+        train(with_longer, workdir)
+
+
 def test_a_run_that_was_killed_at_its_end_still_leaves_its_model(
     config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,9 +5,11 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import pkgutil
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from longformer_jax import ForSequenceClassification, InputError, load_pretraine
 from longformer_jax.evaluation import evaluate, sample_text
 from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.metrics import accuracy, precision_recall_f1
-from longformer_jax.training import ExperimentConfig, TaskExperiment, restore_params, train, train_seeds
+from longformer_jax.training import ExperimentConfig, TaskExperiment, loop, restore_params, train, train_seeds
 from longformer_jax.training.metrics import MetricsLog, read_metrics
 from longformer_jax.training.seeds import mean_and_deviation
 from longformer_jax.training.workdir import restore_chosen
@@ -233,6 +235,23 @@ def test_seeds_that_are_none(config: TaskExperiment, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="^seed is 4294967296; expected"):
         train_seeds(dataclasses.replace(config, seed=2**32 - 1), tmp_path / "runs", 2)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_at_the_end_of_a_run_stops_the_next_one(
+    config: TaskExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (phase,) = config.phases
+    short = dataclasses.replace(config, phases=(dataclasses.replace(phase, epochs=1),))
+    leave = loop.leave_model
+
+    def interrupted(*arguments: Any) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return leave(*arguments)
+
+    monkeypatch.setattr(loop, "leave_model", interrupted)
+    train_seeds(short, tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["seed_0"] and (tmp_path / "seed_0" / "model").exists()
 
 
 @pytest.mark.slow

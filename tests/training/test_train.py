@@ -25,7 +25,9 @@ from longformer_jax.training import DataConfig, DivergenceError, ExperimentConfi
 from longformer_jax.training.loop import _where_it_begins
 from longformer_jax.training.metrics import read_metrics
 from longformer_jax.training.preemption import StopRequest
+from longformer_jax.training.selection import save_best
 from longformer_jax.training.step import compile_train_step
+from longformer_jax.training.workdir import restore_chosen
 from tests.training.commands import checkpoints
 from tests.training.tiny import CONFIG
 
@@ -147,6 +149,14 @@ def test_the_best_is_what_is_left_evaluated_and_read(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, load_char_lm(tmp_path)[1], written)
     assert evaluate(tmp_path, split="validation", protocol="stream", limit=9).step == best
     assert evaluate(tmp_path, split="validation", protocol="stream", limit=9, step=6).step == 6
+    (tmp_path / "best" / ".DS_Store").touch()
+    params = load_char_lm(tmp_path)[1]
+    save_best(tmp_path, 99, params)  # of a run that still trains
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [".DS_Store", "99"]
+    found = iter((best, 99, 99))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("longformer_jax.training.workdir.find_best", lambda _: next(found))
+        assert restore_chosen(tmp_path)[0] == 99  # the other has gone while it was read
 
 
 def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
