@@ -62,8 +62,9 @@ def test_the_test_has_no_answers(run: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="^split is 'test', which has no labels; expected labels, or --predictions=FILE"
     ):
-        evaluate(run)
-    result = evaluate(run, predictions=tmp_path / "predictions.json")
+        evaluate(run, split="test")
+    assert evaluate(run).split == "validation"
+    result = evaluate(run, split="test", predictions=tmp_path / "predictions.json")
     assert result.metrics == {} and json.loads((tmp_path / "predictions.json").read_text()).keys() == {"tc_1"}
     verified = evaluate(run, split="verified")
     assert verified.what.startswith("1 of ") and verified.metrics["exact_match"] == 1.0
