@@ -1,5 +1,6 @@
 # Everything runs in a virtual environment of its own; all it needs is a Python of at least 3.12.
-#   make quickstart    train, evaluate and sample the small character model into runs/quickstart; VARIANT=:minute is short, in runs/quickstart_minute
+#   make quickstart    train, evaluate and sample the small character model into runs/quickstart; VARIANT=:minute is
+#                      short, into runs/quickstart_minute
 #   make test          the fast tests, some ten minutes on two cores: every feature once
 #   make test-all      the other tests, some half an hour
 #   make lint types    ruff and pyrefly
