@@ -18,9 +18,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs.char_lm import paper
+from configs.char_lm import paper, quickstart
 from longformer_jax.errors import InputError
-from longformer_jax.training import CharLMExperiment, OptimizerConfig
+from longformer_jax.training import CharLMExperiment
 
 STEPS = (430_000, 50_000, 50_000, 35_000, 5_000)
 # 60, 12, 12, 10 and 6% of an hour's 1.07e18 FLOPs.
@@ -47,9 +47,7 @@ def _paper(steps: tuple[int, ...], variant: str, dropout_rate: float = 0.2) -> C
 
 def _with_our_recipe(config: CharLMExperiment) -> CharLMExperiment:
     """As the quickstart, with less weight decay; the rate is halved in each phase, as in the paper."""
-    optimizer = OptimizerConfig(
-        name="muon", b2=0.99, weight_decay=0.1, clip_norm=1.0, decay="linear", final_fraction=0.0
-    )
+    optimizer = dataclasses.replace(quickstart.OPTIMIZER, weight_decay=0.1)
     phases = tuple(dataclasses.replace(phase, learning_rate=2e-3 / 2**i) for i, phase in enumerate(config.phases))
-    model = dataclasses.replace(config.model, activation="relu2")
+    model = dataclasses.replace(config.model, activation=quickstart.MODEL.activation)
     return dataclasses.replace(config, model=model, phases=phases, optimizer=optimizer)

@@ -21,27 +21,30 @@ from longformer_jax.models import CharLMConfig
 from longformer_jax.training import CharLMExperiment, CharLMPhase, OptimizerConfig
 
 VARIANTS = ("minute",)
+WINDOWS = (16, 16, 32, 32, 64, 64)
+MODEL = CharLMConfig(
+    embed_dim=128,
+    num_layers=6,
+    num_heads=2,
+    mlp_dim=512,
+    windows=WINDOWS,
+    dilations=(1, 1, 1, 1, 1, 2),
+    dilated_heads=1,
+    position_dim=32,
+    activation="relu2",
+    dropout_rate=0.0,
+    dtype="float32",
+)
+OPTIMIZER = OptimizerConfig(name="muon", b2=0.99, weight_decay=0.3, clip_norm=1.0, decay="linear", final_fraction=0.0)
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration, or that of a variant."""
     if variant not in ("", *VARIANTS):
         raise InputError(f"config variant is {variant!r}; expected none, or {' or '.join(VARIANTS)}")
-    windows = (16, 16, 32, 32, 64, 64)
+    windows = WINDOWS
     config = CharLMExperiment(
-        model=CharLMConfig(
-            embed_dim=128,
-            num_layers=6,
-            num_heads=2,
-            mlp_dim=512,
-            windows=windows,
-            dilations=(1, 1, 1, 1, 1, 2),
-            dilated_heads=1,
-            position_dim=32,
-            activation="relu2",
-            dropout_rate=0.0,
-            dtype="float32",
-        ),
+        model=MODEL,
         phases=(
             CharLMPhase(sequence_length=128, windows=windows, learning_rate=4e-3, batch_size=16, steps=1850),
             CharLMPhase(
@@ -52,9 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 steps=1050,
             ),
         ),
-        optimizer=OptimizerConfig(
-            name="muon", b2=0.99, weight_decay=0.3, clip_norm=1.0, decay="linear", final_fraction=0.0
-        ),
+        optimizer=OPTIMIZER,
         log_interval=100,
         eval_interval=250,
         eval_sequences=64,

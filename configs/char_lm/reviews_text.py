@@ -8,11 +8,13 @@ The text, 130 MB, has the reviews of a film one after another; aclImdb is what a
 https://ai.stanford.edu/~amaas/data/sentiment unpacks to. Training reads 28M of its 117M characters.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
+from configs.char_lm import quickstart
 from longformer_jax.errors import InputError
-from longformer_jax.models import CharLMConfig
-from longformer_jax.training import CharLMExperiment, CharLMPhase, DataConfig, OptimizerConfig
+from longformer_jax.training import CharLMExperiment, CharLMPhase, DataConfig
 
 WINDOWS = (32, 32, 64, 64, 128, 128)
 # Sequences, how much longer the windows are, the rate, sequences of a batch, steps.
@@ -23,19 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The configuration; it has no variants."""
     if variant:
         raise InputError(f"config variant is {variant!r}; expected none")
-    model = CharLMConfig(
-        embed_dim=256,
-        num_layers=6,
-        num_heads=4,
-        mlp_dim=1024,
-        windows=WINDOWS,
-        dilations=(1, 1, 1, 1, 1, 2),
-        dilated_heads=1,
-        position_dim=32,
-        activation="relu2",
-        dropout_rate=0.0,
-        dtype="float32",
-    )
+    model = dataclasses.replace(quickstart.MODEL, embed_dim=256, num_heads=4, mlp_dim=1024, windows=WINDOWS)
     phases = tuple(
         CharLMPhase(
             sequence_length=length,
@@ -50,9 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
         model=model,
         phases=phases,
         data=DataConfig(path="runs/reviews.txt"),
-        optimizer=OptimizerConfig(
-            name="muon", b2=0.99, weight_decay=0.1, clip_norm=1.0, decay="linear", final_fraction=0.0
-        ),
+        optimizer=dataclasses.replace(quickstart.OPTIMIZER, weight_decay=0.1),
         log_interval=20,
         eval_interval=400,
         eval_sequences=16,

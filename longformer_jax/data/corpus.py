@@ -43,6 +43,11 @@ class Corpus:
         digests = [hashlib.sha256(self.splits[name]).hexdigest() for name in SPLITS]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """Digests of what may change by itself: here, of the whole text."""
+        return {"text": self.fingerprint}
+
     def split(self, name: str) -> np.ndarray:
         """The bytes of split `name`, uint8 `[N]`; raises InputError where there is no such split or it is empty."""
         if name not in self.splits:

@@ -261,9 +261,9 @@ class Task(abc.ABC):
             raise InputError(f"split is {split!r}, which {self.kind} does not have; expected one of {expected}")
 
 
-def check_scores(scores: Any, what: str) -> None:
-    """Raises InputError where scores, numbers in any form, are NaN."""
-    if np.isnan(scores).any():
+def check_diverged(diverged: bool | np.bool_, what: str) -> None:
+    """Raises InputError where scores of something, in words, are no numbers."""
+    if diverged:
         raise InputError(f"the scores of {what} are no numbers; expected a model that has not diverged")
 
 

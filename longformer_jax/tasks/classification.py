@@ -16,7 +16,7 @@ import optax
 
 from longformer_jax.errors import InputError
 from longformer_jax.models import ForSequenceClassification, LongformerConfig
-from longformer_jax.tasks.base import Counts, Example, Field, Task, check_scores
+from longformer_jax.tasks.base import Counts, Example, Field, Task, check_diverged
 from longformer_jax.tasks.metrics import accuracy, macro_f1, precision_recall_f1
 from longformer_jax.tasks.records import SUFFIXES, kind_of, read_records, text_field
 
@@ -141,7 +141,7 @@ class Classification(Task):
     def decode(self, example: Example, rows: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Any]) -> Any:
         """{"id", "label", "scores": of each label, "characters": how many the model has read}."""
         (probabilities,) = outputs
-        check_scores(probabilities, f"document {example['id']!r}")
+        check_diverged(np.isnan(probabilities).any(), f"document {example['id']!r}")
         return {
             "id": example["id"],
             "label": self.label_names[int(np.argmax(probabilities))],

@@ -17,7 +17,7 @@ import numpy as np
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
 from longformer_jax.models import LongformerConfig
-from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, check_scores, save_encoder_and_head
+from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, check_diverged, save_encoder_and_head
 from longformer_jax.tasks.conll import BEGIN, Document, Mention, parse_documents, read_documents, without_crossing
 from longformer_jax.tasks.coreference_model import CoreferenceSettings, FindCoreference, coreference_loss
 from longformer_jax.tasks.coreference_scores import coreference_scores
@@ -271,7 +271,7 @@ class Coreference(CoreferenceSettings, Task):
         """
         clusters: list[list[Mention]] = []
         for row, output in zip(rows, outputs, strict=True):
-            check_scores(np.nan if output["diverged"] else 0.0, f"document {example['id']!r}")
+            check_diverged(output["diverged"], f"document {example['id']!r}")
             of_span: dict[int, list[Mention]] = {}
             for number, antecedent in enumerate(output["antecedents"]):
                 if antecedent < 0:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from longformer_jax.tasks.base import check_scores
+from longformer_jax.tasks.base import check_diverged
 from longformer_jax.tasks.words import TITLES
 
 _DOTS = ".!?…"
@@ -67,7 +67,7 @@ def sentence_spans(text: str, *, wrapped: bool = False) -> list[tuple[int, int]]
 
 def is_span(score: float, name: str) -> bool:
     """Whether candidates have made a span of this score; raises InputError for NaN."""
-    check_scores(score, f"question {name!r}")
+    check_diverged(np.isnan(score), f"question {name!r}")
     return bool(np.isfinite(score))
 
 

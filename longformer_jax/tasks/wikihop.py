@@ -19,7 +19,7 @@ from longformer_jax.integers import check_integer
 from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.models.checks import check_bool
 from longformer_jax.models.heads import HeadOutput
-from longformer_jax.tasks.base import Counts, Example, Field, Task, check_scores, save_encoder_and_head
+from longformer_jax.tasks.base import Counts, Example, Field, Task, check_diverged, save_encoder_and_head
 from longformer_jax.tasks.metrics import accuracy
 from longformer_jax.tasks.records import read_list, text_field, text_list
 
@@ -252,7 +252,7 @@ class WikiHop(Task):
         """{"id", "answer", "score": its probability, "scores": of each candidate that was read}."""
         (row,), (probabilities,) = rows, outputs
         count = len(row["candidates"])
-        check_scores(probabilities[:count], f"question {example['id']!r}")
+        check_diverged(np.isnan(probabilities[:count]).any(), f"question {example['id']!r}")
         scores = {
             name: round(float(p), 6)
             for name, p in zip(example["candidates"][:count], probabilities[:count], strict=True)

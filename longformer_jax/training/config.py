@@ -286,7 +286,7 @@ class ExperimentConfig(abc.ABC):
 
     def save_data(self, workdir: Path, data: Any) -> None:
         """Writes what `open_data` tells the data by."""
-        told = {"name": data.name, "fingerprint": data.fingerprint, "parts": getattr(data, "parts", {})}
+        told = {"name": data.name, "fingerprint": data.fingerprint, "parts": data.parts}
         write_text(workdir / DATA_FILE, json.dumps(told) + "\n")
 
     def open_data(self, workdir: Path, data_path: str | Path | None = None) -> Any:
@@ -318,12 +318,9 @@ class ExperimentConfig(abc.ABC):
         began_with, parts = told.get("fingerprint"), told.get("parts", {})
         if not isinstance(began_with, str) or not isinstance(parts, dict):
             raise InputError(f"{path} is damaged; expected it as train.py has written it")
-        # Where each length of rows has a digest of its own, phases may come that have others.
-        own = getattr(data, "parts", {})
-        if parts and own:
-            same = all(parts[length] == own[length] for length in parts.keys() & own.keys())
-        else:
-            same = began_with == data.fingerprint
+        # Phases may have come that need other parts; a run of an earlier version has told of none.
+        shared = parts.keys() & data.parts.keys()
+        same = all(parts[name] == data.parts[name] for name in shared) if shared else began_with == data.fingerprint
         if not same:
             raise InputError(
                 f"data is {data.name}, which has changed since the run in {str(workdir)!r} began; expected the same "
