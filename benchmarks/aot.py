@@ -214,7 +214,7 @@ def call_of(case: AnyCase) -> tuple[Callable, tuple[Any, ...]]:
     if isinstance(case, Variant):
         from benchmarks.gpu import sweep
 
-        return sweep.call_of(sweep.task_of(case.implementation, case.dims, case.kernel, case.tiling))
+        return sweep.call_of(sweep.task_of(case.implementation, (*case.dims, 0), case.kernel, case.tiling))
 
     import jax
 

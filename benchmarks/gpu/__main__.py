@@ -7,6 +7,7 @@
     python -m benchmarks.gpu --choose=FILE                   what None is to mean on that GPU, from what FILE holds
     python -m benchmarks.gpu --train=8 --data=FILE           a real run of eight minutes, all in all, on a file's bytes
     python -m benchmarks.gpu --sweep                         Mosaic's kernels with many tilings, as tables
+    python -m benchmarks.gpu --sweep --head-dims=64,64,128   of these head_dims of key, value and shared key only
     python -m benchmarks.gpu --implementation=NAME           one of the kernels; default: all that the device can run
     python -m benchmarks.gpu --tiny --output=FILE            a rehearsal on any device: interpreted, small shapes
 
@@ -64,6 +65,9 @@ def main() -> int:
     parser.add_argument("--train", type=float, metavar="MINUTES", help="a real run in place of the stages")
     parser.add_argument("--data", type=Path, help="of the real run")
     parser.add_argument("--sweep", action="store_true", help="many tilings of Mosaic's kernels in place of the stages")
+    parser.add_argument(
+        "--head-dims", type=_head_dims, action="append", help="of key, value, shared key, of a sweep, as 64,64,128"
+    )
     parser.add_argument("--tiny", action="store_true", help="small shapes and interpreted kernels, for any device")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu_DEVICE.json")
     options = parser.parse_args()
@@ -110,14 +114,26 @@ def main() -> int:
         implementations = tuple(name for name in implementations if name != "pallas_mosaic_gpu")
     supervisor = Supervisor(results, deadline, say=_say)
     try:
-        for name in (plan.SWEEP,) if options.sweep else options.only or plan.STAGES:
-            _say(f"{name}, {deadline - time.monotonic():.0f} s left")
-            stage = plan.stage(name, implementations, results, tiny=options.tiny)
-            supervisor.run(stage.jobs, stage.side_by_side)
+        names = (plan.SWEEP,) if options.sweep else tuple(options.only or plan.STAGES)
+        # What follows depends on the core cases, and not on each other.
+        for together in (names[:1], names[1:]) if names[0] == "core" else (names,):
+            _say(f"{', '.join(together)}, {deadline - time.monotonic():.0f} s left")
+            more = {"head_dims": options.head_dims} if options.sweep else {}
+            stages = [plan.stage(name, implementations, results, tiny=options.tiny, **more) for name in together]
+            side_by_side = max((one.side_by_side for one in stages), default=1)
+            supervisor.run([job for one in stages for job in one.jobs], side_by_side)
     finally:  # when told to end, too
         print(sweep.tables(results) if options.sweep else report.summary(results), flush=True)
     print(f"written to {results.path}" + ("" if supervisor.complete else "; the same command goes on from there"))
     return int(any(_is_fault(part, record) for part in _CHECKED for record in results[part]))
+
+
+def _head_dims(text: str) -> sweep.Dims:
+    dims = tuple(int(dim) for dim in text.split(",") if dim.isdecimal())
+    if dims not in sweep.ALL_DIMS:
+        known = "; ".join(",".join(map(str, dims)) for dims in sweep.ALL_DIMS)
+        raise argparse.ArgumentTypeError(f"{text} are not head_dims of Mosaic's kernels; expected one of {known}")
+    return dims
 
 
 def code(versions: dict[str, str]) -> str:

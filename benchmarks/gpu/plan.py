@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.gpu import correctness, speed, sweep, torch_sides
+from benchmarks.gpu import correctness, speed, sweep
 from benchmarks.gpu.results import OK, SKIPPED, Results
 from benchmarks.gpu.supervisor import Job
 
-OURS = ("pallas_triton", "pallas_mosaic_gpu", "pallas_mosaic_mma")
+OURS = ("pallas_mosaic_gpu", "pallas_triton", "pallas_mosaic_mma")
 # Peers, and the package that each needs.
 PEERS = {
     "xla": "jax",
@@ -22,16 +22,18 @@ PEERS = {
     "flash_attention": "flash_attn",
     "flex": "torch",
 }
-STAGES = ("core", "headline", "correctness", "training", "shapes", "lengths", "profile")
+STAGES = ("core", "headline", "training", "correctness", "shapes", "lengths", "profile")
 SWEEP = "sweep"  # a stage for itself
-FLEX_SECONDS = 150.0  # PyTorch compiles half a minute for each layer
-TRAINING_PHASES = (1, 3, 5)
+FLEX_SECONDS = 240.0  # PyTorch compiles half a minute for each layer
+FLEX_SHARDS = 8
+FLEX_LENGTHS = range(4096, 131072 + 1)  # where goals are set for
+TRAINING_PHASES = (5, 3, 1)
 DEVICE = Job("device", [{"part": "rates"}], timed=True)  # tells what the device is, too
-AT_ONCE = 16  # processes, most of which compile while one is measured
+AT_ONCE = 20  # processes, most of which compile while one is measured and some wait
 SHARDS = {
     "core": 8,
     "correctness": 14,
-    "training": 6,
+    "training": 8,
     "shapes": 2,
     "lengths": 3,
     "sweep": 14,
@@ -52,8 +54,15 @@ class Stage(NamedTuple):
     side_by_side: int
 
 
-def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: bool = False) -> Stage:
-    """One of STAGES, or SWEEP, for some implementations, and their peers.
+def stage(
+    name: str,
+    implementations: Sequence[str],
+    results: Results,
+    *,
+    tiny: bool = False,
+    head_dims: Sequence[sweep.Dims] | None = None,
+) -> Stage:
+    """One of STAGES, or SWEEP, of these head_dims, for some implementations, and their peers.
 
     An implementation of which no core case has passed is left out of all that follows.
     """
@@ -62,13 +71,13 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
         return _stage(name, [Job(f"core_{one}", tasks[one], seconds=75) for one in implementations], tiny)
     implementations = [one for one in implementations if works(results, one)]
     if name == "correctness":
-        jobs = [] if tiny else [Job(f"correctness_{o}", correctness.tasks_of(o), seconds=240) for o in implementations]
+        jobs = [] if tiny else [Job(f"correctness_{o}", correctness.tasks_of(o), seconds=400) for o in implementations]
         return _stage(name, jobs)
     if name == "training":
-        tasks = {one: _training_tasks(one, tiny) for one in ("xla",) if tiny} or {
-            one: _training_tasks(one, tiny) for one in (*implementations, "xla")
-        }
-        limits: dict[str, Any] = {"seconds": 150.0, "task_seconds": 50.0, "timed": True, "autotuned": True}
+        sides = ("xla",) if tiny else (*implementations[:1], "xla")
+        tasks = {one: _training_tasks(one, tiny) for one in sides}
+        # Each layer has kernels of its own, which the compiler takes one after the other: too long for others to wait.
+        limits: dict[str, Any] = {"seconds": 800.0, "compile_seconds": 390.0, "task_seconds": 50.0, "timed": True}
         return _stage(name, [Job(f"training_{one}", todo, **limits) for one, todo in tasks.items()], tiny)
     if name == "profile":
         return Stage([] if tiny else _profile_jobs(implementations, results), 1)
@@ -77,7 +86,7 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
         tasks = {side: speed.tasks_of(side, speed.OTHER_LAYERS, ["both"]) for side in sides}
         return _stage(name, [Job(f"shapes_{o}", todo, timed=True, autotuned=o == "xla") for o, todo in tasks.items()])
     if name == SWEEP:
-        tasks = {one: sweep.tasks_of(one, tiny=tiny) for one in implementations}
+        tasks = {one: sweep.tasks_of(one, head_dims, tiny=tiny) for one in implementations}
         jobs = [
             Job(f"sweep_{one}", todo, seconds=3600, task_seconds=5, timed=True) for one, todo in tasks.items() if todo
         ]
@@ -89,12 +98,13 @@ def stage(name: str, implementations: Sequence[str], results: Results, *, tiny: 
         tasks = speed.tasks_of(side, layers)
         package = PEERS.get(side, "jax")
         if importlib.util.find_spec(package) is None:
-            for task in tasks:
+            for task in (task for task in tasks if not results.has(**task)):
                 results.add(record={"outcome": SKIPPED, "reason": f"not installed: {package}"}, **task)
         elif not (tiny and "cudnn" in side):
-            seconds = FLEX_SECONDS if side == "flex" else 60.0
-            autotuned = side in ("xla", *torch_sides.SIDES)  # PyTorch's run before they are measured
-            job = Job(f"{name}_{side}", tasks, seconds, timed=True, autotuned=autotuned, warm=[package])
+            job = Job(f"{name}_{side}", tasks, timed=True, autotuned=side == "xla", warm=[package])
+            if side == "flex":
+                tasks = [task for task in tasks if task["length"] in FLEX_LENGTHS and task["dilation"] == 1]
+                job = dataclasses.replace(job, tasks=tasks, seconds=FLEX_SECONDS)
             jobs.append(job)
     return _stage(name, [] if tiny and name == "lengths" else jobs, tiny)
 
@@ -110,7 +120,7 @@ def _stage(name: str, jobs: Sequence[Job], tiny: bool = False) -> Stage:
     shards = []
     for job in jobs:
         is_ours = any(job.name.startswith(f"{name}_{one}") for one in OURS)
-        count = SHARDS.get(name, 1) if is_ours else 1
+        count = SHARDS.get(name, 1) if is_ours else FLEX_SHARDS if job.name == "lengths_flex" else 1
         for n in range(count):
             number = f"_{n}" if count > 1 else ""
             shards.append(dataclasses.replace(job, name=job.name + number, tasks=job.tasks[n::count]))
@@ -148,8 +158,11 @@ def _core_tasks(implementation: str, tiny: bool) -> list[dict[str, Any]]:
 
 
 def _training_tasks(implementation: str, tiny: bool) -> list[dict[str, Any]]:
-    """Steps of training, then attention's share of them, which takes many calls: of xla the first phase's alone."""
+    """Steps of training, the last phase first, as it compiles longest, and with and without remat; then attention's
+    share of them. Of xla the first phase's alone, as it compiles longer still."""
     variant = "smoke" if tiny else ""  # of configs/char_lm/enwik8_small.py
-    phases = TRAINING_PHASES[:1] if tiny or implementation == "xla" else TRAINING_PHASES
+    phases = (1,) if tiny or implementation == "xla" else TRAINING_PHASES
     key = {"config": "enwik8_small", "implementation": implementation, "variant": variant}
-    return [{"part": part} | key | {"phase": phase} for part in ("training", "attention") for phase in phases]
+    remat = (True,) if tiny or implementation == "xla" else (True, False)
+    steps = [{"part": "training"} | key | {"phase": phase, "remat": one} for one in remat for phase in phases]
+    return steps + [{"part": "attention"} | key | {"phase": phase} for phase in phases]

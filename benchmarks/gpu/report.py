@@ -88,7 +88,8 @@ def _training(results: Results) -> list[str]:
     for r in results["training"]:
         key = {name: r[name] for name in ("config", "implementation", "variant", "phase")}
         attention = (results.find("attention", **key) or {}).get("milliseconds")
-        name = [f"{r['implementation']} {r['variant']}".strip(), str(r["phase"])]
+        name = [" ".join([r["implementation"], *[r["variant"]] * bool(r["variant"]), *["no remat"] * (not r["remat"])])]
+        name += [str(r["phase"])]
         if r["outcome"] == OK:
             figures = [f"{r['milliseconds']:.0f}", f"{r['characters_per_second']:.0f}", _share(r["mfu"])]
             rows.append(

@@ -41,8 +41,13 @@ class Results:
         return count
 
     def forget_failures(self) -> None:
-        """Drops what neither succeeded nor was left out, so that it is tried again."""
-        self.forget(lambda _, record: record.get("outcome", OK) not in (OK, SKIPPED))
+        """Drops what neither succeeded nor was left out, and what was not installed, so that it is tried again."""
+        done = OK, SKIPPED
+        self.forget(
+            lambda _, record: (
+                record.get("outcome", OK) not in done or record.get("reason", "").startswith("not installed")
+            )
+        )
 
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

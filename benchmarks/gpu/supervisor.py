@@ -30,8 +30,9 @@ _ENVIRONMENT = {
 
 def _environment(timed: bool) -> dict[str, str]:
     environment = _ENVIRONMENT | dict(os.environ)
-    if not timed:  # XLA compiles sooner where it measures no products
-        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    if not timed:  # XLA compiles sooner where it measures no products, and only its own need to be measured
+        flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}".strip()
     return environment
 
 
@@ -45,7 +46,7 @@ class Job:
       seconds: for the whole job, new processes after failures included, starting up and waiting for others not.
       task_seconds: that a task may take once it is compiled.
       compile_seconds: that it may take before; both never more than half of the job's.
-      timed: while one of its tasks runs, no other timed job's does, and no autotuned one's is compiled.
+      timed: while one of its tasks runs, no other job's does, and no autotuned one's is compiled.
       autotuned: compiling tries things out on the device, which others may do at the same time.
       warm: packages that the tasks will import, which may be done before.
       wrapper: a command that the process is started by; its status is the verdict.
@@ -84,7 +85,7 @@ class Process:
         journal.write_text("")
         options = [*(f"--import={name}" for name in modules), *(f"--warm={name}" for name in job.warm)]
         options += [f"--supervisor={os.getpid()}"]
-        options += [f"--lock={folder / 'lock'}"] * job.timed + ["--autotuned"] * job.autotuned
+        options += [f"--lock={folder / 'lock'}"] + ["--timed"] * job.timed + ["--autotuned"] * job.autotuned
         with self._log.open("w") as log:
             self._popen = subprocess.Popen(
                 [*job.wrapper, sys.executable, "-m", "benchmarks.gpu.worker", str(file), str(journal), *options],

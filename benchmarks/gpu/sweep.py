@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from benchmarks.gpu.results import OK, SKIPPED, Record, Results
 from benchmarks.gpu.timing import RefusedError, prepare_jax
 from longformer_jax.attention.pallas import hopper_gpu, mma_gpu
 from pallas_kernels.block_sizes import PASSES
-from pallas_kernels.mosaic.attention import HEAD_DIMS
+from pallas_kernels.mosaic.attention import HEAD_DIMS, SHARED_HEAD_DIMS
 from pallas_kernels.mosaic.backward import backward_dkdv, backward_dq
 from pallas_kernels.mosaic.forward import forward
 from pallas_kernels.mosaic.tiling import MmaTiling, Tiling, hopper_tiling, mma_tiling
@@ -21,6 +21,7 @@ from pallas_kernels.spec import Limits, Spec
 from pallas_kernels.walk import Walk
 
 AnyTiling = Tiling | MmaTiling
+Dims = tuple[int, int, int]
 # What promises most first: in this order are tilings tried that differ from the default in as many ways.
 SPACES: dict[str, tuple[type[AnyTiling], dict[str, tuple[Any, ...]]]] = {
     "pallas_mosaic_gpu": (
@@ -37,27 +38,34 @@ SPACES: dict[str, tuple[type[AnyTiling], dict[str, tuple[Any, ...]]]] = {
             "stages": (4, 3, 2),
             "columns": (64, 128),
             "persistent": (True, False),
+            "sum_columns": (None, 128, 64),
         },
     ),
-    "pallas_mosaic_mma": (MmaTiling, {"columns": (16, 32, 64, 128), "unmasked_loop": (True, False)}),
+    "pallas_mosaic_mma": (
+        MmaTiling,
+        {"columns": (16, 32, 64, 128), "unmasked_loop": (True, False), "sum_columns": (None, 128, 64)},
+    ),
 }
-_HEADLINE = (64, 64)
+ALL_DIMS = (*((key, value, 0) for key, value in HEAD_DIMS), *SHARED_HEAD_DIMS)  # of key, value and shared key
+_HEADLINE = (64, 64, 0)
 _MOST_CHANGES = 3  # from the default tiling; of other head_dims than the headline's one less
 _SHOWN = 6  # of a kernel, in the table
 
 
-def _default(dims: tuple[int, int], kernel: str, space: type[AnyTiling]) -> AnyTiling:
+def _default(dims: Dims, kernel: str, space: type[AnyTiling]) -> AnyTiling:
     return (hopper_tiling if space is Tiling else mma_tiling)(kernel, *dims)
 
 
-def _is_worth_a_try(dims: tuple[int, int], kernel: str, tiling: AnyTiling) -> bool:
+def _is_worth_a_try(dims: Dims, kernel: str, tiling: AnyTiling) -> bool:
+    if tiling.sum_columns is not None and (kernel == "forward" or max(dims) <= tiling.sum_columns):
+        return False  # computes all columns in one launch all the same
     if isinstance(tiling, MmaTiling):
         return True
-    without_registers = (  # known to spill
-        (tiling.warpgroups == 4 and (kernel != "forward" or dims == (128, 128) or tiling.overlap))
-        or (tiling.warpgroups == 3 and (tiling.columns == 128 or (kernel != "forward" and dims != (64, 64))))
-        or (tiling.warpgroups == 3 and tiling.own_in_registers and (kernel, dims) != ("forward", (64, 64)))
-        or (tiling.own_in_registers and (kernel, dims) == ("dkdv", (128, 128)))
+    without_registers = dims[2] == 0 and (  # known to spill
+        (tiling.warpgroups == 4 and (kernel != "forward" or dims == (128, 128, 0) or tiling.overlap))
+        or (tiling.warpgroups == 3 and (tiling.columns == 128 or (kernel != "forward" and dims != _HEADLINE)))
+        or (tiling.warpgroups == 3 and tiling.own_in_registers and (kernel, dims) != ("forward", _HEADLINE))
+        or (tiling.own_in_registers and (kernel, dims) == ("dkdv", (128, 128, 0)))
     )
     return not (
         without_registers
@@ -75,35 +83,36 @@ def _tilings(space: type[AnyTiling], values: dict[str, tuple[Any, ...]]) -> Iter
             continue
 
 
-def cases(implementation: str) -> list[tuple[tuple[int, int], str, AnyTiling]]:
+def cases(implementation: str, wanted: Sequence[Dims] = ALL_DIMS) -> list[tuple[Dims, str, AnyTiling]]:
     """(head_dims, kernel, tiling): what differs from the default in fewest ways first, the headline's head_dims ahead
     of the others."""
     space, values = SPACES[implementation]
 
-    def distance(case: tuple[tuple[int, int], str, AnyTiling]) -> int:
+    def distance(case: tuple[Dims, str, AnyTiling]) -> int:
         dims, kernel, tiling = case
         default = _default(dims, kernel, space)
         return sum(getattr(default, name) != getattr(tiling, name) for name in values) + (dims != _HEADLINE)
 
-    every = itertools.product(HEAD_DIMS, PASSES, _tilings(space, values))
+    every = itertools.product(wanted, PASSES, _tilings(space, values))
     return sorted((x for x in every if _is_worth_a_try(*x) and distance(x) <= _MOST_CHANGES), key=distance)
 
 
-def tasks_of(implementation: str, *, tiny: bool = False) -> list[dict[str, Any]]:
-    """`tiny` is a rehearsal: interpreted, the default tilings, small shapes."""
+def tasks_of(implementation: str, wanted: Sequence[Dims] | None = None, *, tiny: bool = False) -> list[dict[str, Any]]:
+    """Of the wanted head_dims, None of all; `tiny` is a rehearsal: interpreted, the default tilings, small shapes."""
     name = implementation.removesuffix("_interpret")
     if name not in SPACES:
         return []
     if tiny:
         small = {"length": 128, "window": 40, "heads": 1}
         return [task_of(implementation, *case) | small for case in cases(name)[: len(PASSES)]]
-    return [task_of(implementation, *case) for case in cases(name)]
+    return [task_of(implementation, *case) for case in cases(name, wanted or ALL_DIMS)]
 
 
-def task_of(implementation: str, dims: tuple[int, int], kernel: str, tiling: AnyTiling) -> dict[str, Any]:
+def task_of(implementation: str, dims: Dims, kernel: str, tiling: AnyTiling) -> dict[str, Any]:
     """At the headline's shape."""
     key = {"part": "sweep", "implementation": implementation, "length": 32768, "window": 256, "heads": 12}
-    return key | {"kernel": kernel, "key_dim": dims[0], "value_dim": dims[1]} | dataclasses.asdict(tiling)
+    names = dict(zip(("key_dim", "value_dim", "shared_dim"), dims, strict=True))
+    return key | {"kernel": kernel} | names | dataclasses.asdict(tiling)
 
 
 def prepare(task: dict[str, Any]) -> Callable[[], Record]:
@@ -129,14 +138,14 @@ def call_of(task: dict[str, Any]) -> tuple[Callable, tuple[jax.ShapeDtypeStruct,
 
     def run(*arrays: jax.Array) -> Any:
         gpu = {"pallas_mosaic_gpu": hopper_gpu, "pallas_mosaic_mma": mma_gpu}[name](interpret)
-        query, key, value, *rest = arrays
+        query, key, value, out, dout, lse, dlse, *shared = arrays
         _, length, heads, key_dim = query.shape
-        own, keys, rows = (
-            {"query": query},
-            {"key": key, "value": value},
-            dict(zip(("out", "dout", "lse", "dlse"), rest, strict=True)),
-        )
-        spec = Spec(window, window, 0, (1,) * heads, key_dim**-0.5, 0.0, interpret)
+        own, keys = {"query": query}, {"key": key, "value": value}
+        rows = {"out": out, "dout": dout, "lse": lse, "dlse": dlse}
+        if shared:
+            own["query_shared"], keys["shared_key"] = shared
+        scale = (key_dim + task["shared_dim"]) ** -0.5
+        spec = Spec(window, window, 0, (1,) * heads, scale, 0.0, interpret)
         walk = Walk(length, length, window, window, 0, spec.dilations, tiling.rows, tiling.columns)
         if kernel == "forward":
             return forward(spec, walk, tiling, own, keys, Limits(), gpu)
@@ -146,14 +155,19 @@ def call_of(task: dict[str, Any]) -> tuple[Callable, tuple[jax.ShapeDtypeStruct,
         terms = {"dout": rows["dout"], "bits": rows["lse"], "delta": rows["dlse"]}
         return backward_dkdv(spec, walk, tiling, own, keys, terms, Limits(), gpu)
 
-    return run, _shapes(task["length"], task["heads"], task["key_dim"], task["value_dim"])
+    return run, _shapes(task["length"], task["heads"], task["key_dim"], task["value_dim"], task["shared_dim"])
 
 
-def _shapes(length: int, heads: int, key_dim: int, value_dim: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """query, key, value, out, dout, lse, dlse."""
-    dims = key_dim, key_dim, value_dim, value_dim, value_dim
+def _shapes(length: int, heads: int, key_dim: int, value_dim: int, shared_dim: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """query, key, value, out, dout, lse, dlse, and where there is a shared key the query's part of it, and itself."""
+
+    def array(heads: int, dim: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, length, heads, dim), jnp.bfloat16)
+
     row = jax.ShapeDtypeStruct((1, length, heads), jnp.float32)
-    return *(jax.ShapeDtypeStruct((1, length, heads, d), jnp.bfloat16) for d in dims), row, row
+    arrays = [array(heads, dim) for dim in (key_dim, key_dim, value_dim, value_dim, value_dim)]
+    shared = [array(heads, shared_dim), array(1, shared_dim)] if shared_dim else []
+    return *arrays, row, row, *shared
 
 
 @functools.cache
@@ -168,11 +182,12 @@ def tables(results: Results) -> str:
 
 def table(results: Results, implementation: str) -> str:
     """The fastest of every kernel, and what failed in another way than that the compiler did not take it."""
-    columns = ["kernel", "key_dim", "value_dim", *SPACES[implementation.removesuffix("_interpret")][1]]
+    dims = ["kernel", "key_dim", "value_dim", "shared_dim"]
+    columns = [*dims, *SPACES[implementation.removesuffix("_interpret")][1]]
     lines = [f"{implementation}:", "", "| " + " | ".join([*columns, "ms"]) + " |", "|---" * (len(columns) + 1) + "|"]
     found = [r for r in results["sweep"] if r["implementation"] == implementation and r["outcome"] != SKIPPED]
-    found.sort(key=lambda r: ([r[name] for name in columns[:3]], r.get("milliseconds", 0)))
-    for _, rows in itertools.groupby(found, key=lambda r: [r[name] for name in columns[:3]]):
+    found.sort(key=lambda r: ([r[name] for name in dims], r.get("milliseconds", 0)))
+    for _, rows in itertools.groupby(found, key=lambda r: [r[name] for name in dims]):
         failed, measured = [], []
         for r in rows:
             (measured if r["outcome"] == OK else failed).append(r)

@@ -29,25 +29,28 @@ STEPS = 7
 ROWS = 20  # of the curve of a real run
 
 
-def experiment(variant: str, implementation: str | None) -> CharLMExperiment:
-    """enwik8_small; the numbers of steps play no part here."""
+def experiment(variant: str, implementation: str | None, *, remat: bool | None = None) -> CharLMExperiment:
+    """enwik8_small, with its own remat where that is None; the numbers of steps play no part here."""
     config = paper.experiment("enwik8", paper.SMALL_WINDOWS, paper.SMALL_DILATIONS, (1,) * 5, dropout_rate=0.2)
     config = paper.variant(config, variant)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, implementation=implementation))
+    remat = config.model.remat if remat is None else remat
+    model = dataclasses.replace(config.model, implementation=implementation, remat=remat)
+    return dataclasses.replace(config, model=model)
 
 
 def prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Compiles a phase; returns what measures characters per second, model FLOP utilisation and memory."""
-    config, phase = experiment(task["variant"], task["implementation"]), task["phase"] - 1
+    config, phase = experiment(task["variant"], task["implementation"], remat=task["remat"]), task["phase"] - 1
     mesh = make_mesh(config.mesh)
     accumulate = accumulation_steps(config, phase, mesh)
     step = compile_train_step(config, phase, accumulate, mesh)
-    return partial(_measure, config, phase, accumulate, mesh, step)
+    return partial(_measure, config, phase, accumulate, mesh, step, init_state(config, mesh))
 
 
-def _measure(config: CharLMExperiment, phase: int, accumulate: int, mesh: Any, step: Callable) -> dict[str, Any]:
+def _measure(
+    config: CharLMExperiment, phase: int, accumulate: int, mesh: Any, step: Callable, state: Any
+) -> dict[str, Any]:
     settings, model = config.phases[phase], config.model_in_phase(phase)
-    state = init_state(config, mesh)
     text = np.random.default_rng(0).integers(0, 256, (settings.batch_size, settings.sequence_length + 1), np.uint8)
     flops = training_flops_per_character(model, state["params"], settings.sequence_length)
     times = []

@@ -50,10 +50,18 @@ class Journal:
             os.fsync(file.fileno())
 
 
-def work(tasks: list[dict[str, Any]], journal: Journal, lock: Path | None = None, *, autotuned: bool = False) -> int:
+def work(
+    tasks: list[dict[str, Any]],
+    journal: Journal,
+    lock: Path | None = None,
+    *,
+    timed: bool = False,
+    autotuned: bool = False,
+) -> int:
     """Goes through the tasks; returns the process's exit status.
 
-    With a lock each is run while no other process with this lock runs one, or compiles one if it is `autotuned`.
+    With a lock, one of `timed` is run while no other process with this lock runs one, timed or not, or compiles one if
+    it is `autotuned`.
     """
     for number, task in enumerate(tasks):
 
@@ -68,7 +76,7 @@ def work(tasks: list[dict[str, Any]], journal: Journal, lock: Path | None = None
                 with locked(fcntl.LOCK_SH) if autotuned else contextlib.nullcontext():
                     journal.write(task=number, state="compiling")
                     run = _prepare(task)
-                held.enter_context(locked(fcntl.LOCK_EX))
+                held.enter_context(locked(fcntl.LOCK_EX if timed else fcntl.LOCK_SH))
                 journal.write(task=number, state="running")
                 record = {"outcome": OK} | run()
             except ModuleNotFoundError as error:
@@ -101,9 +109,14 @@ def device_works() -> bool:
 
 @contextlib.contextmanager
 def _locked(lock: Path, how: int) -> Iterator[None]:
-    """While no other process has the lock, or none alone if `how` is LOCK_SH; it goes with the process."""
-    with lock.open("w") as file:
+    """While no other process has the lock, or none alone if `how` is LOCK_SH; it goes with the process.
+
+    Who waits to be alone is let in before all that come later.
+    """
+    with lock.open("w") as file, lock.with_suffix(".turn").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
         fcntl.flock(file, how)
+        fcntl.flock(turn, fcntl.LOCK_UN)
         yield
         fcntl.flock(file, fcntl.LOCK_UN)  # closing it would not do where another process has inherited it
 
@@ -122,7 +135,8 @@ def main() -> None:
     parser.add_argument("tasks", type=Path)
     parser.add_argument("journal", type=Path)
     parser.add_argument("--supervisor", type=int, required=True, help="the process without which this one ends")
-    parser.add_argument("--lock", type=Path, help="held while a task runs")
+    parser.add_argument("--lock", type=Path, help="held while a task runs, together with others that are not timed")
+    parser.add_argument("--timed", action="store_true", help="nobody else's task runs while one does")
     parser.add_argument("--autotuned", action="store_true", help="nobody else's task runs while one is compiled")
     parser.add_argument("--warm", action="append", default=[], help="a package that tasks will import")
     parser.add_argument(
@@ -142,7 +156,7 @@ def main() -> None:
             importlib.import_module(name)
     journal.write(facts=facts())  # starts JAX and the device
     journal.write(ready=True)
-    status = work(tasks, journal, options.lock, autotuned=options.autotuned)
+    status = work(tasks, journal, options.lock, timed=options.timed, autotuned=options.autotuned)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a device that hangs would hold the interpreter
