@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,22 +23,20 @@ PEERS = {
     "flash_attention": "flash_attn",
     "flex": "torch",
 }
-STAGES = ("core", "headline", "training", "correctness", "shapes", "lengths", "profile")
+STAGES = ("core", "training", "headline", "correctness", "shapes", "lengths", "profile", "fallbacks")
 SWEEP = "sweep"  # a stage for itself
-FLEX_SECONDS = 240.0  # PyTorch compiles half a minute for each layer
-FLEX_SHARDS = 8
-FLEX_LENGTHS = range(4096, 131072 + 1)  # where goals are set for
-TRAINING_PHASES = (5, 3, 1)
+FLEX_SECONDS = 200.0  # PyTorch compiles half a minute for each layer
+SLOW = "flex", "xla"  # to compile or to run: they have some of the lengths, as ours that are not the first choice
+SOME_LENGTHS = (4096, 8192, 131072)
+AUTOTUNED = ("xla", "cudnn_window", "full_cudnn")
+# Each layer has kernels of its own, which the compiler takes one after the other: of the longer phases every so
+# many-th layer is measured. Phase, this step, remat.
+TRAINING = ((5, 2, False), (3, 2, False), (1, 1, True), (1, 1, False))
 DEVICE = Job("device", [{"part": "rates"}], timed=True)  # tells what the device is, too
-AT_ONCE = 20  # processes, most of which compile while one is measured and some wait
-SHARDS = {
-    "core": 8,
-    "correctness": 14,
-    "training": 8,
-    "shapes": 2,
-    "lengths": 3,
-    "sweep": 14,
-}  # processes of one implementation
+AT_ONCE = 18  # processes, most of which compile while one is measured, which needs a processor, too
+USUAL_DTYPES = "bfloat16", "float32"
+SHARDS = {"core": 8, "correctness": 10, "fallbacks": 10, "training": 8, "shapes": 2, "lengths": 3, "sweep": 14}
+LEAST_TASKS = 4  # that a process is started for, where there are several
 # NVIDIA's tools; what they print is in the log of the job.
 PROFILER = (
     "ncu", "--clock-control=none", "--kernel-name=regex:banded_attention", "--launch-count=3", "--section=SpeedOfLight",
@@ -68,29 +67,34 @@ def stage(
     """
     if name == "core":
         tasks = {one: _core_tasks(one, tiny) for one in implementations}
-        return _stage(name, [Job(f"core_{one}", tasks[one], seconds=75) for one in implementations], tiny)
+        return _stage(name, [Job(f"core_{one}", tasks[one], seconds=75) for one in implementations], results, tiny)
     implementations = [one for one in implementations if works(results, one)]
-    if name == "correctness":
-        jobs = [] if tiny else [Job(f"correctness_{o}", correctness.tasks_of(o), seconds=400) for o in implementations]
-        return _stage(name, jobs)
+    if name in ("correctness", "fallbacks"):
+        pairs = [] if tiny else _checks(implementations, fallbacks=name == "fallbacks")
+        jobs = [
+            Job(f"{name}_{o}_{dtype}", correctness.tasks_of(o, [dtype]), seconds=400, compile_seconds=150)
+            for o, dtype in pairs
+        ]
+        return _stage(name, jobs, results)
     if name == "training":
-        sides = ("xla",) if tiny else (*implementations[:1], "xla")
+        sides = ("xla",) if tiny else implementations[:1]
         tasks = {one: _training_tasks(one, tiny) for one in sides}
-        # Each layer has kernels of its own, which the compiler takes one after the other: too long for others to wait.
         limits: dict[str, Any] = {"seconds": 800.0, "compile_seconds": 390.0, "task_seconds": 50.0, "timed": True}
-        return _stage(name, [Job(f"training_{one}", todo, **limits) for one, todo in tasks.items()], tiny)
+        jobs = [Job(f"training_{one}", todo, **limits) for one, todo in tasks.items()]
+        return _stage(name, jobs, results, tiny)
     if name == "profile":
         return Stage([] if tiny else _profile_jobs(implementations, results), 1)
     if name == "shapes":
         sides = [] if tiny else [*implementations, "xla"]
         tasks = {side: speed.tasks_of(side, speed.OTHER_LAYERS, ["both"]) for side in sides}
-        return _stage(name, [Job(f"shapes_{o}", todo, timed=True, autotuned=o == "xla") for o, todo in tasks.items()])
+        jobs = [Job(f"shapes_{o}", todo, 200.0, timed=True, autotuned=o in AUTOTUNED) for o, todo in tasks.items()]
+        return _stage(name, jobs, results)
     if name == SWEEP:
         tasks = {one: sweep.tasks_of(one, head_dims, tiny=tiny) for one in implementations}
         jobs = [
             Job(f"sweep_{one}", todo, seconds=3600, task_seconds=5, timed=True) for one, todo in tasks.items() if todo
         ]
-        return _stage(name, jobs, tiny)
+        return _stage(name, jobs, results, tiny)
     headline = [layer for layer in speed.LAYERS if layer.length == speed.HEADLINE and layer.dilation == 1]
     layers = list(TINY_LAYERS) if tiny else headline if name == "headline" else list(speed.LAYERS)
     jobs = []
@@ -101,16 +105,15 @@ def stage(
             for task in (task for task in tasks if not results.has(**task)):
                 results.add(record={"outcome": SKIPPED, "reason": f"not installed: {package}"}, **task)
         elif not (tiny and "cudnn" in side):
-            job = Job(f"{name}_{side}", tasks, timed=True, autotuned=side == "xla", warm=[package])
-            if side == "flex":
-                tasks = [task for task in tasks if task["length"] in FLEX_LENGTHS and task["dilation"] == 1]
-                job = dataclasses.replace(job, tasks=tasks, seconds=FLEX_SECONDS)
-            jobs.append(job)
-    return _stage(name, [] if tiny and name == "lengths" else jobs, tiny)
+            if name == "lengths" and side in (*implementations[1:], *SLOW):
+                tasks = [task for task in tasks if task["length"] in SOME_LENGTHS and task["dilation"] == 1]
+            seconds = FLEX_SECONDS if side == "flex" else 120.0
+            jobs.append(Job(f"{name}_{side}", tasks, seconds, timed=True, autotuned=side in AUTOTUNED, warm=[package]))
+    return _stage(name, [] if tiny and name == "lengths" else jobs, results, tiny)
 
 
-def _stage(name: str, jobs: Sequence[Job], tiny: bool = False) -> Stage:
-    """Each job of one of ours as SHARDS processes, each with every so many-th of its tasks.
+def _stage(name: str, jobs: Sequence[Job], results: Results, tiny: bool = False) -> Stage:
+    """Each job of one of ours as SHARDS processes at most, each with every so many-th of its tasks that are left.
 
     Tiny: a rehearsal on a slow device, interpreted, two jobs at a time.
     """
@@ -119,11 +122,13 @@ def _stage(name: str, jobs: Sequence[Job], tiny: bool = False) -> Stage:
         return Stage([dataclasses.replace(job, **limits) for job in jobs], 2)
     shards = []
     for job in jobs:
-        is_ours = any(job.name.startswith(f"{name}_{one}") for one in OURS)
-        count = SHARDS.get(name, 1) if is_ours else FLEX_SHARDS if job.name == "lengths_flex" else 1
+        tasks = [task for task in job.tasks if not results.has(**task)]
+        is_split = any(job.name.startswith(f"{name}_{one}") for one in (*OURS, "flex"))
+        least = 1 if name in ("core", "training") else LEAST_TASKS
+        count = min(SHARDS.get(name, 1), math.ceil(len(tasks) / least)) if is_split else 1
         for n in range(count):
             number = f"_{n}" if count > 1 else ""
-            shards.append(dataclasses.replace(job, name=job.name + number, tasks=job.tasks[n::count]))
+            shards.append(dataclasses.replace(job, name=job.name + number, tasks=tasks[n::count]))
     return Stage(shards, AT_ONCE)
 
 
@@ -157,12 +162,19 @@ def _core_tasks(implementation: str, tiny: bool) -> list[dict[str, Any]]:
     return correctness.core_tasks(implementation, *[TINY_CASES] * tiny)
 
 
+def _checks(implementations: Sequence[str], *, fallbacks: bool) -> list[tuple[str, str]]:
+    """(implementation, dtype): those that come first for what models mostly have, or all others."""
+    every = [(one, dtype) for dtype in correctness.DTYPES for one in implementations]
+    every = [(one, dtype) for one, dtype in every if dtype in correctness.dtypes_of(one)]
+    first = [next((pair for pair in every if pair[1] == dtype), None) for dtype in USUAL_DTYPES]
+    return [pair for pair in every if (pair in first) != fallbacks]
+
+
 def _training_tasks(implementation: str, tiny: bool) -> list[dict[str, Any]]:
-    """Steps of training, the last phase first, as it compiles longest, and with and without remat; then attention's
-    share of them. Of xla the first phase's alone, as it compiles longer still."""
+    """Steps of training, what compiles longest first; then attention's share of them."""
     variant = "smoke" if tiny else ""  # of configs/char_lm/enwik8_small.py
-    phases = (1,) if tiny or implementation == "xla" else TRAINING_PHASES
     key = {"config": "enwik8_small", "implementation": implementation, "variant": variant}
-    remat = (True,) if tiny or implementation == "xla" else (True, False)
-    steps = [{"part": "training"} | key | {"phase": phase, "remat": one} for one in remat for phase in phases]
-    return steps + [{"part": "attention"} | key | {"phase": phase} for phase in phases]
+    chosen = TRAINING[-1:] if tiny else TRAINING
+    steps = [{"part": "training"} | key | {"phase": n, "every": every, "remat": remat} for n, every, remat in chosen]
+    shares = dict.fromkeys((n, every) for n, every, _ in chosen)
+    return steps + [{"part": "attention"} | key | {"phase": n, "every": every} for n, every in shares]

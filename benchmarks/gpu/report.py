@@ -86,10 +86,11 @@ def _lengths(results: Results) -> list[str]:
 def _training(results: Results) -> list[str]:
     rows = [["training", "phase", "ms a step", "chars/s", "MFU", "GB", "attention"]]
     for r in results["training"]:
-        key = {name: r[name] for name in ("config", "implementation", "variant", "phase")}
+        key = {name: r[name] for name in ("config", "implementation", "variant", "phase", "every")}
         attention = (results.find("attention", **key) or {}).get("milliseconds")
-        name = [" ".join([r["implementation"], *[r["variant"]] * bool(r["variant"]), *["no remat"] * (not r["remat"])])]
-        name += [str(r["phase"])]
+        told = [r["implementation"], r["variant"], "" if r["remat"] else "no remat"]
+        told += [f"1/{r['every']} of layers"] if r["every"] > 1 else []
+        name = [" ".join(filter(None, told)), str(r["phase"])]
         if r["outcome"] == OK:
             figures = [f"{r['milliseconds']:.0f}", f"{r['characters_per_second']:.0f}", _share(r["mfu"])]
             rows.append(

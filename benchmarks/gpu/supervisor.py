@@ -28,11 +28,14 @@ _ENVIRONMENT = {
 }
 
 
-def _environment(timed: bool) -> dict[str, str]:
+# XLA would try dozens of kernels for each product, each compiled on all processors and run on the device.
+_UNTUNED = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false --xla_gpu_force_compilation_parallelism=1"
+
+
+def _environment(autotuned: bool) -> dict[str, str]:
     environment = _ENVIRONMENT | dict(os.environ)
-    if not timed:  # XLA compiles sooner where it measures no products, and only its own need to be measured
-        flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
-        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}".strip()
+    if not autotuned:
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {_UNTUNED}".strip()
     return environment
 
 
@@ -47,7 +50,8 @@ class Job:
       task_seconds: that a task may take once it is compiled.
       compile_seconds: that it may take before; both never more than half of the job's.
       timed: while one of its tasks runs, no other job's does, and no autotuned one's is compiled.
-      autotuned: compiling tries things out on the device, which others may do at the same time.
+      autotuned: compiling tries things out on the device, which others may do at the same time; else products are
+        what cuBLAS takes at first sight.
       warm: packages that the tasks will import, which may be done before.
       wrapper: a command that the process is started by; its status is the verdict.
     """
@@ -89,7 +93,7 @@ class Process:
         with self._log.open("w") as log:
             self._popen = subprocess.Popen(
                 [*job.wrapper, sys.executable, "-m", "benchmarks.gpu.worker", str(file), str(journal), *options],
-                cwd=ROOT, env=_environment(job.timed), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                cwd=ROOT, env=_environment(job.autotuned), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self._journal, self._offset = journal, 0

@@ -29,9 +29,13 @@ STEPS = 7
 ROWS = 20  # of the curve of a real run
 
 
-def experiment(variant: str, implementation: str | None, *, remat: bool | None = None) -> CharLMExperiment:
-    """enwik8_small, with its own remat where that is None; the numbers of steps play no part here."""
-    config = paper.experiment("enwik8", paper.SMALL_WINDOWS, paper.SMALL_DILATIONS, (1,) * 5, dropout_rate=0.2)
+def experiment(
+    variant: str, implementation: str | None, *, remat: bool | None = None, every: int = 1
+) -> CharLMExperiment:
+    """enwik8_small, or of its layers every so many-th, with its own remat where that is None; the numbers of steps play
+    no part here."""
+    windows, dilations = paper.SMALL_WINDOWS[::every], paper.SMALL_DILATIONS[::every]
+    config = paper.experiment("enwik8", windows, dilations, (1,) * 5, dropout_rate=0.2)
     config = paper.variant(config, variant)
     remat = config.model.remat if remat is None else remat
     model = dataclasses.replace(config.model, implementation=implementation, remat=remat)
@@ -40,7 +44,8 @@ def experiment(variant: str, implementation: str | None, *, remat: bool | None =
 
 def prepare(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Compiles a phase; returns what measures characters per second, model FLOP utilisation and memory."""
-    config, phase = experiment(task["variant"], task["implementation"], remat=task["remat"]), task["phase"] - 1
+    config = experiment(task["variant"], task["implementation"], remat=task["remat"], every=task["every"])
+    phase = task["phase"] - 1
     mesh = make_mesh(config.mesh)
     accumulate = accumulation_steps(config, phase, mesh)
     step = compile_train_step(config, phase, accumulate, mesh)
@@ -75,7 +80,7 @@ def _measure(
 def prepare_attention(task: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Compiles forward and backward of every layer's calls of the attention op in a phase; returns what measures their
     milliseconds in a step, each on its own."""
-    config, phase = experiment(task["variant"], task["implementation"]), task["phase"] - 1
+    config, phase = experiment(task["variant"], task["implementation"], every=task["every"]), task["phase"] - 1
     accumulate = accumulation_steps(config, phase, make_mesh(config.mesh))
     settings, model = config.phases[phase], config.model_in_phase(phase)
     batch, length = settings.batch_size // accumulate, settings.sequence_length

@@ -143,6 +143,8 @@ def main() -> None:
         "--import", dest="modules", action="append", default=[], help="a module that adds to what there is"
     )
     options = parser.parse_args()
+    if not options.timed:
+        os.nice(10)  # the host has to launch what is timed
     threading.Thread(target=_end_with, args=(options.supervisor,), daemon=True).start()
     tasks, journal = json.loads(options.tasks.read_text()), Journal(options.journal)
 
