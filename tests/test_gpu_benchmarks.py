@@ -311,6 +311,38 @@ def test_the_fastest_that_is_right_is_chosen(tmp_path: Path, monkeypatch: pytest
     assert json.loads(path.read_text()) == {arrays: "xla"}
 
 
+def test_the_tables_say_what_the_results_say() -> None:
+    results = {
+        choice.table_path(json.loads(file.read_text())["device"]): Results(file)
+        for file in (ROOT / "benchmarks" / "results").glob("gpu_*.json")
+        if "correctness" in json.loads(file.read_text())
+    }
+    tables = {table: json.loads(table.read_text()) for table in choice._FOLDER.glob("*.json")}
+    assert tables
+    for path, table in tables.items():
+        chosen = choose.choose(results[path]).items()
+        assert table == {choice.table_key(*arrays): name for arrays, name in chosen}
+
+
+@pytest.mark.parametrize(("milliseconds", "is_chosen"), [(2.9, True), (3.1, False)])
+def test_xla_that_was_not_measured_is_as_fast_as_with_fewer_numbers(
+    tmp_path: Path, milliseconds: float, is_chosen: bool
+) -> None:
+    results, key = Results(tmp_path / "results.json"), {"work": "both", "causal": True, "dilation": 1}
+    key |= {"dtype": "bfloat16", "value_dim": None, "outcome": "ok"}
+    # Head_dim 128 is more than 64 + 1, which belong to the same entry as those below; so is the longer sequence.
+    for dim, length, of_xla in ((32, 4096, 1.0), (64, 4096, 3.0), (128, 4096, 9.0), (64, 16384, 9.0)):
+        of_xla = {"side": "xla", "head_dim": dim, "value_dim": 64, "length": length, "milliseconds": of_xla}
+        results["speed"].append(key | of_xla)
+    shared = {"side": "pallas_mosaic_gpu", "head_dim": 64, "shared_dim": 22, "milliseconds": milliseconds}
+    shared["length"] = 8192
+    results["speed"].append(key | shared)
+    for task in correctness.tasks_of("pallas_mosaic_gpu") + correctness.core_tasks("pallas_mosaic_gpu"):
+        results[task["part"]].append(task | {"outcome": "ok"})
+    found = choose.choose(results).get(("bfloat16", 64, 64, 64))
+    assert found == ("pallas_mosaic_gpu" if is_chosen else None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
