@@ -30,6 +30,7 @@ from longformer_jax.models.checks import (
 )
 from longformer_jax.models.embedding import look_up
 from longformer_jax.models.finite import finite_tokens, leave_marks, wants_marks
+from longformer_jax.models.layers import unrolls_layers
 from longformer_jax.models.parameters import names_wrong_params, stacked_layers
 from longformer_jax.models.positions import further, relative_key, relative_query, rotate
 from longformer_jax.models.sub_bands import Heads, cut_window
@@ -393,7 +394,8 @@ class CharLM(nn.Module):
 
             if cfg.remat:
                 layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("attention"))
-            x, (seen, is_finite) = lax.scan(layer, x, (params, keys, past))
+            unroll = unrolls_layers(deterministic)
+            x, (seen, is_finite) = lax.scan(layer, x, (params, keys, past), unroll=unroll)
             new_layers.append(seen)
             finite.append(is_finite)
         if marked:
