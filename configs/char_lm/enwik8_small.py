@@ -9,8 +9,8 @@ Expected: 1.02 bits per character on dev, 1.00 on test (paper, table 2). Not run
 Variants:
   smoke       an eighth of the size, 750 steps, for two cores and minutes, on the embedded text or a file of your own:
               --config=configs/char_lm/enwik8_small.py:smoke --config.data.path=FILE
-  hour, day   as many steps as an H100 takes in that time, were it to use 30% of its 989 TFLOP/s (estimated, not run).
-              The recipe is not the paper's: Muon, ReLU², a rate that falls to zero in each phase, weight decay 0.1
+  hour, day   as many steps as an H100 takes in that time if it uses 19% of its 989 TFLOP/s, as steps of the first phase
+              did on an H200 (docs/results.md); neither has been run. The recipe is not the paper's: Muon, ReLU², a rate that falls to zero in each phase, weight decay 0.1
   hour_smoke  that recipe at the size of smoke
 """
 
@@ -23,8 +23,8 @@ from longformer_jax.errors import InputError
 from longformer_jax.training import CharLMExperiment
 
 STEPS = (430_000, 50_000, 50_000, 35_000, 5_000)
-# 60, 12, 12, 10 and 6% of an hour's 1.07e18 FLOPs.
-STEPS_AN_HOUR = (36_500, 3_380, 2_930, 970, 304)
+# 60, 12, 12, 10 and 6% of an hour's 6.76e17 FLOPs.
+STEPS_AN_HOUR = (23_100, 2_140, 1_860, 614, 193)
 HOURS = {"hour": 1, "day": 24}
 VARIANTS = (*paper.VARIANTS, *HOURS, "hour_smoke")
 
