@@ -11,9 +11,11 @@
     python -m benchmarks.gpu --implementation=NAME           one of the kernels; default: all that the device can run
     python -m benchmarks.gpu --tiny --output=FILE            a rehearsal on any device: interpreted, small shapes
 
-The stages are, in this order: core, the cases that a kernel meets first; headline, the speed at 32,768 tokens beside
-all peers; correctness, all cases; training, steps of the character model; shapes, the speed of other dtypes and
-head_dims; lengths, the speed from 1k to 1M tokens; profile, what ncu and compute-sanitizer say, in the logs.
+The stages are: core, the cases that a kernel meets first; training, steps of the character model; headline, the speed
+at 32,768 tokens beside all peers; correctness, all cases of the kernels that come first for bfloat16 and float32;
+shapes, the speed of other dtypes and head_dims; lengths, the speed from 1k to 1M tokens; profile, what ncu and
+compute-sanitizer say, in the logs; fallbacks, all cases of the other kernels and of float16. After core all run
+together, begun in this order; what is timed has the device to itself.
 
 Each implementation and each peer is a process of its own, which is killed when it hangs and started anew behind what
 failed. The file is written after every case, and the same command goes on from what it holds; what failed, hung or
