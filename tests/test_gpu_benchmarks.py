@@ -17,6 +17,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from benchmarks import hopper_model, plot, tune
+from benchmarks.gpu import __main__ as commands
 from benchmarks.gpu import choose, correctness, plan, report, speed, sweep, timing, worker
 from benchmarks.gpu import supervisor as supervisor_module
 from benchmarks.gpu.results import Results
@@ -240,10 +241,8 @@ def test_a_device_that_refuses_all_that_follows_ends_the_process(
 
 def test_the_plan_begins_with_what_tells_most(tmp_path: Path) -> None:
     results = Results(tmp_path / "results.json")
-    core = plan.stage("core", plan.OURS, results)
-    tasks = {
-        job.name: [(t["part"], t["implementation"], t["case"], t.get("work")) for t in job.tasks] for job in core.jobs
-    }
+    core = plan.jobs(["core"], plan.OURS, results)
+    tasks = {job.name: [(t["part"], t["implementation"], t["case"], t.get("work")) for t in job.tasks] for job in core}
     hopper, serial = "pallas_mosaic_gpu", "pallas_mosaic_gpu_serial"
     assert [tasks[f"core_{hopper}_{n}"][0] for n in range(4)] == [
         ("correctness", serial, "first", "forward"), ("correctness", serial, "first", "both"),
@@ -251,17 +250,41 @@ def test_the_plan_begins_with_what_tells_most(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert sum(len(found) for name, found in tasks.items() if hopper in name) == len(correctness.core_tasks(hopper))
     assert tasks["core_pallas_triton_0"][0] == ("correctness", "pallas_triton", "first", "forward")
-    headline = plan.stage("headline", plan.OURS, results)
-    assert [job.name.removeprefix("headline_") for job in headline.jobs][:3] == list(plan.OURS)
-    assert {(t["length"], t["dilation"]) for job in headline.jobs for t in job.tasks} == {(32768, 1)}
+    headline = plan.jobs(["headline"], plan.OURS, results)
+    assert [job.name.removeprefix("headline_") for job in headline][:3] == list(plan.OURS)
+    assert {(t["length"], t["dilation"]) for job in headline for t in job.tasks} == {(32768, 1)}
     # What is not installed needs no process to say so; what has failed in all core cases is not measured.
     assert results.find("speed", side="flash_attention")["reason"] == "not installed: flash_attn"
     key = {"implementation": "pallas_triton", "dtype": "bfloat16"}
     results.add("correctness", {"outcome": "hung"}, case="first", **key)
-    jobs = plan.stage("headline", plan.OURS, results).jobs
+    jobs = plan.jobs(["headline"], plan.OURS, results)
     assert "headline_pallas_triton" not in [job.name for job in jobs]
     results.add("correctness", {"outcome": "ok"}, case="ids", **key)
     assert plan.works(results, "pallas_triton")
+
+
+def test_each_task_is_planned_once_and_not_again(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.json")
+    jobs = plan.jobs(plan.STAGES, plan.OURS, results)
+    tasks = [task for job in jobs for task in job.tasks]
+    assert len({tuple(task.items()) for task in tasks}) == len(tasks) and all(job.tasks for job in jobs)
+    ours = {(t["part"], t["implementation"], t["dtype"]) for t in tasks if t["part"] == "correctness"}
+    assert ours >= {("correctness", one, dtype) for one in plan.OURS for dtype in correctness.dtypes_of(one)}
+    assert {t["dilation"] for t in tasks if t.get("side") == "xla"} == {1, 4}
+    for task in tasks:
+        results[task["part"]].append(task | {"outcome": "ok"})
+    assert plan.jobs(plan.STAGES, plan.OURS, results) == []
+
+
+def test_figures_of_other_code_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = commands.codes({"jax": "1"})
+    assert now != commands.codes({"jax": "2"}) and now["code"] != now["training_code"]
+    ours, peer = {"side": "xla", "implementation": "xla"}, {"side": "flex"}
+    for changed, outdated in (("code", {"speed", "correctness"}), ("training_code", {"training", "attention"})):
+        before = now | {changed: "other"}
+        parts = ("speed", "correctness", "training", "attention", "rates")
+        assert {part for part in parts if commands._is_outdated(part, ours, before, now)} == outdated
+        assert not commands._is_outdated("speed", peer, before, now)
 
 
 def test_the_report_fits_a_screen(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_gpu_benchmark_needs_little(tmp_path: Path) -> None:
         # Its first process must leave the device to the others, which a failed kernel may take along.
         "from jax._src import xla_bridge\n"
         "from benchmarks.gpu import plan, results\n"
-        "[plan.stage(name, plan.OURS, results.Results(results.Path(file))) for name in plan.STAGES]\n"
+        "plan.jobs(plan.STAGES, plan.OURS, results.Results(results.Path(file)))\n"
         "print(xla_bridge.backends_are_initialized())"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "results.json")]

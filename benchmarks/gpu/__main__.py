@@ -15,12 +15,13 @@ The stages are: core, the cases that a kernel meets first; training, steps of th
 at 32,768 tokens beside all peers; correctness, all cases of the kernels that come first for bfloat16 and float32;
 shapes, the speed of other dtypes and head_dims; lengths, the speed from 1k to 1M tokens; profile, what ncu and
 compute-sanitizer say, in the logs; fallbacks, all cases of the other kernels and of float16. After core all run
-together, begun in this order; what is timed has the device to itself.
+together, begun in this order; while one is timed, no other is timed or checked.
 
 Each implementation and each peer is a process of its own, which is killed when it hangs and started anew behind what
 failed. The file is written after every case, and the same command goes on from what it holds; what failed, hung or
-crashed is tried again by --retry only. What it holds of ours with other code of the kernels or the op, or with another
-version of JAX, is forgotten. What the processes say is in a folder beside the file, gpu_DEVICE_logs.
+crashed is tried again by --retry only, and so is what was not installed. What it holds of ours with other code of the
+kernels or the op, or of training with other code of the library, or with another version of JAX, is forgotten. What
+the processes say is in a folder beside the file, gpu_DEVICE_logs.
 
 A quarter of an hour on a GPU is used best in two calls, and what is left of it for a sweep:
 
@@ -59,7 +60,7 @@ def main() -> int:
     parser.add_argument("--only", choices=plan.STAGES, action="append", help="one stage or some; default: all")
     parser.add_argument("--implementation", choices=plan.OURS, action="append", help="default: all")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything together; default: 9")
-    parser.add_argument("--retry", action="store_true", help="forget what failed")
+    parser.add_argument("--retry", action="store_true", help="forget what failed or was not installed")
     parser.add_argument("--afresh", action="store_true", help="forget all that the file holds")
     parser.add_argument(
         "--choose", type=Path, metavar="FILE", help="writes longformer_jax/attention/choices/DEVICE.json"
@@ -73,6 +74,8 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="small shapes and interpreted kernels, for any device")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu_DEVICE.json")
     options = parser.parse_args()
+    if options.head_dims and not options.sweep:
+        parser.error("--head-dims goes with --sweep")
     if (options.train is None) != (options.data is None):
         parser.error("--train=MINUTES and --data=FILE go together")
     if options.data and not options.data.is_file():
@@ -102,8 +105,8 @@ def main() -> int:
     results = Results(options.output or default_path(FOLDER, facts["device"]), afresh=options.afresh)
     if (before := results.values.get("device", facts["device"])) != facts["device"]:
         parser.error(f"{results.path} is of {before}, this is {facts['device']}; expected another --output or --afresh")
-    facts |= {"code": code(facts["versions"])}
-    if results.values.get("code") != facts["code"] and (count := results.forget(_depends_on_code)):
+    facts |= codes(facts["versions"])
+    if count := results.forget(lambda part, record: _is_outdated(part, record, results.values, facts)):
         _say(f"forgot {count} records of other code in {results.path}")
     results.values |= facts | {"rates": first.results["rates"]}
     if options.retry:
@@ -116,14 +119,12 @@ def main() -> int:
         implementations = tuple(name for name in implementations if name != "pallas_mosaic_gpu")
     supervisor = Supervisor(results, deadline, say=_say)
     try:
-        names = (plan.SWEEP,) if options.sweep else tuple(options.only or plan.STAGES)
+        names = [plan.SWEEP] if options.sweep else [n for n in plan.STAGES if n in (options.only or plan.STAGES)]
         # What follows depends on the core cases, and not on each other.
-        for together in (names[:1], names[1:]) if names[0] == "core" else (names,):
+        for together in filter(None, (names[:1], names[1:]) if names[0] == "core" else (names,)):
             _say(f"{', '.join(together)}, {deadline - time.monotonic():.0f} s left")
-            more = {"head_dims": options.head_dims} if options.sweep else {}
-            stages = [plan.stage(name, implementations, results, tiny=options.tiny, **more) for name in together]
-            side_by_side = max((one.side_by_side for one in stages), default=1)
-            supervisor.run([job for one in stages for job in one.jobs], side_by_side)
+            jobs = plan.jobs(together, implementations, results, tiny=options.tiny, head_dims=options.head_dims)
+            supervisor.run(jobs, plan.TINY_AT_ONCE if options.tiny else plan.AT_ONCE)
     finally:  # when told to end, too
         print(sweep.tables(results) if options.sweep else report.summary(results), flush=True)
     print(f"written to {results.path}" + ("" if supervisor.complete else "; the same command goes on from there"))
@@ -131,26 +132,33 @@ def main() -> int:
 
 
 def _head_dims(text: str) -> sweep.Dims:
-    dims = tuple(int(dim) for dim in text.split(",") if dim.isdecimal())
+    dims = tuple(int(dim) if dim.isdecimal() else -1 for dim in text.split(","))
     if dims not in sweep.ALL_DIMS:
         known = "; ".join(",".join(map(str, dims)) for dims in sweep.ALL_DIMS)
         raise argparse.ArgumentTypeError(f"{text} are not head_dims of Mosaic's kernels; expected one of {known}")
     return dims
 
 
-def code(versions: dict[str, str]) -> str:
-    """A digest of what the figures of ours are of: the kernels, the op and JAX."""
-    folders = ROOT / "pallas_kernels", ROOT / "longformer_jax" / "attention"
-    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
-    return digest([versions["jax"].encode(), *(file.read_bytes() for file in files)])
+def codes(versions: dict[str, str]) -> dict[str, str]:
+    """Digests of what the figures of ours are of: "code" of the kernels, the op and JAX, and "training_code" of what
+    else is in a step of training."""
+
+    def code(*folders: str) -> str:
+        files = sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+        return digest([versions["jax"].encode(), *(file.read_bytes() for file in files)])
+
+    kernels = "pallas_kernels", "longformer_jax/attention"
+    training = "longformer_jax/models", "longformer_jax/training", "configs/char_lm"
+    return {"code": code(*kernels), "training_code": code(*kernels, *training)}
 
 
 def _is_ours(part: str, record: Record) -> bool:
     return part != "speed" or record["side"].removesuffix("_interpret") in (*plan.OURS, "xla")
 
 
-def _depends_on_code(part: str, record: Record) -> bool:
-    return part != "rates" and _is_ours(part, record)
+def _is_outdated(part: str, record: Record, before: dict[str, str], now: dict[str, str]) -> bool:
+    code = "training_code" if part in ("training", "attention", "run") else "code"
+    return part != "rates" and _is_ours(part, record) and before.get(code) != now[code]
 
 
 def _is_fault(part: str, record: Record) -> bool:

@@ -38,7 +38,7 @@ def choose(results: Results) -> dict[Arrays, str]:
 
 def _of_fewer_numbers(times: dict[Arrays, dict[str, dict[Shape, float]]], arrays: Arrays) -> dict[Shape, float]:
     """For each shape what `xla` takes for keys of no more numbers, none of them shared, and no longer sequences: for
-    these, even for the smallest head_dims of the entry, it takes no less."""
+    the smallest shared key of the entry, it takes no less."""
     dtype, key_dim, value_dim, shared_dim = arrays
     smallest = key_dim + max(0, shared_dim - filled_up(1) + 1)
     least: dict[Shape, float] = {}

@@ -5,7 +5,7 @@ import importlib.util
 import math
 import shutil
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.gpu import correctness, speed, sweep
 from benchmarks.gpu.results import OK, SKIPPED, Results
@@ -26,17 +26,18 @@ PEERS = {
 STAGES = ("core", "training", "headline", "correctness", "shapes", "lengths", "profile", "fallbacks")
 SWEEP = "sweep"  # a stage for itself
 FLEX_SECONDS = 200.0  # PyTorch compiles half a minute for each layer
-SLOW = "flex", "xla"  # to compile or to run: they have some of the lengths, as ours that are not the first choice
-SOME_LENGTHS = (4096, 8192, 131072)
+# Slow to compile or to run, so they are measured at some lengths only, like those of ours that are no first choice.
+SLOW = "flex", "xla"
+SOME_LENGTHS = (4096, 8192, speed.HEADLINE, 131072)
 AUTOTUNED = ("xla", "cudnn_window", "full_cudnn")
 # Each layer has kernels of its own, which the compiler takes one after the other: of the longer phases every so
 # many-th layer is measured. Phase, this step, remat.
 TRAINING = ((5, 2, False), (3, 2, False), (1, 1, True), (1, 1, False))
 DEVICE = Job("device", [{"part": "rates"}], timed=True)  # tells what the device is, too
-AT_ONCE = 18  # processes, most of which compile while one is measured, which needs a processor, too
+AT_ONCE, TINY_AT_ONCE = 18, 2  # processes, most of which compile while one is measured
 USUAL_DTYPES = "bfloat16", "float32"
-SHARDS = {"core": 8, "correctness": 10, "fallbacks": 10, "training": 8, "shapes": 2, "lengths": 3, "sweep": 14}
-LEAST_TASKS = 4  # that a process is started for, where there are several
+SHARDS = {"core": 8, "correctness": 10, "fallbacks": 10, "training": 7, "shapes": 2, "lengths": 3, "sweep": 14}
+LEAST_TASKS = 4  # worth a further process
 # NVIDIA's tools; what they print is in the log of the job.
 PROFILER = (
     "ncu", "--clock-control=none", "--kernel-name=regex:banded_attention", "--launch-count=3", "--section=SpeedOfLight",
@@ -48,53 +49,76 @@ TINY_CASES = ("ids",)
 TINY_LAYERS = (speed.Layer(64, False, 1, window=8, heads=2, head_dim=64),)
 
 
-class Stage(NamedTuple):
-    jobs: list[Job]
-    side_by_side: int
-
-
-def stage(
-    name: str,
+def jobs(
+    names: Sequence[str],
     implementations: Sequence[str],
     results: Results,
     *,
     tiny: bool = False,
     head_dims: Sequence[sweep.Dims] | None = None,
-) -> Stage:
-    """One of STAGES, or SWEEP, of these head_dims, for some implementations, and their peers.
+) -> list[Job]:
+    """What is left of some STAGES, or of SWEEP with these head_dims, for some implementations and their peers.
 
-    An implementation of which no core case has passed is left out of all that follows.
+    Each task is in one job, though several stages may have it. A job of ours is as many processes as SHARDS says at
+    most, each with every so many-th of its tasks. An implementation of which no core case has passed is left out of all
+    that follows. Tiny: a rehearsal on a slow device, interpreted.
     """
+    planned, known = [], set()
+    for name in names:
+        for job in _jobs_of(name, implementations, results, tiny, head_dims):
+            tasks = []
+            for task in job.tasks:
+                if (key := tuple(task.items())) not in known and not results.has(**task):
+                    known.add(key)
+                    tasks.append(task)
+            planned += _split(name, dataclasses.replace(job, tasks=tasks), tiny)
+    return planned
+
+
+def _split(name: str, job: Job, tiny: bool) -> list[Job]:
+    if tiny:
+        limits = {"seconds": 900.0, "task_seconds": 300.0, "compile_seconds": 300.0}
+        return [dataclasses.replace(job, **limits)] if job.tasks else []
+    is_split = any(job.name.startswith(f"{name}_{one}") for one in (*OURS, "flex"))
+    least = 1 if name in ("core", "training") else LEAST_TASKS
+    most = SHARDS.get(name, 1) if is_split else 1
+    count = min(most, math.ceil(len(job.tasks) / least))
+    if count == 1:
+        return [job]
+    return [dataclasses.replace(job, name=f"{job.name}_{n}", tasks=job.tasks[n::count]) for n in range(count)]
+
+
+def _jobs_of(
+    name: str,
+    implementations: Sequence[str],
+    results: Results,
+    tiny: bool,
+    head_dims: Sequence[sweep.Dims] | None,
+) -> list[Job]:
     if name == "core":
         tasks = {one: _core_tasks(one, tiny) for one in implementations}
-        return _stage(name, [Job(f"core_{one}", tasks[one], seconds=75) for one in implementations], results, tiny)
+        return [Job(f"core_{one}", tasks[one], seconds=75) for one in implementations]
     implementations = [one for one in implementations if works(results, one)]
     if name in ("correctness", "fallbacks"):
         pairs = [] if tiny else _checks(implementations, fallbacks=name == "fallbacks")
-        jobs = [
+        return [
             Job(f"{name}_{o}_{dtype}", correctness.tasks_of(o, [dtype]), seconds=400, compile_seconds=150)
             for o, dtype in pairs
         ]
-        return _stage(name, jobs, results)
     if name == "training":
         sides = ("xla",) if tiny else implementations[:1]
         tasks = {one: _training_tasks(one, tiny) for one in sides}
         limits: dict[str, Any] = {"seconds": 800.0, "compile_seconds": 390.0, "task_seconds": 50.0, "timed": True}
-        jobs = [Job(f"training_{one}", todo, **limits) for one, todo in tasks.items()]
-        return _stage(name, jobs, results, tiny)
+        return [Job(f"training_{one}", todo, **limits) for one, todo in tasks.items()]
     if name == "profile":
-        return Stage([] if tiny else _profile_jobs(implementations, results), 1)
+        return [] if tiny else _profile_jobs(implementations, results)
     if name == "shapes":
         sides = [] if tiny else [*implementations, "xla"]
         tasks = {side: speed.tasks_of(side, speed.OTHER_LAYERS, ["both"]) for side in sides}
-        jobs = [Job(f"shapes_{o}", todo, 200.0, timed=True, autotuned=o in AUTOTUNED) for o, todo in tasks.items()]
-        return _stage(name, jobs, results)
+        return [Job(f"shapes_{o}", todo, 200.0, timed=True, autotuned=o in AUTOTUNED) for o, todo in tasks.items()]
     if name == SWEEP:
         tasks = {one: sweep.tasks_of(one, head_dims, tiny=tiny) for one in implementations}
-        jobs = [
-            Job(f"sweep_{one}", todo, seconds=3600, task_seconds=5, timed=True) for one, todo in tasks.items() if todo
-        ]
-        return _stage(name, jobs, results, tiny)
+        return [Job(f"sweep_{one}", todo, seconds=3600, task_seconds=5, timed=True) for one, todo in tasks.items()]
     headline = [layer for layer in speed.LAYERS if layer.length == speed.HEADLINE and layer.dilation == 1]
     layers = list(TINY_LAYERS) if tiny else headline if name == "headline" else list(speed.LAYERS)
     jobs = []
@@ -106,30 +130,10 @@ def stage(
                 results.add(record={"outcome": SKIPPED, "reason": f"not installed: {package}"}, **task)
         elif not (tiny and "cudnn" in side):
             if name == "lengths" and side in (*implementations[1:], *SLOW):
-                tasks = [task for task in tasks if task["length"] in SOME_LENGTHS and task["dilation"] == 1]
+                tasks = [task for task in tasks if task["length"] in SOME_LENGTHS]
             seconds = FLEX_SECONDS if side == "flex" else 120.0
             jobs.append(Job(f"{name}_{side}", tasks, seconds, timed=True, autotuned=side in AUTOTUNED, warm=[package]))
-    return _stage(name, [] if tiny and name == "lengths" else jobs, results, tiny)
-
-
-def _stage(name: str, jobs: Sequence[Job], results: Results, tiny: bool = False) -> Stage:
-    """Each job of one of ours as SHARDS processes at most, each with every so many-th of its tasks that are left.
-
-    Tiny: a rehearsal on a slow device, interpreted, two jobs at a time.
-    """
-    if tiny:
-        limits = {"seconds": 900.0, "task_seconds": 300.0, "compile_seconds": 300.0}
-        return Stage([dataclasses.replace(job, **limits) for job in jobs], 2)
-    shards = []
-    for job in jobs:
-        tasks = [task for task in job.tasks if not results.has(**task)]
-        is_split = any(job.name.startswith(f"{name}_{one}") for one in (*OURS, "flex"))
-        least = 1 if name in ("core", "training") else LEAST_TASKS
-        count = min(SHARDS.get(name, 1), math.ceil(len(tasks) / least)) if is_split else 1
-        for n in range(count):
-            number = f"_{n}" if count > 1 else ""
-            shards.append(dataclasses.replace(job, name=job.name + number, tasks=tasks[n::count]))
-    return Stage(shards, AT_ONCE)
+    return [] if tiny and name == "lengths" else jobs
 
 
 def _profile_jobs(implementations: Sequence[str], results: Results) -> list[Job]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-OK, SKIPPED = "ok", "skipped"  # outcomes of a task that is not tried again; all others are failures
+OK, SKIPPED = "ok", "skipped"  # outcomes of a task that is done; all others are failures
 
 
 class Results:

@@ -159,7 +159,7 @@ class Supervisor:
         waiting = []
         for job in jobs:
             tasks = [task for task in job.tasks if not self.results.has(**task)]
-            if tasks or not job.tasks:
+            if tasks:
                 waiting.append(_Running(job, tasks))
         running: list[_Running] = []
         try:

@@ -10,7 +10,8 @@ Variants:
   smoke       an eighth of the size, 750 steps, for two cores and minutes, on the embedded text or a file of your own:
               --config=configs/char_lm/enwik8_small.py:smoke --config.data.path=FILE
   hour, day   as many steps as an H100 takes in that time if it uses 19% of its 989 TFLOP/s, as steps of the first phase
-              did on an H200 (docs/results.md); neither has been run. The recipe is not the paper's: Muon, ReLU², a rate that falls to zero in each phase, weight decay 0.1
+              did on an H200 (docs/results.md); neither has been run. The recipe is not the paper's: Muon, ReLU², a rate
+              that falls to zero in each phase, weight decay 0.1
   hour_smoke  that recipe at the size of smoke
 """
 

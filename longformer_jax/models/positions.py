@@ -21,7 +21,7 @@ BASIS_TOLERANCE = 3e-5
 BASIS_ENERGY = 1.5
 # Of the least squares: the rest counts in the mean of its squares, and coefficients count so much in theirs.
 _RIDGE = 1e-11
-# Numbers in a row that GPUs compute products of fast: pairs of sines and cosines.
+# GPUs multiply matrices faster whose rows are a multiple of this.
 _ALIGNED = 8
 # Where distances times width are more, or the width alone, all frequencies are taken: choosing some would take seconds
 # and gigabytes. sub_bands.py cuts such a band into shorter ones.
