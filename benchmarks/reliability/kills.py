@@ -44,7 +44,7 @@ TRIALS = 50
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 DISK = ("disk full", "read-only")
 MOMENTS = ("start", "step", "step", "save", "save", "phase's end", "run's end")
-BEST = ("best", "best")  # of a kind that keeps the best parameters, too
+BEST = ("best", "best")  # of a kind that keeps the best parameters, too; later on there may be none that are better
 DEVICES = (8, 4, 2)
 # Of all scores of a run, in runs on other devices: what rounding makes of dozens of steps of training.
 TOLERANCE = 1e-4
@@ -168,7 +168,7 @@ def draw_moment(
             case "save":
                 return at_step and any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
             case "best":
-                return at_step and any(path.suffix == ".partial" for path in (workdir / "best").glob("*/*"))
+                return any(path.name != "params" for path in (workdir / "best").glob("*/*"))
             case "phase's end":
                 return later("\ncompiling phase 2" in output or f"\nstep {total - 10}/" in output, delay)
             case _:
@@ -182,7 +182,7 @@ def break_off(
 ) -> Record:
     """Starts a run, breaks it off in a part of its steps, and tells what came of it: `ended` where it was faster."""
     config = experiment(kind, lab.folder / "data" / kind)
-    total, moments = config.total_steps, MOMENTS + BEST * config.keep_best
+    total, moments = config.total_steps, MOMENTS + BEST * (config.keep_best and not part[0])
     fault = rng.choice([*SIGNALS, *(DISK if lab.mounts and devices is None else ())])
     moment, has_come = draw_moment(rng, moments if devices is None else ("step", "save"), *part, total)
     record: Record = {"fault": None, "break": fault, "moment": moment, "detail": None}
