@@ -1,6 +1,7 @@
 """The mesh, and where parameters and batches lie on it."""
 
 import functools
+import logging
 import math
 import os
 import re
@@ -16,6 +17,8 @@ from longformer_jax.attention.split import BATCH_AXES, SEQUENCE_AXIS, TENSOR_AXI
 from longformer_jax.errors import InputError
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.parts import MeshConfig
+
+_logger = logging.getLogger(__name__)
 
 # What has one output for each head or hidden unit, and what takes them in.
 _OUT_OF_UNITS = r"layers/(attention_out|mlp_out)"
@@ -55,11 +58,17 @@ def _given(config: MeshConfig) -> int:
 
 def evaluation_mesh(config: MeshConfig, lengths: Sequence[int]) -> Mesh:
     """A run's mesh over the devices of this process, as far as their number and the sequences' lengths allow; else each
-    device has whole sequences."""
+    device has whole sequences, which is logged."""
     devices = jax.local_devices()
     rest = max(len(devices) // _given(config), 1)
     sizes = {axis: rest if (size := config.sizes[axis]) == -1 else size for axis in (SEQUENCE_AXIS, TENSOR_AXIS)}
     if len(devices) % math.prod(sizes.values()) or any(length % sizes[SEQUENCE_AXIS] for length in lengths):
+        named = " by ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
+        all_lengths = ", ".join(map(str, sorted(set(lengths))))
+        _logger.info(
+            f"evaluation: every device has whole sequences, as {named} does not fit {len(devices)} devices and "
+            f"sequences of {all_lengths}"
+        )
         sizes = dict.fromkeys(sizes, 1)
     sizes = {"data": len(devices) // math.prod(sizes.values()), "fsdp": 1, **sizes}
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)

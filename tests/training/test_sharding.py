@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,19 @@ def abstract_mesh(data: int, fsdp: int = 1, sequence: int = 1, tensor: int = 1) 
     ],
 )
 def test_evaluation_splits_sequences_as_training_if_it_can(
-    config: MeshConfig, devices: int, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    config: MeshConfig,
+    devices: int,
+    expected: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, logger="longformer_jax")
     monkeypatch.setattr(jax, "local_devices", lambda: [None] * devices)
     monkeypatch.setattr(jax, "make_mesh", lambda sizes, axes, **_: dict(zip(axes, sizes, strict=True)))
     sizes: Any = evaluation_mesh(config, [32])
     assert tuple(sizes[axis] for axis in ("data", "sequence", "tensor")) == expected
+    whole = "evaluation: every device has whole sequences, as sequence=8 does not fit 4 devices and sequences of 32"
+    assert caplog.messages == [whole] * (config.sequence == 8)
 
 
 def test_mesh_takes_all_devices() -> None:
