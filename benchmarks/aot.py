@@ -81,7 +81,7 @@ CASES = (
     Case("bfloat16", 128, 64, ("causal", "dilation", "key_mask", "segment_ids", "dropout")),
     *(Case("float16", d, d) for d in (64, 128, 256)),
     *(Case("float32", d, d) for d in (32, 64, 96, 128, 256)),
-    # Shared keys as of the character model, but of widths that are no multiples of 8, and what is largest.
+    # The positions of the paper's character model in windows of 32, 512, 1,024 and 4,096 steps, and what is largest.
     *(Case("bfloat16", 64, 64, shared_dim=R) for R in (22, 126, 166, 242)),
     *(Case("bfloat16", 128, 128, shared_dim=R) for R in (192, 256)),
     Case("bfloat16", 64, 64, ("causal", "dilation", "key_mask", "segment_ids", "dropout"), shared_dim=166),
@@ -108,7 +108,7 @@ MMA_CASES = (
     *(Case("bfloat16", *dims, options, "pallas_mosaic_mma") for dims, options in itertools.product(_DIMS, ((), _ALL))),
 )
 
-# As of the character model, of widths that are no multiples of 8, and what is largest.
+# The positions of the paper's character model, and what is largest.
 _BESIDE_SHARED = ((64, 22), (64, 126), (64, 166), (128, 192))
 HOPPER_CASES += tuple(
     Case("bfloat16", dim, dim, _ALL, "pallas_mosaic_gpu", 2, 8000, shared_dim=R) for dim, R in _BESIDE_SHARED

@@ -35,7 +35,7 @@ SHAPES = tuple(
     for Dk, Dv in ((32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (128, 64), (256, 256))
     for causal in (False, True)
 )
-# As of the character model, some of widths that are no multiples of 8, and what is largest.
+# The positions of the paper's character model, and what is largest.
 SHARED_SHAPES = tuple(
     Case(f"shared_{dim}_{R}", T=700, H=3, Dk=dim, Dv=dim, R=R, window=200, causal=True)
     for dim, R in ((64, 22), (64, 126), (64, 188), (128, 64), (128, 128), (128, 192))

@@ -30,7 +30,7 @@ from longformer_jax.models.checks import (
 )
 from longformer_jax.models.embedding import look_up
 from longformer_jax.models.finite import finite_tokens, leave_marks, wants_marks
-from longformer_jax.models.layers import unrolls_layers
+from longformer_jax.models.gpu import filled_up_rows, unrolls_layers
 from longformer_jax.models.parameters import names_wrong_params, stacked_layers
 from longformer_jax.models.positions import further, relative_key, relative_query, rotate
 from longformer_jax.models.sub_bands import Heads, cut_window
@@ -330,7 +330,8 @@ def _seen_from(coefficients: np.ndarray | None, relative: jax.Array, query: jax.
             full = exact("bthd,whd->bthw", query.astype(jnp.float32), relative)
             return exact("bthw,rw->bthr", full, coefficients).astype(query.dtype)
         relative = exact("rw,whd->rhd", coefficients, relative)
-    return jnp.einsum("bthd,rhd->bthr", query, relative.astype(query.dtype))
+    product = jnp.einsum("bthd,rhd->bthr", query, filled_up_rows(relative.astype(query.dtype)))
+    return product[..., : len(relative)]
 
 
 class CharLM(nn.Module):

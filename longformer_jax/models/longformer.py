@@ -21,7 +21,7 @@ from longformer_jax.models.checks import check_integers, check_tokens, check_wit
 from longformer_jax.models.embedding import look_up, outside
 from longformer_jax.models.finite import finite_tokens, leave_marks, wants_marks
 from longformer_jax.models.global_attention import GlobalTokens, check_masks, find_global_tokens, invalid_rows
-from longformer_jax.models.layers import unrolls_layers
+from longformer_jax.models.gpu import unrolls_layers
 from longformer_jax.models.longformer_config import LongformerConfig
 from longformer_jax.models.parameters import names_wrong_params, stacked_layers
 

@@ -21,8 +21,6 @@ BASIS_TOLERANCE = 3e-5
 BASIS_ENERGY = 1.5
 # Of the least squares: the rest counts in the mean of its squares, and coefficients count so much in theirs.
 _RIDGE = 1e-11
-# GPUs multiply matrices faster whose rows are a multiple of this.
-_ALIGNED = 8
 # Where distances times width are more, or the width alone, all frequencies are taken: choosing some would take seconds
 # and gigabytes. sub_bands.py cuts such a band into shorter ones.
 _LARGEST_TABLE, _LARGEST_WIDTH = 2**21, 2**12
@@ -63,8 +61,7 @@ def band_basis(width: int, reach: int) -> Basis:
 
     Within a band the low frequencies hardly differ: over 512 steps, 63 of the 256 pairs of sines and cosines span all
     others. Greedy, in float64: the pair with most energy left comes next, and what it explains is taken away from the
-    others, until the error at every distance is below `BASIS_TOLERANCE` and the coefficients below `BASIS_ENERGY`, and
-    the basis is a multiple of `_ALIGNED` wide.
+    others, until the error at every distance is below `BASIS_TOLERANCE` and the coefficients below `BASIS_ENERGY`.
 
     Args:
       width: of the sinusoid, even.
@@ -88,7 +85,7 @@ def band_basis(width: int, reach: int) -> Basis:
             factor, rest = np.column_stack([factor, left]), rest - left**2
         if kept.all():
             return everything
-        if rest.max() > (BASIS_TOLERANCE / 3) ** 2 or 2 * kept.sum() % _ALIGNED:
+        if rest.max() > (BASIS_TOLERANCE / 3) ** 2:
             continue
         few = np.tile(kept, 2)
         square = products[np.ix_(few, few)] + _RIDGE * np.eye(few.sum())

@@ -172,5 +172,6 @@ def test_a_sequence_is_split_over_gpus() -> None:
     whole, split = (in_process(compile_training_step, "sm_90a", 16384 * devices, devices) for devices in (1, 4))
     assert split["kernels"] >= whole["kernels"] >= 3
     assert split["gathered"] == 0
-    # Of a device, which fetches half as many keys and values as it has.
-    assert split["temporary"] <= 1.15 * whole["temporary"]
+    # In each of four layers a device fetches half as many keys and values as it has, in bfloat16.
+    fetched = 4 * 2 * (16384 // 2) * 512 * 2
+    assert split["temporary"] <= whole["temporary"] + 1.02 * fetched
