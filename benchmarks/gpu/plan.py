@@ -33,7 +33,7 @@ AUTOTUNED = ("xla", "cudnn_window", "full_cudnn")
 # Each layer has kernels of its own, which the compiler takes one after the other: of the longer phases every so
 # many-th layer is measured. Phase, this step, remat.
 TRAINING = ((5, 2, False), (3, 2, False), (1, 1, True), (1, 1, False))
-DEVICE = Job("device", [{"part": "rates"}], timed=True)  # tells what the device is, too
+DEVICE = Job("device", [{"part": "rates"}], timed=True, autotuned=True)  # tells what the device is, too
 AT_ONCE, TINY_AT_ONCE = 18, 2  # processes, most of which compile while one is measured
 USUAL_DTYPES = "bfloat16", "float32"
 SHARDS = {"core": 8, "correctness": 10, "fallbacks": 10, "training": 7, "shapes": 2, "lengths": 3, "sweep": 14}
