@@ -46,6 +46,7 @@ TRAININGS = (
     *itertools.product((192, 256), (250, 500, 1000)),
 )
 RESULT = Path(__file__).parent / "results" / "compute_cpu.json"
+SCORED = 200_000  # characters of validation
 HUBER = 1e-3  # Hoffmann et al., appendix D.2
 REPEATS = 15.39  # R*_D of Muennighoff et al.
 
@@ -108,7 +109,7 @@ def run(text: Path, journal: Path) -> list[dict[str, Any]]:
         found = next((record for record in records if trial.items() <= record.items()), None)
         if found is None:
             config = experiment(text, width, steps)
-            scored = trained_and_scored(config)
+            scored = trained_and_scored(config, SCORED)
             found = trial | size(config) | {"bpc": scored["bpc"], "seconds": scored["seconds"]}
             with journal.open("a") as file:
                 print(json.dumps(found), file=file)

@@ -4,7 +4,7 @@
 
 The recipe is the quickstart's. Each change is trained on two threads for as many steps as fit into the same seconds, of
 which the phases keep their proportions: steps of each phase are timed before a change's first training, and imports,
-compilation, validation and checkpoints do not count. Then validation is scored, up to its first 200,000 characters,
+compilation, validation and checkpoints do not count. Then validation is scored, up to its first 40,000 characters,
 each with its full context. The machine should have nothing else to do. JOURNAL gets a line of JSON for every training;
 those that it has, of the same configuration and text on the same processor, are not repeated. Prints the means,
 deviations and differences as a table, with the seconds that training took in the end.
@@ -34,15 +34,15 @@ from configs.char_lm.quickstart import get_config
 from longformer_jax.command_line import one_line_for_errors
 from longformer_jax.evaluation.protocols import BitsPerCharacter, score_stream
 from longformer_jax.host_memory import reuse_freed_memory
-from longformer_jax.settings import pinned
+from longformer_jax.settings import keep_compiled, pinned
 from longformer_jax.training import CharLMExperiment, DataConfig
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import compile_train_step, init_state
 
 UNCHANGED = "recipe"
-TIMED, FIRST = 40, 10  # steps that are timed, and those before that are not
+TIMED, FIRST = 25, 5  # steps that are timed, and those before that are not
 THREADS = 2
-SCORED = 200_000  # characters of validation, at most
+SCORED = 40_000  # characters of validation, at most
 
 Change = Callable[[CharLMExperiment], CharLMExperiment]
 
@@ -136,8 +136,9 @@ def within(config: CharLMExperiment, seconds: float, step_seconds: Sequence[floa
     return phases(scaled)(config)
 
 
-def trained_and_scored(config: CharLMExperiment) -> dict[str, Any]:
-    """Bits per character of validation after training, None if it has diverged, and the seconds of all steps."""
+def trained_and_scored(config: CharLMExperiment, characters: int) -> dict[str, Any]:
+    """Bits per character of the first so many of validation after training, None if it has diverged; the seconds of all
+    steps."""
     mesh, data = make_mesh(config.mesh), config.load_data()
     state, spent = init_state(config, mesh), 0.0
     for phase, settings in enumerate(config.phases):
@@ -149,7 +150,7 @@ def trained_and_scored(config: CharLMExperiment) -> dict[str, Any]:
         spent += time.perf_counter() - began
     score = BitsPerCharacter()
     model = config.model_in_phase(len(config.phases) - 1)
-    for scored in score_stream(model, state["params"], data.split("validation")[:SCORED]):
+    for scored in score_stream(model, state["params"], data.split("validation")[:characters]):
         score.add(np.asarray(scored.nats))
     bpc = round(score.value, 4) if math.isfinite(score.value) else None
     return {"bpc": bpc, "seconds": round(spent, 1), "steps": [p.steps for p in config.phases]}
@@ -217,7 +218,7 @@ def run(journal: Path, changes: Sequence[str], data: DataConfig, seconds: float,
             if found is None:
                 timed[change] = timed.get(change) or seconds_a_step(start)
                 config = dataclasses.replace(within(start, seconds, timed[change]), seed=seed)
-                found = trial | trained_and_scored(config)
+                found = trial | trained_and_scored(config, SCORED)
                 with journal.open("a") as file:
                     print(json.dumps(found), file=file)
                 print(json.dumps(found), file=sys.stderr)
@@ -241,7 +242,8 @@ def main() -> None:
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}; expected at least 1")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
-    reuse_freed_memory()  # as train.py
+    reuse_freed_memory()  # these two as train.py
+    keep_compiled()
     with one_line_for_errors():
         options.journal.parent.mkdir(parents=True, exist_ok=True)
         options.journal.open("a").close()  # before any training

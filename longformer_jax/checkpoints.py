@@ -259,6 +259,11 @@ def has_params(directory: str | Path) -> bool:
     return (user_path("directory", directory) / _PARAMS).is_dir()
 
 
+def saved_shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `save_params` wrote, by path."""
+    return _shapes(_saved(_place("directory", directory) / _PARAMS))
+
+
 def _load(checkpoint: Path, abstract_params: Any, on_host: bool = False) -> Any:
     """The parameters of a checkpoint, once its files and its tensors are seen to be right."""
     with together():
@@ -316,7 +321,7 @@ def _verify(directory: Path, part: str) -> None:
 
 def _check_tensors(directory: Path, params: Any) -> None:
     """Raises InputError naming the tensors whose shapes in a checkpoint are not those of `params`."""
-    saved = _shapes(ocp.metadata(str(directory), _PARAMS).metadata)
+    saved = _shapes(_saved(directory))
     expected = _shapes(params)
     wrong = [
         f"{name} {saved.get(name, 'missing')} instead of {expected.get(name, 'none')}"
@@ -328,6 +333,11 @@ def _check_tensors(directory: Path, params: Any) -> None:
             f"checkpoint {str(directory)!r} is of another architecture: {len(wrong)} tensors differ, "
             f"{'; '.join(wrong[:4])}{'; …' if len(wrong) > 4 else ''}; expected the tensors of the configured model"
         )
+
+
+def _saved(checkpoint: Path) -> Any:
+    """What is known of the parameters of a checkpoint before they are read."""
+    return ocp.metadata(str(checkpoint), _PARAMS).metadata
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -276,14 +277,18 @@ def test_each_task_is_planned_once_and_not_again(tmp_path: Path) -> None:
 
 
 def test_figures_of_other_code_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = commands.codes({"jax": "1"})
+    now: dict[str, Any] = {**commands.codes({"jax": "1"})}
     assert now != commands.codes({"jax": "2"}) and now["code"] != now["training_code"]
+    now["versions"] = {}
     ours, peer = {"side": "xla", "implementation": "xla"}, {"side": "flex"}
     for changed, outdated in (("code", {"speed", "correctness"}), ("training_code", {"training", "attention"})):
         before = now | {changed: "other"}
         parts = ("speed", "correctness", "training", "attention", "rates")
         assert {part for part in parts if commands._is_outdated(part, ours, before, now)} == outdated
         assert not commands._is_outdated("speed", peer, before, now)
+    for package, outdated in (("torch", True), ("transformers", False)):
+        before, later = (now | {"versions": {package: version}} for version in ("1", "2"))
+        assert commands._is_outdated("speed", peer, before, later) == outdated
 
 
 def test_the_report_fits_a_screen(tmp_path: Path) -> None:

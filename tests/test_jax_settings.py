@@ -26,7 +26,7 @@ from longformer_jax.data import mask_tokens
 from longformer_jax.models import generate
 from pallas_kernels.dropout import Streams
 from tests.models import encoders, small
-from tests.training import tiny, tiny_masked
+from tests.training import tiny, tiny_masked, tiny_task
 
 IDS = np.zeros((2, 24), np.int32)
 SEGMENTS = np.arange(48).reshape(2, 24) // 7
@@ -119,6 +119,7 @@ CASES: dict[str, Callable[..., Any]] = {
     "choices": model_gradients(ForMultipleChoice(ENCODER), np.zeros((2, 3, 24), np.int32)),
     "char_lm_experiment": experiment_gradients(tiny.CONFIG),
     "masked_lm_experiment": experiment_gradients(tiny_masked.CONFIG),
+    **{task.kind: experiment_gradients(tiny_task.of_task(task)) for task in tiny_task.TASKS},
 }
 
 

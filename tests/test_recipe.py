@@ -36,7 +36,7 @@ def test_the_journal_is_not_repeated(
     monkeypatch.setattr(recipe, "reuse_freed_memory", lambda: None)
     trained = []
 
-    def train(config: Any) -> dict[str, Any]:
+    def train(config: Any, characters: int) -> dict[str, Any]:
         trained.append(config)
         return {"bpc": 2 + config.seed + (config.optimizer != START.optimizer), "seconds": 1.0, "steps": [1000, 20]}
 

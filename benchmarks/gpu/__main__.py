@@ -20,8 +20,8 @@ together, begun in this order; while one is timed, no other is timed or checked.
 Each implementation and each peer is a process of its own, which is killed when it hangs and started anew behind what
 failed. The file is written after every case, and the same command goes on from what it holds; what failed, hung or
 crashed is tried again by --retry only, and so is what was not installed. What it holds of ours with other code of the
-kernels or the op, or of training with other code of the library, or with another version of JAX, is forgotten. What
-the processes say is in a folder beside the file, gpu_DEVICE_logs.
+kernels or the op, or of training with other code of the library, or with another version of JAX, is forgotten, and so
+is what it holds of peers of other versions. What the processes say is in a folder beside the file, gpu_DEVICE_logs.
 
 A quarter of an hour on a GPU is used best in two calls, and what is left of it for a sweep:
 
@@ -39,6 +39,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 STARTED = time.monotonic()
 if "--tiny" in sys.argv:  # each warpgroup that is interpreted holds a thread of XLA while it waits for another
@@ -90,7 +91,7 @@ def main() -> int:
         return 0
     implementations = tuple(options.implementation or plan.OURS)
     if options.train is not None:
-        return _train(options)
+        return _train(parser, options)
 
     deadline = STARTED + 60 * options.minutes - SPARE
     with tempfile.TemporaryDirectory() as folder:  # where the results go is known when the device is
@@ -102,13 +103,9 @@ def main() -> int:
         return 1
     if not options.tiny and facts["platform"] != "gpu":
         parser.error(f"JAX sees no GPU but {facts['device']}; --tiny rehearses on any device")
-    results = Results(options.output or default_path(FOLDER, facts["device"]), afresh=options.afresh)
-    if (before := results.values.get("device", facts["device"])) != facts["device"]:
-        parser.error(f"{results.path} is of {before}, this is {facts['device']}; expected another --output or --afresh")
-    facts |= codes(facts["versions"])
-    if count := results.forget(lambda part, record: _is_outdated(part, record, results.values, facts)):
-        _say(f"forgot {count} records of other code in {results.path}")
-    results.values |= facts | {"rates": first.results["rates"]}
+    results = _opened(parser, options, facts)
+    if rates := [record for record in first.results["rates"] if record["outcome"] == OK]:
+        results.values["rates"] = rates
     if options.retry:
         results.forget_failures()
     results.write()
@@ -129,6 +126,18 @@ def main() -> int:
         print(sweep.tables(results) if options.sweep else report.summary(results), flush=True)
     print(f"written to {results.path}" + ("" if supervisor.complete else "; the same command goes on from there"))
     return int(any(_is_fault(part, record) for part in _CHECKED for record in results[part]))
+
+
+def _opened(parser: argparse.ArgumentParser, options: argparse.Namespace, facts: dict[str, Any]) -> Results:
+    """The file of the device, of which what is of other code or versions is forgotten."""
+    results = Results(options.output or default_path(FOLDER, facts["device"]), afresh=options.afresh)
+    if (before := results.values.get("device", facts["device"])) != facts["device"]:
+        parser.error(f"{results.path} is of {before}, this is {facts['device']}; expected another --output or --afresh")
+    now = facts | codes(facts["versions"])
+    if count := results.forget(lambda part, record: _is_outdated(part, record, results.values, now)):
+        _say(f"forgot {count} records of other code or versions in {results.path}")
+    results.values |= now
+    return results
 
 
 def _head_dims(text: str) -> sweep.Dims:
@@ -156,9 +165,14 @@ def _is_ours(part: str, record: Record) -> bool:
     return part != "speed" or record["side"].removesuffix("_interpret") in (*plan.OURS, "xla")
 
 
-def _is_outdated(part: str, record: Record, before: dict[str, str], now: dict[str, str]) -> bool:
+def _is_outdated(part: str, record: Record, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    if part == "rates":
+        return False
+    if not _is_ours(part, record):
+        packages = plan.PACKAGES[record["side"]]
+        return any(before.get("versions", {}).get(name) != now["versions"].get(name) for name in packages)
     code = "training_code" if part in ("training", "attention", "run") else "code"
-    return part != "rates" and _is_ours(part, record) and before.get(code) != now[code]
+    return before.get(code) != now[code]
 
 
 def _is_fault(part: str, record: Record) -> bool:
@@ -168,16 +182,14 @@ def _is_fault(part: str, record: Record) -> bool:
     return _is_ours(part, record) and record["outcome"] not in (OK, SKIPPED)
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from benchmarks.gpu import device, training
 
     facts = device.facts()
     if not options.tiny and facts["platform"] != "gpu":
-        print(f"error: JAX sees no GPU but {facts['device']}; --tiny rehearses on any device", file=sys.stderr)
-        return 1
-    results = Results(options.output or default_path(FOLDER, facts["device"]), afresh=options.afresh)
-    results.values |= facts
+        parser.error(f"JAX sees no GPU but {facts['device']}; --tiny rehearses on any device")
+    results = _opened(parser, options, facts)
     usual = "pallas_mosaic_gpu" if facts["is_hopper"] else "pallas_triton"
     config = training.experiment("smoke" if options.tiny else "", (options.implementation or [usual])[0])
     if options.tiny:

@@ -23,6 +23,17 @@ PEERS = {
     "flash_attention": "flash_attn",
     "flex": "torch",
 }
+# The distributions by which what they measure is told from that of other versions.
+PACKAGES = {
+    "xla": ("jax",),
+    "cudnn_window": ("jax",),
+    "jla": ("jax", "jax-linear-attention"),
+    "full_cudnn": ("jax",),
+    "huggingface": ("torch", "transformers"),
+    "tokamax": ("jax", "tokamax"),
+    "flash_attention": ("torch", "flash-attn"),
+    "flex": ("torch",),
+}
 STAGES = ("core", "training", "headline", "correctness", "shapes", "lengths", "profile", "fallbacks")
 SWEEP = "sweep"  # a stage for itself
 FLEX_SECONDS = 200.0  # PyTorch compiles half a minute for each layer
@@ -72,7 +83,8 @@ def jobs(
                     known.add(key)
                     tasks.append(task)
             planned += _split(name, dataclasses.replace(job, tasks=tasks), tiny)
-    return planned
+    # While what autotunes is compiled, nothing is measured. No choice is made without the headline's.
+    return sorted(planned, key=lambda job: job.autotuned and not job.name.startswith("headline"))
 
 
 def _split(name: str, job: Job, tiny: bool) -> list[Job]:

@@ -82,7 +82,7 @@ class Process:
         self.tasks = tasks
         self.state, self.current, self.since = "starting", None, time.monotonic()
         self._spent = 0.0
-        self.recorded, self.usable = 0, True
+        self.recorded = 0
         folder.mkdir(parents=True, exist_ok=True)
         file, journal, self._log = (folder / f"{job.name}.{number}.{kind}" for kind in ("tasks", "journal", "log"))
         file.write_text(json.dumps(tasks))
@@ -111,7 +111,7 @@ class Process:
             if line.get("ready"):
                 self.state = "compiling"
             elif "record" in line:
-                self.current, self.recorded, self.usable = None, line["task"] + 1, line["usable"]
+                self.current, self.recorded = None, line["task"] + 1
             elif "state" in line:
                 self.current, self.state = line["task"], line["state"]
         return found

@@ -136,14 +136,13 @@ def train(results: Results, deadline: float, file: Path, config: CharLMExperimen
         )
         return put_batch(training[starts[:, None] + np.arange(phase.sequence_length + 1)], accumulate, mesh)
 
-    state = init_state(config, mesh)
+    state, started = init_state(config, mesh), time.monotonic()
     probe = compile_train_step(config, 0, accumulate, mesh)
     times = []
     for step in range(4):
         start = time.perf_counter()
         state, _ = jax.block_until_ready(probe(state, batch_of(step)))
         times.append(time.perf_counter() - start)
-    started = time.monotonic()
     optimizer = OptimizerConfig(clip_norm=1.0, decay="linear", final_fraction=0.05, warmup_fraction=0.05)
     evaluate = make_eval_step(config, 0, mesh)
     count = min(phase.batch_size, (len(validation) - 1) // phase.sequence_length)

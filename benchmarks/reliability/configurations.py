@@ -9,6 +9,7 @@ of its phases. Every trial is a process of its own, with bounded memory and time
 
 import functools
 import importlib
+import itertools
 import json
 import math
 import os
@@ -200,7 +201,8 @@ def _run(arguments: Sequence[str], devices: int, phase: float, place: Path, prog
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     whole, changed = loop._run, unittest.mock.patch.object
     changed(loop, "_run", lambda *given: _try(whole, phase, *given)).start()
-    changed(StopRequest, "at", lambda self, step: step >= STEPS).start()
+    asked = itertools.count(1)
+    changed(StopRequest, "after_step", lambda self: next(asked) >= STEPS).start()
     run_train(arguments, devices=devices, programs=programs)
 
 

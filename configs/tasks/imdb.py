@@ -8,7 +8,7 @@ The data is the archive of https://ai.stanford.edu/~amaas/data/sentiment, or the
 is 2,632 of the training reviews, those of a tenth of the films.
 
 Hardware: base, one GPU with 80 GB; large, four of them. Not run to the end with this code.
-Expected: accuracy 95.7 with base (paper, table 8). Measured: 88.1 with miniature (docs/from_scratch.md).
+Expected: accuracy on dev 95.7 with base (paper, table 7). Measured: 88.1 with miniature (docs/from_scratch.md).
 
 Variants:
   base       the same: Longformer-base, the paper's hyperparameters.

@@ -8,7 +8,6 @@ over tiles, whose number and places are Python integers when a call is traced.
 """
 
 import dataclasses
-import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +41,6 @@ from longformer_jax.weights.architectures import ModelFactory, make_module
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.hugging_face_config import CHAR_LM, CONFIG, read_values
 from longformer_jax.weights.pretrained import find_model
-from longformer_jax.weights.tensor_files import has_tensors, read_tensors
 from longformer_jax.weights.tokenizer import TOKENIZER, load_tokenizer
 
 PLATFORMS = ("cpu", "cuda")
@@ -186,13 +184,7 @@ def _open(directory: Path, source: str, step: int | None, global_tokens: int | N
         _refuse(global_tokens, source, "a character LM")
         return _char_lm(*load_pretrained(directory, CharLM), ())
     factory = find_model(directory)
-    if factory is Longformer and not _has_pooler(directory):
-        factory = functools.partial(Longformer, add_pooling_layer=False)  # rather than one from random weights
     return _encoder(factory, *load_pretrained(directory, factory), (), global_tokens)
-
-
-def _has_pooler(directory: Path) -> bool:
-    return not has_tensors(directory) or any("pooler" in name for name in read_tensors(directory))
 
 
 def _run(workdir: Path, source: str, step: int | None, global_tokens: int | None) -> Model:
@@ -201,7 +193,10 @@ def _run(workdir: Path, source: str, step: int | None, global_tokens: int | None
     phase = experiment.last_phase(step)
     length = experiment.phases[phase].sequence_length
     if experiment.objective == "masked_lm":
-        return _encoder(ForMaskedLM, experiment.trained_model, params, (length,), global_tokens)
+        model = experiment.trained_model
+        if global_tokens is not None:
+            model, params = experiment.model, experiment.with_global_projections(params, workdir)
+        return _encoder(ForMaskedLM, model, params, (length,), global_tokens)
     _refuse(global_tokens, source, f"a {experiment.objective} run")
     if experiment.objective == "char_lm":
         return _char_lm(experiment.model_in_phase(phase), params, (length,))
@@ -258,8 +253,6 @@ def _encoder(
     name = type(module).__name__
     own = isinstance(module, ForSequenceClassification) and config.attention_mode != "full"  # a global token
     options: dict[str, Any] = {} if global_tokens is None else {"max_global_tokens": global_tokens + own}
-    if isinstance(module, Longformer):
-        module = module.clone(add_pooling_layer="pooler" in params)
     if global_tokens is None and isinstance(module, _FIND_THEIR_GLOBAL_TOKENS) and config.attention_mode != "full":
         raise InputError(
             f"global_tokens is None, but the model is a {name}, whose questions are global; expected "

@@ -12,7 +12,6 @@ what the model said of all of them together. A row is a mapping of one-dimension
 import abc
 import collections
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -272,7 +271,7 @@ HEAD_FILE = "head.safetensors"
 
 def save_encoder_and_head(directory: Path, model: LongformerConfig, params: Any) -> None:
     """Writes the encoder for `load_pretrained` and transformers, and what is on it to a file of its own beside it."""
-    save_pretrained(directory, model, params["longformer"], functools.partial(Longformer, add_pooling_layer=False))
+    save_pretrained(directory, model, params["longformer"], Longformer)
     head = flatten_dict({name: part for name, part in params.items() if name != "longformer"}, sep="/")
     with recording(directory / HEAD_FILE) as partial:
         write_tensors(partial, {name: np.ascontiguousarray(jax.device_get(x)) for name, x in head.items()})

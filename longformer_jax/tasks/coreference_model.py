@@ -149,12 +149,11 @@ def _parameters(module: FindCoreference, size: int) -> dict[str, jax.Array]:
         "gate_bias": (G,),
     }
     embeddings = ("width", "distance", "speaker", "genre")
-    params = {
-        name: module.param(name, embedding if name in embeddings else dense, shape) for name, shape in shapes.items()
-    }
+    inits = {name: embedding if name in embeddings else dense for name in shapes}
+    params = {name: module.param(name, inits[name], shape, jnp.float32) for name, shape in shapes.items()}
     # From zero: drawn, it would outweigh all else, and right antecedents would be left out before they are learnt.
     zeros = biases | {"coarse": (G, G)}
-    params |= {name: module.param(name, nn.initializers.zeros, shape) for name, shape in zeros.items()}
+    params |= {name: module.param(name, nn.initializers.zeros, shape, jnp.float32) for name, shape in zeros.items()}
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -201,12 +200,12 @@ def find_antecedents(
         axis=-1,
     )
     features = _dropout(features, rate, keys[3])
-    scores = jnp.zeros((K, C + 1))
+    scores = jnp.zeros((K, C + 1), jnp.float32)
     for step in range(settings.depth):
         if step:
             spans = refined(params, spans, antecedents, scores)
         fine = score_pairs(params, spans, antecedents, features, rate, keys[4 + step])
-        scores = jnp.concatenate([jnp.zeros((K, 1)), coarse + fine], axis=1)
+        scores = jnp.concatenate([jnp.zeros((K, 1), jnp.float32), coarse + fine], axis=1)
     return Antecedents(starts, ends, kept, mention_scores, antecedents.astype(jnp.int32), scores)
 
 
@@ -227,7 +226,7 @@ def score_spans(
     T = len(x)
     attention = (x @ params["attention"])[:, 0]
     start, end, attended = (x @ params[f"mention_{part}"] for part in ("start", "end", "head"))
-    widths = params["width"][:W] @ params["mention_width"] + params["mention_bias"]
+    widths = params["width"][:W] @ params["mention_width"] + params["mention_bias"][None]
 
     @jax.checkpoint
     def step(carry: Any, inputs: Any) -> Any:
@@ -250,7 +249,7 @@ def score_spans(
     count = -(-W // length) * length  # a few more than W, to fill the last run
     inputs = jnp.pad(widths, ((0, count - W), (0, 0))), jnp.arange(count), jax.random.split(key, count)
     inputs = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), inputs)
-    carry = jnp.full(T, -jnp.inf), jnp.zeros(T), jnp.zeros_like(attended)
+    carry = jnp.full(T, -jnp.inf, jnp.float32), jnp.zeros(T, jnp.float32), jnp.zeros_like(attended)
     _, scores = lax.scan(run, carry, inputs)
     return scores.reshape(count, T)[:W].T
 
@@ -330,7 +329,7 @@ def score_pairs(
 
     It goes through the antecedents one by one, so that their products, [K, C, G], are never there at once.
     """
-    span = spans @ params["fine_span"] + params["fine_bias"]
+    span = spans @ params["fine_span"] + params["fine_bias"][None]
     antecedent = spans @ params["fine_antecedent"]
 
     @jax.checkpoint
@@ -349,7 +348,7 @@ def refined(params: Mapping[str, jax.Array], spans: jax.Array, antecedents: jax.
     """float32 [K, G]: the spans, mixed by a gate with what their antecedents are expected to be."""
     weights = jax.nn.softmax(scores)
     expected = weights[:, :1] * spans + _mixed(weights[:, 1:], antecedents, spans)
-    gate = nn.sigmoid(jnp.concatenate([spans, expected], axis=-1) @ params["gate"] + params["gate_bias"])
+    gate = nn.sigmoid(jnp.concatenate([spans, expected], axis=-1) @ params["gate"] + params["gate_bias"][None])
     return gate * spans + (1 - gate) * expected
 
 

@@ -184,11 +184,16 @@ def load_features(
 
     def build() -> None:
         with ExitStack() as stack:
-            writer = _Writer(fields, lambda field: stack.enter_context((directory / f"{field}.bin").open("wb")))
-            kept = stack.enter_context((directory / _EXAMPLES).open("w", encoding="utf-8"))
+
+            def opened(file: str) -> IO[bytes]:
+                partial = stack.enter_context(replacing(directory / file))  # another process may have it mapped
+                return stack.enter_context(partial.open("wb"))
+
+            writer = _Writer(fields, lambda field: opened(f"{field}.bin"))
+            kept = opened(_EXAMPLES)
 
             def keep(example: Example) -> None:
-                kept.write(json.dumps(example, ensure_ascii=False) + "\n")
+                kept.write(json.dumps(example, ensure_ascii=False).encode() + b"\n")
 
             examples = tqdm(
                 _labelled(task, path, split, counts), desc=f"reading {name}", unit=f" {task.unit}", disable=None
@@ -196,7 +201,8 @@ def load_features(
             size = _write(task, examples, packer, writer, counts, keep, name)
         sums = {}
         for field, starts in writer.starts.items():
-            np.array(starts).tofile(directory / f"{field}.starts")
+            with replacing(directory / f"{field}.starts") as partial:
+                np.array(starts).tofile(partial)
             for file in (f"{field}.bin", f"{field}.starts"):
                 sums[file] = _sum(directory / file)
         manifest = {"sums": sums | {_EXAMPLES: _sum(directory / _EXAMPLES)}, "counts": counts, "examples": size}

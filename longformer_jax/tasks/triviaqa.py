@@ -218,7 +218,7 @@ class TriviaQA(Task):
         if not documents:
             happened.add("without a document")
         for number, (encoding, text) in enumerate(zip(documents, example["texts"], strict=True)):
-            if not text.strip():
+            if not text.strip() or not encoding.ids:  # a tokenizer may leave nothing of a text
                 happened.add("with an empty document")
                 continue
             if len(encoding.ids) > room:

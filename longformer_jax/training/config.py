@@ -135,7 +135,7 @@ class ExperimentConfig(abc.ABC):
 
     # What a kind of experiment is.
 
-    def completed(self, workdir: Path) -> Self:
+    def completed(self, workdir: Path | None = None) -> Self:
         """The configuration with what follows from the data, such as the steps of an epoch, for a run in `workdir`."""
         return self
 

@@ -1,8 +1,12 @@
-"""The weights that an encoder's training begins with: those of `init`, made to be the model of the experiment."""
+"""What an encoder's training begins with: the weights of `init`, made to be the experiment's model; the tokenizer."""
 
 from typing import Any
 
+from longformer_jax.data import TokenCorpus
+from longformer_jax.data.packing import Packer
+from longformer_jax.models import LongformerConfig
 from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.serialization import check
 from longformer_jax.weights import load_pretrained, roberta_to_longformer
 from longformer_jax.weights.architectures import ModelFactory
 
@@ -11,6 +15,16 @@ KEPT = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("type_vocab_size", "pad_token_id", "bos_token_id", "sep_token_id", "hidden_act", "layer_norm_eps"),
 )
+
+
+def check_tokenizer(model: LongformerConfig, tokens: Packer | TokenCorpus, *, added: int = 0) -> None:
+    """Raises InputError unless a model has a tokenizer's ids, but for `added` tokens that it gets room for later."""
+    needed = tokens.vocab_size - added
+    expected = f"at least {needed}, the number of the tokenizer's tokens"
+    check(needed <= model.vocab_size, "model.vocab_size", model.vocab_size, expected)
+    for field in ("pad_token_id", "bos_token_id", "sep_token_id"):
+        found, wanted = getattr(model, field), getattr(tokens, field)
+        check(found == wanted, f"model.{field}", found, f"{wanted}, that of the tokenizer")
 
 
 def load_init(config: ExperimentConfig, model: ModelFactory, positions: str) -> Any:

@@ -98,7 +98,7 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
         with together():
             check_shared("workdir", workdir, holder)
         with together():
-            config = config.completed(workdir)
+            config = config.completed(workdir if has_checkpoint(workdir) else None)
             abstract = abstract_state(config, mesh)
             check_memory(abstract)
             data = _open(config, workdir)
@@ -163,7 +163,7 @@ def _run(
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
                 f"{short_count(parameters)} parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
-                f"({describe_mesh(mesh)}), " + _where_it_begins(config, workdir, start)
+                f"({describe_mesh(mesh)}), " + _where_it_begins(config, workdir, start, selection)
             )
             run = _Loop(config, workdir, data, mesh, checkpoints, log, stop, profile, start, selection, kept)
             try:
@@ -213,8 +213,10 @@ def _check_not_lost(config: ExperimentConfig, workdir: Path) -> None:
         )
 
 
-def _where_it_begins(config: ExperimentConfig, workdir: Path, start: int) -> str:
+def _where_it_begins(config: ExperimentConfig, workdir: Path, start: int, selection: Selection) -> str:
     """What a run says of the step that it starts from, and a finished one of how to go on."""
+    if selection.is_over(config.patience):
+        return f"already ended after step {start:,}; --config.patience above {config.patience} trains for longer"
     if start < config.total_steps:
         return f"continuing after step {start:,}" if start else "from the beginning"
     way = f"--config.init={workdir / MODEL_DIRECTORY} in another workdir begins with its model"
@@ -336,7 +338,7 @@ class _Loop:
             monitor.push(step, metrics)
             self.log.advance(step)
             last = step == config.total_steps
-            self.stopped = self.stop.at(step) and not last
+            self.stopped = self.stop.after_step() and not last
             if self.stopped or last or step % config.checkpoint_interval == 0:
                 with monitor.paused():  # all metrics up to here are seen to be finite first
                     self.checkpoints.save(step, state)
@@ -414,12 +416,13 @@ class _Loop:
         if not self.profile or jax.process_index() != 0:
             return
         first = max(self.start, min(self.start + _PROFILED_STEPS, self.config.total_steps - _PROFILED_STEPS))
-        if self.tracing and (step == first + _PROFILED_STEPS or step == self.config.total_steps):
+        is_over = self.stopped or self.is_over or step == self.config.total_steps
+        if self.tracing and (step == first + _PROFILED_STEPS or is_over):
             with monitor.paused():
                 jax.profiler.stop_trace()
             self.tracing = False
             self.log.say(f"wrote a trace of steps {first + 1:,} to {step:,} to {self.workdir / _PROFILE}")
-        elif step == first and not self.tracing:
+        elif step == first and not self.tracing and not is_over:
             with monitor.paused():
                 jax.profiler.start_trace(self.workdir / _PROFILE)
             self.tracing = True

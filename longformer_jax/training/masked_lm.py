@@ -24,7 +24,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.models import ForMaskedLM, LongformerConfig
 from longformer_jax.models.finite import apply_marked
 from longformer_jax.training.config import ExperimentConfig
-from longformer_jax.training.encoder_init import KEPT, load_init
+from longformer_jax.training.encoder_init import KEPT, check_tokenizer, load_init
 from longformer_jax.training.flops import encoder_flops_per_token
 from longformer_jax.training.serialization import check, convert_fields
 from longformer_jax.training.validation import Validator
@@ -33,12 +33,11 @@ from longformer_jax.weights.conversion import POSITIONS
 from longformer_jax.weights.hub import find_directory
 from longformer_jax.weights.pretrained import read_model_config
 from longformer_jax.weights.tensor_files import write_tensors
-from longformer_jax.weights.tokenizer import save_tokenizer
+from longformer_jax.weights.tokenizer import TOKENIZER, save_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
 GLOBAL_FILE = "global_projections.safetensors"
 
 _PROJECTIONS = ("query", "key", "value")
@@ -188,21 +187,25 @@ class MaskedLMExperiment(ExperimentConfig):
         layers = {name: leaf for name, leaf in params["longformer"]["layers"].items() if not name.endswith("_global")}
         return params | {"longformer": params["longformer"] | {"layers": layers}}
 
+    def with_global_projections(self, params: Any, workdir: Path | None) -> Any:
+        """The parameters of `model`, where those of `trained_model` are given; `workdir` is of the run."""
+        if not self.model.global_projections:
+            return params
+        layers = params["longformer"]["layers"]
+        own = {} if workdir is None else _read_global(workdir)
+        added = unflatten_dict(own, sep="/") or {f"{name}_global": layers[name] for name in _PROJECTIONS}
+        return params | {"longformer": params["longformer"] | {"layers": layers | added}}
+
     def write_model(self, directory: Path, params: Any, *, phase: int, workdir: Path | None = None) -> None:
         """Writes the model, for transformers, too, and its tokenizer."""
-        if self.model.global_projections:
-            layers = params["longformer"]["layers"]
-            own = {} if workdir is None else _read_global(workdir)
-            added = unflatten_dict(own, sep="/") or {f"{name}_global": layers[name] for name in _PROJECTIONS}
-            params = params | {"longformer": params["longformer"] | {"layers": layers | added}}
-        save_pretrained(directory, self.model, params, ForMaskedLM)
+        save_pretrained(directory, self.model, self.with_global_projections(params, workdir), ForMaskedLM)
         save_tokenizer(directory, self.tokenizer(workdir), self.model.max_length)
 
     # Data.
 
     def tokenizer(self, workdir: Path | None = None) -> "Tokenizer":
         """That of a run's workdir; of a new run, see `TokenDataConfig`. It neither cuts texts nor pads them."""
-        kept = None if workdir is None else workdir / TOKENIZER_FILE
+        kept = None if workdir is None else workdir / TOKENIZER
         if kept is not None and kept.is_file():
             return load_tokenizer(kept)
         source = self.data.tokenizer or self.init
@@ -221,7 +224,7 @@ class MaskedLMExperiment(ExperimentConfig):
             the model to begin with is another one.
         """
         if workdir is None:
-            self.check_init(read_model_config, *KEPT)
+            self.check_init(read_model_config, *KEPT, "tie_word_embeddings")
         global_projections = self._global_of_init() if workdir is None else _read_global(workdir)
         tokenizer = self.tokenizer(workdir)
         self.check_tokens(Packer.of(tokenizer, self.phases[0].sequence_length))
@@ -251,15 +254,7 @@ class MaskedLMExperiment(ExperimentConfig):
 
     def check_tokens(self, tokens: Packer | TokenCorpus) -> None:
         """Raises InputError unless token ids are those of the experiment."""
-        check(
-            tokens.vocab_size <= self.model.vocab_size,
-            "model.vocab_size",
-            self.model.vocab_size,
-            f"at least {tokens.vocab_size}, the number of the tokenizer's tokens",
-        )
-        for field in ("pad_token_id", "bos_token_id", "sep_token_id"):
-            found, expected = getattr(self.model, field), getattr(tokens, field)
-            check(found == expected, f"model.{field}", found, f"{expected}, that of the tokenizer")
+        check_tokenizer(self.model, tokens)
         found, expected = self.mask_token_id, tokens.mask_token_id
         check(found == expected, "mask_token_id", found, f"{expected}, that of the tokenizer")
         found, expected = self.special_token_ids, tokens.special_token_ids
@@ -267,7 +262,7 @@ class MaskedLMExperiment(ExperimentConfig):
 
     def save_data(self, workdir: Path, data: TokenData) -> None:
         """As in the base class; the rest of `data`, too, so that the run needs no other directory from then on."""
-        with recording(workdir / TOKENIZER_FILE) as partial:
+        with recording(workdir / TOKENIZER) as partial:
             data.tokenizer.save(str(partial))
         if data.global_projections:
             with recording(workdir / GLOBAL_FILE) as partial:

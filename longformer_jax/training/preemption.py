@@ -1,5 +1,6 @@
 """Stopping on SIGTERM or Ctrl-C, at the same step in every process."""
 
+import itertools
 import os
 import signal
 import threading
@@ -9,12 +10,17 @@ from typing import Any, Self
 import jax
 from jax.experimental import multihost_utils
 
+# How often the processes of a run have been asked for the step to stop at. JAX agrees on one such number, the next that
+# none of them has come to, so they must not begin anew, nor skip any, when a run goes on or another begins.
+_asked = itertools.count(1)
+
 
 class StopRequest:
     """Tells a training loop when to save and leave; a context manager that listens for SIGTERM and SIGINT (Ctrl-C).
 
-    A second Ctrl-C is a KeyboardInterrupt. Nothing changes outside of the main thread, which alone may listen, nor for
-    signals that are handled by a program in which Python is embedded.
+    A second Ctrl-C is a KeyboardInterrupt. What one within another hears is the outer one's, too, and the other way
+    round. Nothing changes outside of the main thread, which alone may listen, nor for signals that are handled by a
+    program in which Python is embedded.
     """
 
     def __init__(self) -> None:
@@ -30,30 +36,42 @@ class StopRequest:
                 # A handler that is none of Python's could not be put back.
                 if signal.getsignal(number) is not None:
                     self._previous[number] = signal.signal(number, self._receive)
+            for outer in self._outer():
+                self._take_over(outer)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-            outer = getattr(handler, "__self__", None)
-            if isinstance(outer, StopRequest):  # which has not heard it
-                outer._received |= self._received
+        for outer in self._outer():
+            outer._take_over(self)
+
+    def _outer(self) -> "list[StopRequest]":
+        """The one that listens again when this one no longer does."""
+        owners = (getattr(handler, "__self__", None) for handler in self._previous.values())
+        return [owner for owner in owners if isinstance(owner, StopRequest)]
+
+    def _take_over(self, other: "StopRequest") -> None:
+        """What another one has heard."""
+        self._received |= other._received
+        self._interrupted |= other._interrupted
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
-        self._received = True
         self._interrupted |= number == signal.SIGINT
-        if not self._alone:
+        if self._alone:
+            self._received = True
+        else:
             os.kill(os.getpid(), signal.SIGTERM)
 
     @property
     def received(self) -> bool:
-        """Whether this process has been told to stop."""
+        """Whether this process has been told to stop; with several, whether they have agreed on it."""
         return self._received
 
-    def at(self, step: int) -> bool:
-        """Whether to stop after `step` finished steps; with several processes, to be asked at every step."""
-        if self._alone:
-            return self._received
-        return multihost_utils.reached_preemption_sync_point(step)
+    def after_step(self) -> bool:
+        """Whether to stop now; with several processes, to be asked by each of them after every step."""
+        if not self._alone and multihost_utils.reached_preemption_sync_point(next(_asked)):
+            self._received = True
+        return self._received

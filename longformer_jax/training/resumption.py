@@ -32,8 +32,14 @@ def check_resumes(config: ExperimentConfig, previous: ExperimentConfig, step: in
       previous: the configuration of the run.
       step: how many steps it has done.
     """
-    if fields := _wrong_fields(config, previous, step):
-        old, new = flatten(previous.to_dict()), flatten(config.to_dict())
+    old, new = flatten(previous.to_dict()), flatten(config.to_dict())
+
+    def follows_from_data(field: str) -> bool:
+        """Steps, of as many epochs; that the data have changed, their digest tells."""
+        epochs = field.replace(".steps", ".epochs")
+        return epochs != field and old.get(epochs) is not None and old[epochs] == new.get(epochs)
+
+    if fields := [field for field in _wrong_fields(config, previous, step) if not follows_from_data(field)]:
         changed = ", ".join(f"{field} ({old.get(field)!r}, now {new.get(field)!r})" for field in fields)
         why = _why_fixed(config, previous, step) if all(map(_SCHEDULE.fullmatch, fields)) else ""
         raise InputError(

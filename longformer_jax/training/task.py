@@ -25,7 +25,7 @@ from longformer_jax.tasks import Task, build_task
 from longformer_jax.tasks.base import Counts
 from longformer_jax.tasks.features import FeatureSet, load_features, whole_texts
 from longformer_jax.training.config import ExperimentConfig
-from longformer_jax.training.encoder_init import KEPT, load_init
+from longformer_jax.training.encoder_init import KEPT, check_tokenizer, load_init
 from longformer_jax.training.flops import encoder_flops_per_token
 from longformer_jax.training.parts import Phase
 from longformer_jax.training.prediction import Predictor
@@ -33,12 +33,10 @@ from longformer_jax.training.serialization import build, check, convert_fields
 from longformer_jax.weights import load_tokenizer, resize_vocab
 from longformer_jax.weights.conversion import POSITIONS
 from longformer_jax.weights.pretrained import read_model_config
-from longformer_jax.weights.tokenizer import save_tokenizer
+from longformer_jax.weights.tokenizer import TOKENIZER, save_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,11 +211,11 @@ class TaskExperiment(ExperimentConfig):
 
     # Data.
 
-    def completed(self, workdir: Path) -> Self:
+    def completed(self, workdir: Path | None = None) -> Self:
         """With the steps of all epochs, and the intervals of validations and checkpoints."""
         if all(phase.epochs is None for phase in self.phases):
             return self
-        train = self._load(workdir if (workdir / TOKENIZER_FILE).is_file() else None, "train")[1]
+        train = self._load(workdir, "train")[1]
         phases, interval = [], None
         for phase, features in zip(self.phases, train, strict=True):
             if phase.epochs is not None:
@@ -244,7 +242,7 @@ class TaskExperiment(ExperimentConfig):
 
         It knows the task's tokens.
         """
-        kept = None if workdir is None else workdir / TOKENIZER_FILE
+        kept = None if workdir is None else workdir / TOKENIZER
         source = kept if kept is not None and kept.is_file() else self.data.tokenizer or self.init
         tokenizer = load_tokenizer(source) if source is not None else _learn_tokenizer(self)
         tokenizer.add_special_tokens([*self.task.added_tokens])  # those that are not there
@@ -253,13 +251,7 @@ class TaskExperiment(ExperimentConfig):
     def packers(self, tokenizer: "Tokenizer") -> list[Packer]:
         """For each phase the tokenizer and the most tokens of a row; raises InputError unless it fits the model."""
         packers = [Packer.of(tokenizer, phase.sequence_length) for phase in self.phases]
-        model, packer = self.model, packers[0]
-        needed = packer.vocab_size - len(self.task.added_tokens)
-        expected = f"at least {needed}, the number of the tokenizer's tokens"
-        check(needed <= model.vocab_size, "model.vocab_size", model.vocab_size, expected)
-        for field in ("pad_token_id", "bos_token_id", "sep_token_id"):
-            found, wanted = getattr(model, field), getattr(packer, field)
-            check(found == wanted, f"model.{field}", found, f"{wanted}, that of the tokenizer")
+        check_tokenizer(self.model, packers[0], added=len(self.task.added_tokens))
         return packers
 
     def load_split(self, split: str, phase: int, workdir: Path) -> FeatureSet:
@@ -288,13 +280,15 @@ class TaskExperiment(ExperimentConfig):
         """
         if workdir is None:
             self.check_init(read_model_config, *KEPT)
+            if self.model.attention_mode == "full" and self.model.global_projections:  # no conversion adds them
+                self.check_init(read_model_config, "global_projections")
         tokenizer, train, validation = self._load(workdir, "train", "validation")
         lengths = tuple(phase.sequence_length for phase in self.phases)
         return TaskData(tokenizer=tokenizer, train=train, validation=validation, sequence_lengths=lengths)
 
     def save_data(self, workdir: Path, data: TaskData) -> None:
         """As in the base class; the tokenizer, too, so that the run needs no other directory from then on."""
-        with recording(workdir / TOKENIZER_FILE) as partial:
+        with recording(workdir / TOKENIZER) as partial:
             data.tokenizer.save(str(partial))
         super().save_data(workdir, data)
 

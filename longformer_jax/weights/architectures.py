@@ -1,5 +1,6 @@
 """The models that have weights, and what Hugging Face calls them."""
 
+import functools
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -21,6 +22,9 @@ from longformer_jax.settings import pinned_random
 
 # A class of models, which is called with its configuration, or a functools.partial of one.
 ModelFactory = Callable[[Any], nn.Module]
+
+# Without a pooler.
+BARE_LONGFORMER = functools.partial(Longformer, add_pooling_layer=False)
 
 # By the ending of Hugging Face's name, which begins with Longformer or Roberta.
 _MODELS = {
@@ -86,4 +90,4 @@ def model_of(modules: Set[str], classifier_width: int | None) -> ModelFactory:
     if "classifier" in modules:
         is_choice = classifier_width == 1 and "pooler" in modules
         return ForMultipleChoice if is_choice else ForTokenClassification
-    return Longformer
+    return Longformer if "pooler" in modules else BARE_LONGFORMER

@@ -1,7 +1,6 @@
 """Loads weights of RoBERTa and Longformer into our parameter trees, and saves them in Hugging Face's format."""
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from longformer_jax.models.checks import check_bool, check_config, check_seed
 from longformer_jax.models.parameters import abstract_params, check_tree
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
+    BARE_LONGFORMER,
     ModelFactory,
     differences,
     ending_of,
@@ -189,7 +189,7 @@ def save_pretrained(
     flat = flatten_dict(params, sep="/")
     model = model or _model_of_params(flat)
     if model is Longformer and "pooler/kernel" not in flat:
-        model = functools.partial(Longformer, add_pooling_layer=False)
+        model = BARE_LONGFORMER
     module = make_module(model, config)
     _check_params(flat, module)
     values = config_to_hugging_face(config, ending_of(module))
@@ -347,12 +347,14 @@ def _load_converted(
 
 
 def _converted_model(directory: Path) -> ModelFactory:
-    from longformer_jax.checkpoints import has_params
+    from longformer_jax.checkpoints import has_params, saved_shapes
 
     if not has_params(directory):
         read_tensors(directory)  # says what is expected
     architectures = read_values(directory).get("architectures")
     model = model_called(architectures[0]) if isinstance(architectures, list) and architectures else None
+    if model is Longformer and "pooler/kernel" not in saved_shapes(directory):
+        return BARE_LONGFORMER
     if model is None:
         raise InputError(f"{directory / CONFIG}: architectures is {architectures!r}; expected the name of a Longformer")
     return model

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from tokenizers import Tokenizer
 
 from longformer_jax import (
@@ -25,16 +26,15 @@ from longformer_jax import (
     save_pretrained,
 )
 from longformer_jax.checkpoints import Checkpoints
+from longformer_jax.checksums import recording
 from longformer_jax.evaluation.stablehlo import export_stablehlo
 from longformer_jax.scripts.export import run as export
-from longformer_jax.tasks.coreference import Coreference
-from longformer_jax.tasks.hotpotqa import HotpotQA
-from longformer_jax.tasks.triviaqa import TriviaQA
-from longformer_jax.tasks.wikihop import WikiHop
-from longformer_jax.training import MeshConfig, TaskPhase
+from longformer_jax.training import MeshConfig
+from longformer_jax.training.masked_lm import GLOBAL_FILE
 from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import init_state
 from longformer_jax.weights import load_tokenizer
+from longformer_jax.weights.tensor_files import write_tensors
 from tests.data.tiny_tokenizer import tiny_tokenizer
 from tests.models import encoders, small
 from tests.training import tiny, tiny_masked, tiny_task
@@ -196,35 +196,31 @@ def test_runs(tmp_path: Path, run_python: Callable) -> None:
         folder = tmp_path / config.objective
         folder.mkdir()
         params = untrained(config, folder / "run")
-        export([str(folder / "run"), str(folder / "out")])
         ids = np.random.default_rng(0).integers(5, 250, (3, 32)).astype(np.int32)
         if config is tiny.CONFIG:
-            inputs = {"tokens": ids}
+            options, inputs = [], {"tokens": ids}
             logits = CharLM(config.model_in_phase(0)).apply({"params": params}, ids)
         else:
-            inputs = {"input_ids": ids, "attention_mask": ids % 7 > 0}
-            logits = ForMaskedLM(config.trained_model).apply({"params": params}, **inputs).logits
+            options, inputs = ["--global_tokens=2"], {"input_ids": ids, "attention_mask": ids % 7 > 0}
+            inputs["global_attention_mask"] = np.arange(32)[None] == [[0], [9], [31]]
+            layers = params["longformer"]["layers"]
+            own = {f"{name}_global": jax.tree.map(lambda x: x + 1, layers[name]) for name in ("query", "key", "value")}
+            with recording(folder / "run" / GLOBAL_FILE) as partial:  # those of `init`, which are not trained
+                write_tensors(partial, flatten_dict(own, sep="/"))
+            params = params | {"longformer": params["longformer"] | {"layers": layers | own}}
+            logits = ForMaskedLM(config.model).apply({"params": params}, **inputs).logits
+        export([str(folder / "run"), str(folder / "out"), *options])
         cases[folder / "out"] = [(inputs, {"logits": logits})]
     compare(run_python, cases)
-
-
-TASKS = (
-    tiny_task.CONFIG.task,
-    WikiHop(max_pieces=2, max_candidates=3, max_global_tokens=8),
-    TriviaQA(max_question_tokens=6),
-    HotpotQA(max_question_tokens=6, max_paragraphs=2, max_sentences=3),
-    Coreference(max_span_width=4, hidden_size=8, feature_size=2, max_antecedents=5),
-)
 
 
 @pytest.mark.slow
 def test_tasks(tmp_path: Path, run_python: Callable) -> None:
     cases = {}
-    for task in TASKS:
+    for task in tiny_task.TASKS:
         folder = tmp_path / task.kind
         folder.mkdir()
-        phase = TaskPhase(sequence_length=32, learning_rate=1e-2, batch_size=8, steps=4)
-        config = dataclasses.replace(tiny_task.CONFIG, task=task, phases=(phase,), lengths=None)
+        config = tiny_task.of_task(task)
         params = untrained(config, folder / "run")
         rng, inputs = np.random.default_rng(0), {}
         for name, x in config.batch_spec(0, 32).items():

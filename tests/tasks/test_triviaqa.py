@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, normalizers
 
 from longformer_jax import InputError, LongformerConfig
 from longformer_jax.data.packing import Packer
@@ -214,6 +215,14 @@ def test_what_is_cut() -> None:
         features(task, [example], 8)
     without = features(task, [example | {"names": [], "texts": []}, example | {"id": "2", "answers": None}], 64)
     assert without.counts["without a document"] == 1 and without.row(0)["firsts"].tolist() == []
+
+
+def test_a_document_of_which_the_tokenizer_leaves_nothing() -> None:
+    tokenizer = Tokenizer.from_str(tiny_tokenizer().to_str())
+    tokenizer.normalizer = normalizers.Replace("\x01", "")
+    example = {"id": "1", "question": "what", "names": ["x", "y"], "texts": ["\x01", "the fox"], "answers": ["fox"]}
+    made = make_features(TriviaQA(), [example], Packer.of(tokenizer, 128), "mine")
+    assert len(made) == 1 and made.counts == {"with an empty document": 1}
 
 
 def test_tokens_of_spans() -> None:

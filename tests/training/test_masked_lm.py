@@ -363,6 +363,12 @@ def test_init_of_another_model(short: Path, change: dict[str, Any], message: str
         config.pretrained_params()
 
 
+def test_init_with_another_output_projection(short: Path) -> None:
+    untied = dataclasses.replace(CONFIG.model, tie_word_embeddings=False)
+    with pytest.raises(InputError, match=r"^init is '.*/model', whose tie_word_embeddings is True; expected False, m"):
+        dataclasses.replace(CONFIG, init=str(short), model=untied).load_data()
+
+
 def test_init_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^source is '/none', which is no directory"):
         dataclasses.replace(CONFIG, init="/none").pretrained_params()

@@ -86,9 +86,10 @@ def test_going_on_gives_the_same_bits(
     finished: tuple[Path, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == 5)
+    stop_after(5)
     assert int(train(config, tmp_path)["step"]) == 5
     output = capsys.readouterr().out
     assert "before training" not in output and not (tmp_path / "model").exists()
@@ -135,12 +136,16 @@ def test_a_run_that_was_killed_at_its_end_still_leaves_its_model(
 
 
 def test_a_run_needs_nothing_but_its_workdir_and_its_text(
-    config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: MaskedLMExperiment,
+    finished: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[int], None],
 ) -> None:
     """It goes on, is evaluated and exported when the model that it began with is gone."""
     init = shutil.copytree(finished[0] / "model", tmp_path / "init")
     from_init = dataclasses.replace(config, init=str(init))
-    monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == 5)
+    stop_after(5)
     train(from_init, tmp_path / "run")
     monkeypatch.undo()
     shutil.rmtree(init)

@@ -246,16 +246,17 @@ def test_a_run_outlives_its_processes(start_python: Callable, tmp_path: Path) ->
     flags = ["--config.phases[0].steps=1000000", "--config.eval_interval=0", "--config.checkpoint_interval=20"]
     last = 0
 
-    def go_on(count: int) -> list[Popen[str]]:
-        """Processes that have gone on from step `last`, and have saved since."""
+    def go_on(count: int, steps: bool = True) -> list[Popen[str]]:
+        """Processes that have gone on from step `last`, and have saved since, or are about to take steps."""
         processes = start_all(start_python, count, tmp_path, *flags)
         line = read_until(processes[0], "9,024 parameters")
         assert line.rstrip().endswith(f"continuing after step {last}" if last else "from the beginning")
-        read_until(processes[0], f"step {last + 60 - last % 20}/")
+        if steps:
+            read_until(processes[0], f"step {last + 60 - last % 20}/")
         return processes
 
     for count, stopped, number in ((4, 2, signal.SIGTERM), (2, 1, signal.SIGINT)):
-        processes = go_on(count)
+        processes = go_on(count, steps=count == 4)
         processes[stopped].send_signal(number)
         assert ends(processes) == [(0, "")] * count
         (*_, last) = checkpoints(tmp_path)

@@ -278,6 +278,15 @@ def test_an_encoder_of_another_size(config: TaskExperiment, tmp_path: Path) -> N
         wrong.load_data()
 
 
+def test_full_attention_with_projections_that_init_lacks(config: TaskExperiment, tmp_path: Path) -> None:
+    full = dataclasses.replace(config.model, attention_mode="full")
+    short = dataclasses.replace(full, global_projections=False)
+    save_pretrained(tmp_path / "init", short, random_params(short, ForMaskedLM))
+    begun = dataclasses.replace(config, init=str(tmp_path / "init"), model=full)
+    with pytest.raises(InputError, match=r"^init is '.*', whose global_projections is False; expected True, model\.gl"):
+        begun.load_data()
+
+
 def test_operations_are_those_of_the_rows_without_padding(config: TaskExperiment) -> None:
     data = config.load_data()
     lengths = [len(data.train[0].row(row)["input_ids"]) for row in range(len(data.train[0]))]

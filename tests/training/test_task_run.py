@@ -28,7 +28,7 @@ from longformer_jax.training.seeds import mean_and_deviation
 from longformer_jax.training.workdir import restore_chosen
 from longformer_jax.weights import load_tokenizer
 from tests.tasks.sets import write_records
-from tests.training.commands import free_port
+from tests.training.commands import checkpoints, free_port
 from tests.training.tiny_task import STEPS, with_data
 
 
@@ -133,11 +133,15 @@ def test_it_learns_and_keeps_the_best(config: TaskExperiment, finished: tuple[Pa
 
 
 def test_going_on_gives_the_same_bits(
-    config: TaskExperiment, finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TaskExperiment,
+    finished: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[int], None],
 ) -> None:
     """After a stop between validations, and at a step with one; the validation comes when the run goes on."""
-    for stop in (4, 2 * STEPS):
-        monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step, at=stop: step == at)
+    for start, stop in itertools.pairwise((0, 4, 2 * STEPS)):
+        stop_after(stop - start)
         assert int(train(config, tmp_path)["step"]) == stop
         assert not (tmp_path / "model").exists()
         assert stop not in {record["step"] for record in validations(tmp_path)}
@@ -211,6 +215,7 @@ def test_a_run_ends_when_it_gets_no_better(
     )
     shutil.rmtree(tmp_path / "model")
     assert digest(train(patient, tmp_path)) == digest(state)
+    assert "already ended after step 8; --config.patience above 2 trains for longer" in capsys.readouterr().out
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == model
     assert [record["step"] for record in validations(tmp_path)] == [2, 4, 6, 8]
 
@@ -223,6 +228,10 @@ def test_data_that_has_changed(config: TaskExperiment, finished: tuple[Path, str
     for split in ("validation", "train"):
         with pytest.raises(InputError, match=r"^data is 45 of moved \(train\).*, which has changed since the run in '"):
             evaluate(workdir, data_path=str(data), split=split)
+    write_records(data / "train.jsonl", documents(config, "train")[:9])  # fewer steps for as many epochs
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(data)))
+    with pytest.raises(InputError, match=r"^data is 9 of moved \(train\).*, which has changed since the run in '"):
+        train(moved, workdir)
 
 
 def test_the_mean_of_what_is_not_finite() -> None:
@@ -238,20 +247,23 @@ def test_seeds_that_are_none(config: TaskExperiment, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_at_the_end_of_a_run_stops_the_next_one(
-    config: TaskExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["_open", "leave_model"])
+def test_a_signal_before_and_after_the_steps_of_a_run_stops_them_all(
+    config: TaskExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     (phase,) = config.phases
     short = dataclasses.replace(config, phases=(dataclasses.replace(phase, epochs=1),))
-    leave = loop.leave_model
+    real = getattr(loop, moment)
 
-    def interrupted(*arguments: Any) -> Path:
+    def interrupted(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return leave(*arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(loop, "leave_model", interrupted)
+    monkeypatch.setattr(loop, moment, interrupted)
     train_seeds(short, tmp_path, 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["seed_0"] and (tmp_path / "seed_0" / "model").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["seed_0"]
+    assert (tmp_path / "seed_0" / "model").exists() == (moment == "leave_model")
+    assert checkpoints(tmp_path / "seed_0") == [STEPS if moment == "leave_model" else 1]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from longformer_jax.training import DataConfig, DivergenceError, ExperimentConfi
 from longformer_jax.training.loop import _where_it_begins
 from longformer_jax.training.metrics import read_metrics
 from longformer_jax.training.preemption import StopRequest
-from longformer_jax.training.selection import save_best
+from longformer_jax.training.selection import Selection, save_best
 from longformer_jax.training.step import compile_train_step
 from longformer_jax.training.workdir import restore_chosen
 from tests.training.commands import checkpoints
@@ -85,16 +86,20 @@ def test_golden_curve(finished: tuple[Path, str]) -> None:
 
 @pytest.mark.parametrize("stop", [5, 12, 17])
 def test_going_on_gives_the_same_bits(
-    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    finished: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[int], None],
+    stop: int,
 ) -> None:
     """Stopped in the first phase, between the two and in the second."""
-    monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == stop)
+    stop_after(stop)
     stopped = train(CONFIG, tmp_path)
     assert int(stopped["step"]) == stop
     assert not (tmp_path / "checkpoints" / "20").exists()
     if stop == 17:  # as an earlier, shorter end has left it
         (tmp_path / "model").mkdir()
-        monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == 18)
+        stop_after(1)
         train(CONFIG, tmp_path)
         assert not (tmp_path / "model").exists()
     monkeypatch.undo()
@@ -107,12 +112,14 @@ def test_going_on_gives_the_same_bits(
     assert len(steps) == len(set(steps))
 
 
-def test_the_validation_that_ends_a_phase_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_validation_that_ends_a_phase_is_made_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Callable[[int], None]
+) -> None:
     """With that phase's windows and lengths, though the next one is to begin."""
     phases = tuple(dataclasses.replace(phase, steps=2) for phase in CONFIG.phases)
     config = dataclasses.replace(CONFIG, phases=phases, eval_interval=2)
     train(config, tmp_path / "unbroken")
-    monkeypatch.setattr("longformer_jax.training.preemption.StopRequest.at", lambda self, step: step == 2)
+    stop_after(2)
     train(config, tmp_path / "stopped")
     monkeypatch.undo()
     train(config, tmp_path / "stopped")
@@ -172,7 +179,7 @@ def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, str], capsy
 
 def test_how_a_finished_run_can_go_on(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, warmup_steps=1))
-    assert _where_it_begins(config, tmp_path, 20) == (
+    assert _where_it_begins(config, tmp_path, 20, Selection.of(config)) == (
         f"already finished with step 20; --config.phases[1].steps above 8 trains for longer, and "
         f"--config.init={tmp_path / 'model'} in another workdir begins with its model"
     )
@@ -325,9 +332,11 @@ def test_another_run_in_the_same_workdir(finished: tuple[Path, str]) -> None:
 def test_signals_ask_to_stop(number: int) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
-        assert not stop.at(1)
+        assert not stop.after_step()
         signal.raise_signal(number)
-        assert stop.at(2)
+        assert stop.after_step()
+        with StopRequest() as within:
+            assert within.after_step()
         if number == signal.SIGINT:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(number)
@@ -395,7 +404,16 @@ def test_data_of_a_step_do_not_depend_on_the_start(tmp_path: Path, monkeypatch: 
     assert CONFIG.data_seed(1) not in (CONFIG.data_seed(0), CONFIG.data_seed(2))
 
 
-def test_lines_and_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_and_profile(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop_after(4)  # of the steps that are traced, the first
+    train(dataclasses.replace(CONFIG, eval_interval=0), tmp_path / "stopped", profile=True)
+    assert f"wrote a trace of steps 4 to 4 to {tmp_path / 'stopped' / 'profile'}" in capsys.readouterr().out
+    monkeypatch.undo()
     train(dataclasses.replace(CONFIG, eval_interval=0), tmp_path, profile=True)
     output = capsys.readouterr()
     assert output.err == ""  # no progress bar where there is no terminal

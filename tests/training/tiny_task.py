@@ -7,6 +7,10 @@ from pathlib import Path
 from longformer_jax import LongformerConfig
 from longformer_jax.tasks import Task
 from longformer_jax.tasks.classification import TextClassification
+from longformer_jax.tasks.coreference import Coreference
+from longformer_jax.tasks.hotpotqa import HotpotQA
+from longformer_jax.tasks.triviaqa import TriviaQA
+from longformer_jax.tasks.wikihop import WikiHop
 from longformer_jax.training import OptimizerConfig, TaskDataConfig, TaskExperiment, TaskPhase
 from tests.data.tiny_tokenizer import WORDS, tiny_tokenizer
 from tests.tasks.sets import write_records
@@ -33,6 +37,19 @@ CONFIG = TaskExperiment(
 )
 # Steps of an epoch: ceil(45 / 8).
 STEPS = 6
+TASKS = (
+    CONFIG.task,
+    WikiHop(max_pieces=2, max_candidates=3, max_global_tokens=8),
+    TriviaQA(max_question_tokens=6),
+    HotpotQA(max_question_tokens=6, max_paragraphs=2, max_sentences=3),
+    Coreference(max_span_width=4, hidden_size=8, feature_size=2, max_antecedents=5),
+)
+
+
+def of_task(task: Task) -> TaskExperiment:
+    """The experiment with another task, of a few steps."""
+    phase = TaskPhase(sequence_length=32, learning_rate=1e-2, batch_size=8, steps=4)
+    return dataclasses.replace(CONFIG, task=task, phases=(phase,), lengths=None)
 
 
 def with_data(folder: Path, config: TaskExperiment = CONFIG) -> TaskExperiment:

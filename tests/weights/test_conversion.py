@@ -15,7 +15,14 @@ from checkpoint import ENCODER, assert_same, flat, write
 from tokenizers import Tokenizer
 
 from longformer_jax import CharLMConfig, ForMaskedLM, ForSequenceClassification, InputError, Longformer, init_cache
-from longformer_jax.weights import command, load_pretrained, load_tokenizer, resize_vocab, roberta_to_longformer
+from longformer_jax.weights import (
+    command,
+    load_pretrained,
+    load_tokenizer,
+    resize_vocab,
+    roberta_to_longformer,
+    save_pretrained,
+)
 from longformer_jax.weights.conversion import convert
 from longformer_jax.weights.pretrained import save_converted
 from tests.data.tiny_tokenizer import tiny_tokenizer
@@ -227,6 +234,17 @@ def test_the_head_comes_along(tmp_path: Path, name: str, model, caplog) -> None:
     _, expected = roberta_to_longformer(*load_pretrained(ENCODER / name, model), max_length=128)
     assert_same(params, expected)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("format", ["orbax", "safetensors"])
+def test_an_encoder_without_a_pooler_gets_none(tmp_path: Path, format: str, caplog) -> None:
+    """Else a random one would be taken for trained later."""
+    config, params = load_pretrained(ENCODER / "RobertaModel")
+    save_pretrained(tmp_path / "in", config, {name: leaf for name, leaf in params.items() if name != "pooler"})
+    convert(tmp_path / "in", tmp_path / "out", max_length=128, format=format)
+    assert not caplog.records
+    load_pretrained(tmp_path / "out")
+    assert [message.split(";")[0] for message in caplog.messages] == [f"{tmp_path / 'out'} has no pooler"]
 
 
 def test_heads_that_do_not_come_along_are_named(tmp_path: Path, caplog) -> None:
