@@ -2,12 +2,12 @@
 
     python -m benchmarks.recipe JOURNAL [CHANGE …] [--text=FILE] [--seconds=300] [--seeds=3]
 
-The recipe is the quickstart's. Each change is trained on two threads for as many steps as fit into the same seconds, of
-which the phases keep their proportions: steps of each phase are timed before a change's first training, and imports,
-compilation, validation and checkpoints do not count. Then validation is scored, up to its first 40,000 characters,
-each with its full context. The machine should have nothing else to do. JOURNAL gets a line of JSON for every training;
-those that it has, of the same configuration and text on the same processor, are not repeated. Prints the means,
-deviations and differences as a table, with the seconds that training took in the end.
+The recipe is the quickstart's. Each change is trained on two threads, or one (`taskset -c 0 python …`), for as many
+steps as fit into the same seconds, of which the phases keep their proportions: steps of each phase are timed before a
+change's first training, and imports, compilation, validation and checkpoints do not count. Then validation is scored,
+up to its first 40,000 characters, each with its full context. The machine should have nothing else to do. JOURNAL gets
+a line of JSON for every training; those that it has, of the same configuration and text on the same processor, are not
+repeated. Prints the means, deviations and differences as a table, with the seconds that training took in the end.
 
 The text is the embedded Shakespeare, or FILE, of which, as in train.py, 90% train and the next 5% validate.
 """
@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,8 @@ def run(journal: Path, changes: Sequence[str], data: DataConfig, seconds: float,
             if found is None:
                 timed[change] = timed.get(change) or seconds_a_step(start)
                 config = dataclasses.replace(within(start, seconds, timed[change]), seed=seed)
-                found = trial | trained_and_scored(config, SCORED)
+                found = trial | {"text": config.load_data().name, "date": datetime.now(UTC).date().isoformat()}
+                found |= trained_and_scored(config, SCORED)
                 with journal.open("a") as file:
                     print(json.dumps(found), file=file)
                 print(json.dumps(found), file=sys.stderr)

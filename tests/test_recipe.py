@@ -33,7 +33,8 @@ def test_phases_keep_their_proportions_of_the_steps() -> None:
 def test_the_journal_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(recipe, "reuse_freed_memory", lambda: None)
+    for setting in ("reuse_freed_memory", "keep_compiled"):
+        monkeypatch.setattr(recipe, setting, lambda: None)
     trained = []
 
     def train(config: Any, characters: int) -> dict[str, Any]:
