@@ -3,17 +3,18 @@
     python -m benchmarks.recipe JOURNAL [CHANGE …] [--text=FILE] [--seconds=300] [--seeds=3]
 
 The recipe is the quickstart's. Each change is trained on two threads, or one (`taskset -c 0 python …`), for as many
-steps as fit into the same seconds, of which the phases keep their proportions: steps of each phase are timed before a
-change's first training, and imports, compilation, validation and checkpoints do not count. Then validation is scored,
-up to its first 40,000 characters, each with its full context. The machine should have nothing else to do. JOURNAL gets
-a line of JSON for every training; those that it has, of the same configuration and text on the same processor, are not
-repeated. Prints the means, deviations and differences as a table, with the seconds that training took in the end.
+steps as take the same time as the recipe's, of which the phases keep their proportions. Steps of both are timed in
+turns before a change's first training; imports, compilation, validation and checkpoints do not count. Then validation
+is scored, up to its first 40,000 characters, each with its full context. JOURNAL gets a line of JSON for every
+training; those that it has, of the same configuration and text on the same processor, are not repeated. Prints the
+means, deviations and differences as a table, with the seconds that training took in the end.
 
 The text is the embedded Shakespeare, or FILE, of which, as in train.py, 90% train and the next 5% validate.
 """
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -41,7 +42,7 @@ from longformer_jax.training.sharding import make_mesh
 from longformer_jax.training.step import compile_train_step, init_state
 
 UNCHANGED = "recipe"
-TIMED, FIRST = 25, 5  # steps that are timed, and those before that are not
+ROUNDS, TIMED = 9, 3  # rounds of timing, and steps in each
 THREADS = 2
 SCORED = 40_000  # characters of validation, at most
 
@@ -112,29 +113,46 @@ def recipe(data: DataConfig) -> CharLMExperiment:
     return dataclasses.replace(CharLMExperiment.from_config_dict(get_config()), data=data)
 
 
-def seconds_a_step(config: CharLMExperiment) -> list[float]:
-    """Of each phase, as training runs them."""
+def step_seconds(*configs: CharLMExperiment) -> list[list[float]]:
+    """Of each configuration's phases, as training runs them.
+
+    Medians of rounds in which all take a few steps in turns: a machine that others share is faster now than a minute
+    ago, but not for one of them alone.
+    """
+    runs = [[_timed(config, phase) for phase in range(len(config.phases))] for config in configs]
+    rounds = [[[run() for run in phases] for phases in runs] for _ in range(1 + ROUNDS)][1:]  # the first is slow
+    return [
+        [statistics.median(found[i][phase] for found in rounds) for phase in range(len(phases))]
+        for i, phases in enumerate(runs)
+    ]
+
+
+def _timed(config: CharLMExperiment, phase: int) -> Callable[[], float]:
+    """What takes a few steps of a phase, and returns the seconds of one."""
     mesh, data = make_mesh(config.mesh), config.load_data()
-    state, seconds = init_state(config, mesh), []
-    for phase in range(len(config.phases)):
-        step, batches = compile_train_step(config, phase, 1, mesh), _batches(config, data, phase)
-        for steps in (FIRST, TIMED):
-            began = time.perf_counter()
-            for batch in itertools.islice(batches, steps):
-                state, _metrics = step(state, batch)
-            jax.block_until_ready(state)
-        seconds.append((time.perf_counter() - began) / TIMED)
-    return seconds
+    state, step = init_state(config, mesh), compile_train_step(config, phase, 1, mesh)
+    batches = _batches(config, data, phase)
+
+    def run() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for batch in itertools.islice(batches, TIMED):
+            state, _metrics = step(state, batch)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - began) / TIMED
+
+    return run
+
+
+def duration(config: CharLMExperiment, step_seconds: Sequence[float]) -> float:
+    """Seconds of all steps."""
+    return sum(phase.steps * each for phase, each in zip(config.phases, step_seconds, strict=True))
 
 
 def within(config: CharLMExperiment, seconds: float, step_seconds: Sequence[float]) -> CharLMExperiment:
     """With the steps of all phases longer or shorter by one factor, so that together they take so many seconds."""
-    whole = sum(phase.steps * each for phase, each in zip(config.phases, step_seconds, strict=True))
-
-    def scaled(phase: Any) -> Any:
-        return dataclasses.replace(phase, steps=max(round(phase.steps * seconds / whole), 1))
-
-    return phases(scaled)(config)
+    factor = seconds / duration(config, step_seconds)
+    return phases(lambda phase: dataclasses.replace(phase, steps=max(round(phase.steps * factor), 1)))(config)
 
 
 def trained_and_scored(config: CharLMExperiment, characters: int) -> dict[str, Any]:
@@ -209,16 +227,30 @@ def run(journal: Path, changes: Sequence[str], data: DataConfig, seconds: float,
     """All trainings, those that the journal has and those that it had not."""
     machine = {"cpu": cpu_model(), "threads": len(os.sched_getaffinity(0)), "jax": jax.__version__}
     records, wanted = read_journal(journal), []
-    timed: dict[str, list[float]] = {}
-    starts = {change: CHANGES.get(change, lambda config: config)(recipe(data)) for change in changes}
+    starts = {change: CHANGES.get(change, lambda config: config)(recipe(data)) for change in (UNCHANGED, *changes)}
     settings = {change: {"budget": seconds, "of": digest(start)} | machine for change, start in starts.items()}
+
+    def find(trial: dict[str, Any]) -> dict[str, Any] | None:
+        return next((record for record in records if trial.items() <= record.items()), None)
+
+    @functools.cache
+    def configured(change: str) -> CharLMExperiment:
+        """With the steps that the time allows; as many as before, if the journal has a training of the change."""
+        start = starts[change]
+        if found := find({"change": change} | settings[change]):
+            steps = zip(start.phases, found["steps"], strict=True)
+            return dataclasses.replace(start, phases=tuple(dataclasses.replace(p, steps=n) for p, n in steps))
+        if change == UNCHANGED:
+            return within(start, seconds, *step_seconds(start))
+        unchanged = configured(UNCHANGED)
+        base, own = step_seconds(unchanged, start)
+        return within(start, duration(unchanged, base), own)
+
     for seed in range(seeds):
-        for change, start in starts.items():
+        for change in dict.fromkeys(changes):
             trial = {"change": change, "seed": seed} | settings[change]
-            found = next((record for record in records if trial.items() <= record.items()), None)
-            if found is None:
-                timed[change] = timed.get(change) or seconds_a_step(start)
-                config = dataclasses.replace(within(start, seconds, timed[change]), seed=seed)
+            if (found := find(trial)) is None:
+                config = dataclasses.replace(configured(change), seed=seed)
                 found = trial | {"text": config.load_data().name, "date": datetime.now(UTC).date().isoformat()}
                 found |= trained_and_scored(config, SCORED)
                 with journal.open("a") as file:

@@ -1,6 +1,7 @@
 """benchmarks/recipe.py: every change is one, and all have the same time."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -30,6 +31,28 @@ def test_phases_keep_their_proportions_of_the_steps() -> None:
     assert dataclasses.replace(whole, phases=START.phases) == START
 
 
+def test_a_change_has_the_time_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By steps timed beside its own, though the machine is slower now; what is in the journal is not timed again."""
+    slower = iter((1.0, 3.0))
+
+    def step_seconds(*configs: Any) -> list[list[float]]:
+        machine = next(slower)
+        costs = [2.0 if config.model.activation == "gelu_new" else 1.0 for config in configs]
+        return [[0.1 * machine * cost] * len(config.phases) for cost, config in zip(costs, configs, strict=True)]
+
+    def train(config: Any, characters: int) -> dict[str, Any]:
+        return {"bpc": 2.0, "seconds": 1.0, "steps": [phase.steps for phase in config.phases]}
+
+    monkeypatch.setattr(recipe, "step_seconds", step_seconds)
+    monkeypatch.setattr(recipe, "trained_and_scored", train)
+    journal = tmp_path / "journal.jsonl"
+    for seeds in (1, 2):
+        records = recipe.run(journal, ["recipe", "GELU"], DataConfig(), seconds=60, seeds=seeds)
+        for unchanged, changed in itertools.batched(records, 2):
+            assert sum(unchanged["steps"]) == pytest.approx(600, abs=2)
+            assert sum(changed["steps"]) == pytest.approx(300, abs=2)
+
+
 def test_the_journal_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,7 +65,7 @@ def test_the_journal_is_not_repeated(
         return {"bpc": 2 + config.seed + (config.optimizer != START.optimizer), "seconds": 1.0, "steps": [1000, 20]}
 
     monkeypatch.setattr(recipe, "trained_and_scored", train)
-    monkeypatch.setattr(recipe, "seconds_a_step", lambda config: [0.1] * len(config.phases))
+    monkeypatch.setattr(recipe, "step_seconds", lambda *configs: [[0.1] * len(c.phases) for c in configs])
     monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)
     other = recipe.optimizer(name="muon" if START.optimizer.name == "adamw" else "adamw")
     monkeypatch.setattr(recipe, "CHANGES", {"other": other})
@@ -88,7 +111,8 @@ def test_bad_arguments(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("os.sched_setaffinity", lambda *_: None)
-    monkeypatch.setattr(recipe, "reuse_freed_memory", lambda: None)
+    for setting in ("reuse_freed_memory", "keep_compiled"):
+        monkeypatch.setattr(recipe, setting, lambda: None)
     monkeypatch.setattr(sys, "argv", ["recipe", str(tmp_path / "journal"), *arguments])
     with pytest.raises(SystemExit) as stopped:
         recipe.main()
