@@ -28,6 +28,7 @@ from longformer_jax.processes import Agreed, together
 
 DIRECTORY = "checkpoints"
 _PARAMS = "params"
+_LAYOUT = "_CHECKPOINT_METADATA"  # Orbax's, which changes it when a checkpoint is finished, and takes none without it
 _STEP = "step"  # the entry of the checksums that is none
 _SAVED = ".saved"  # in the directory of checkpoints, where one has been complete
 
@@ -260,8 +261,10 @@ def has_params(directory: str | Path) -> bool:
 
 
 def saved_shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of what `save_params` wrote, by path."""
-    return _shapes(_saved(_place("directory", directory) / _PARAMS))
+    """The shapes of what `save_params` wrote, by path; raises InputError where a file of it is missing or changed."""
+    checkpoint = _place("directory", directory) / _PARAMS
+    _verify(checkpoint, "params/")
+    return _shapes(_saved(checkpoint))
 
 
 def _load(checkpoint: Path, abstract_params: Any, on_host: bool = False) -> Any:
@@ -311,6 +314,7 @@ def _verify(directory: Path, part: str) -> None:
         )
     expected = {name: entry for name, entry in recorded.items() if name.startswith(part)} or {CHECKSUMS: None}
     damaged = sorted(name for name, entry in expected.items() if not is_unchanged(directory / name, entry))
+    damaged += [] if (directory / _LAYOUT).is_file() else [_LAYOUT]
     if damaged:
         raise InputError(
             f"checkpoint {str(directory)!r} is damaged: {', '.join(damaged[:3])} "

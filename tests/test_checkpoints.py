@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from longformer_jax import checkpoints
-from longformer_jax.checkpoints import Checkpoints, has_params, load_params, save_params
+from longformer_jax.checkpoints import Checkpoints, has_params, load_params, save_params, saved_shapes
 from longformer_jax.errors import InputError
 from longformer_jax.training import MeshConfig, restore_params
 from longformer_jax.training.sharding import make_mesh
@@ -179,6 +179,12 @@ def empty(file: Path) -> None:
     file.write_text("{}")
 
 
+def test_what_orbax_needs_and_changes_itself(workdir: Path) -> None:
+    (workdir / "checkpoints" / "4" / "_CHECKPOINT_METADATA").unlink()
+    with pytest.raises(InputError, match=r"^checkpoint '.*/4' is damaged: _CHECKPOINT_METADATA is missing or changed"):
+        restore_params(workdir)
+
+
 @pytest.mark.parametrize("damage", [truncate, nest, empty, Path.unlink])
 def test_damaged_checksums(workdir: Path, damage: Callable[[Path], None]) -> None:
     damage(workdir / "checkpoints" / "4" / "checksums.json")
@@ -289,6 +295,8 @@ def test_params_that_cannot_be_loaded(tmp_path: Path) -> None:
         load_params(tmp_path, SHAPES | {"scale": jax.ShapeDtypeStruct((4,), jnp.float32)})
     file = next(data_files(tmp_path / "params" / "params"))
     flip(file)
+    with pytest.raises(InputError, match=rf"^checkpoint '.*/params' is damaged: params/.*{file.name} is missing"):
+        saved_shapes(tmp_path)
     with pytest.raises(InputError, match=rf"^checkpoint '.*/params' is damaged: params/.*{file.name} is missing"):
         load_params(tmp_path, SHAPES)
 
