@@ -99,8 +99,10 @@ def test_a_real_run(tmp_path: Path) -> None:
     file.write_bytes(b"all work and no play makes jack a dull boy\n" * 500)
     ran = run("benchmarks.gpu", "--tiny", "--train=0.2", f"--data={file}", f"--output={tmp_path / 'results.json'}")
     assert not ran.returncode, ran.stderr[-3000:]
-    (record,) = json.loads((tmp_path / "results.json").read_text())["run"]
+    values = json.loads((tmp_path / "results.json").read_text())
+    (record,) = values["run"]
     assert record["curve"][-1]["validation_bpc"] < record["curve"][0]["validation_bpc"]
+    assert not commands._is_outdated("run", record, values, commands.codes(values["versions"]))  # by the next command
 
 
 @pytest.mark.slow
@@ -271,6 +273,8 @@ def test_each_task_is_planned_once_and_not_again(tmp_path: Path) -> None:
     ours = {(t["part"], t["implementation"], t["dtype"]) for t in tasks if t["part"] == "correctness"}
     assert ours >= {("correctness", one, dtype) for one in plan.OURS for dtype in correctness.dtypes_of(one)}
     assert {t["dilation"] for t in tasks if t.get("side") == "xla"} == {1, 4}
+    comes_last = [job.autotuned and not job.name.startswith("headline") for job in jobs]
+    assert comes_last == sorted(comes_last) and any(comes_last)
     for task in tasks:
         results[task["part"]].append(task | {"outcome": "ok"})
     assert plan.jobs(plan.STAGES, plan.OURS, results) == []

@@ -10,8 +10,8 @@ from typing import Any, Self
 import jax
 from jax.experimental import multihost_utils
 
-# How often the processes of a run have been asked for the step to stop at. JAX agrees on one such number, the next that
-# none of them has come to, so they must not begin anew, nor skip any, when a run goes on or another begins.
+# JAX lets all processes stop at the next number that none of them has asked with. So these count the questions of a
+# process, through all of its runs: steps would begin anew with each run, or far above what JAX waits for.
 _asked = itertools.count(1)
 
 
