@@ -1,6 +1,7 @@
 """What xz and PPMd make of a text that a character model was trained on and validated with.
 
     python benchmarks/compressors.py TEXT
+    python benchmarks/compressors.py TEXT 200000     the first so many characters of validation only
 
 Of the splits that train.py cuts from a file, 90, 5 and 5%: bits per character of validation alone, and with all that it
 adds to the compressed training text, which is to a compressor what training is to a model. PPMd is variant H with 16
@@ -43,11 +44,14 @@ def bits_per_character(size: Callable[[bytes], int], training: bytes, validation
 
 
 def main() -> None:
-    (path,) = sys.argv[1:]
+    path, *limit = sys.argv[1:]
     text = Path(path).read_bytes()
     start, end = round(0.9 * len(text)), round(0.95 * len(text))
-    found = {size.__name__: bits_per_character(size, text[:start], text[start:end]) for size in (xz, ppmd)}
-    print(json.dumps(found, indent=1))
+    training, validation = text[:start], text[start:end]
+    if limit:
+        validation = validation[: int(limit[0])]
+    found = {size.__name__: bits_per_character(size, training, validation) for size in (xz, ppmd)}
+    print(json.dumps({"characters": len(validation)} | found, indent=1))
 
 
 if __name__ == "__main__":
