@@ -35,7 +35,7 @@ from longformer_jax.training.metrics import (
 from longformer_jax.training.monitor import DivergenceError, Report, StepMonitor
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.resumption import check_resumes, flatten, longer_run
-from longformer_jax.training.selection import BEST_DIRECTORY, Selection, find_best, save_best
+from longformer_jax.training.selection import BEST_DIRECTORY, Selection, has_best, remove_bests, save_best
 from longformer_jax.training.sharding import (
     accumulation_steps,
     batch_share,
@@ -158,14 +158,16 @@ def _run(
                 records = read_metrics(workdir / METRICS_FILE, numbers) if start else []
                 validations = [r for r in records if r["split"] == "validation" and r["step"] <= start]
         selection = Selection.of(config, from_first(validations))
-        kept = from_first(find_best(workdir)) if start and config.keep_best else None
+        with together():
+            if jax.process_index() == 0:  # the rest is of validations that are made again, or of another attempt
+                remove_bests(workdir, selection.needed(start))
         with MetricsLog(workdir, step=start, total_steps=config.total_steps, numbers=numbers) as log:
             parameters = sum(math.prod(tensor.shape) for tensor in jax.tree.leaves(abstract["params"]))
             log.say(
                 f"{short_count(parameters)} parameters on {data.name}, {mesh.size} x {jax.devices()[0].device_kind} "
                 f"({describe_mesh(mesh)}), " + _where_it_begins(config, workdir, start, selection)
             )
-            run = _Loop(config, workdir, data, mesh, checkpoints, log, stop, profile, start, selection, kept)
+            run = _Loop(config, workdir, data, mesh, checkpoints, log, stop, profile, start, selection)
             try:
                 state = run.train(state)
             except DivergenceError as error:
@@ -244,7 +246,6 @@ class _Loop:
     profile: bool
     start: int
     selection: Selection
-    kept: int | None
     stopped: bool = False
     tracing: bool = False
 
@@ -259,6 +260,7 @@ class _Loop:
         )
         if step < config.total_steps and not self.is_over:
             self._remove_model()
+            self._forget_lost_best()
         ends = itertools.accumulate(phase.steps for phase in config.phases)
         for index, end in enumerate(ends):
             # A run may have been stopped or killed before the validation that ends a phase was over.
@@ -283,6 +285,19 @@ class _Loop:
             if jax.process_index() == 0 and (model := self.workdir / MODEL_DIRECTORY).exists():
                 shutil.rmtree(model)
 
+    def _forget_lost_best(self) -> None:
+        """Where the best parameters are gone, as an earlier version may have left it, later ones become the best."""
+        best = self.selection
+        if (
+            self.config.keep_best
+            and best.best_step is not None
+            and not from_first(has_best(self.workdir, best.best_step))
+        ):
+            self.log.say(
+                f"the parameters of step {best.best_step:,}, the best validation, are gone; the next is the best"
+            )
+            self.selection = Selection(best.name, best.largest, best.steps)
+
     def _conclude(self, state: State) -> None:
         """What a run that has come to its end leaves and says; again when started again, as it may have been killed."""
         config, best = self.config, self.selection
@@ -290,7 +305,10 @@ class _Loop:
             self.log.say(f"ended, as {best.since_best} validations were no better than that of step {best.best_step:,}")
         if config.keep_best and best.best_step is not None:
             self.log.say(f"best validation {best.name} {best.best_value:.4f}, after step {best.best_step:,}")
-        directory = leave_model(config, self.workdir, state)
+        directory = leave_model(config, self.workdir, state, best.best_step if config.keep_best else None)
+        self.checkpoints.wait()
+        if jax.process_index() == 0:
+            remove_bests(self.workdir, best.needed(self.checkpoints.latest_step or 0))
         self.log.say(f"wrote the model to {directory}; {config.how_to_load(self.workdir, directory)} reads it")
         if config.validates_first and jax.process_index() == 0:
             records = read_metrics(self.workdir / METRICS_FILE, (config.unit, config.score))
@@ -356,8 +374,7 @@ class _Loop:
         config = self.config
         if step in self.selection.steps:
             return False
-        # The best parameters may be those of a validation that was broken off, at a step that is no longer one.
-        if step in (self.kept, config.total_steps):
+        if step == config.total_steps:
             return True
         return step % config.eval_interval == 0 if step else config.validates_first
 
@@ -373,6 +390,8 @@ class _Loop:
         self.log.say(
             f"step {step:,}/{config.total_steps:,}  phase {index + 1}  validation {numbers}" + ("  (best)" * is_best)
         )
+        if is_best and jax.process_index() == 0:
+            remove_bests(self.workdir, self.selection.needed(self.checkpoints.latest_step or 0))
 
     def _reporter(self, index: int, params: Any) -> Report:
         """What a phase's `StepMonitor` calls with the means of an interval."""

@@ -3,11 +3,9 @@
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from longformer_jax import checkpoints
 from longformer_jax.training.config import ExperimentConfig
@@ -24,14 +22,15 @@ class Selection:
       name: what a validation reports that is compared.
       largest: whether the largest is the best, not the smallest.
       steps: of all validations.
-      best_step, best_value: of the best one; None where there is none yet. Any number is better than NaN.
+      best_steps: of those that were better than all before them. Any number is better than NaN.
+      best_value: of the best one.
       since_best: how many validations there have been since then.
     """
 
     name: str
     largest: bool
     steps: set[int] = dataclasses.field(default_factory=set)
-    best_step: int | None = None
+    best_steps: list[int] = dataclasses.field(default_factory=list)
     best_value: float = math.nan
     since_best: int = 0
 
@@ -53,8 +52,22 @@ class Selection:
         if self.best_step is not None and not (is_better or replaces_nan):
             self.since_best += 1
             return False
-        self.best_step, self.best_value, self.since_best = step, value, 0
+        self.best_value, self.since_best = value, 0
+        self.best_steps.append(step)
         return True
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best validation; None where there is none yet."""
+        return self.best_steps[-1] if self.best_steps else None
+
+    def needed(self, checkpoint: int) -> list[int]:
+        """The steps whose parameters may become the model: the best one, and what is it for a run that is killed now.
+
+        Such a run goes on from its latest checkpoint, or a later one that is complete by then.
+        """
+        before = [step for step in self.best_steps if step <= checkpoint]
+        return before[-1:] + self.best_steps[len(before) :]
 
     def is_over(self, patience: int | None) -> bool:
         """Whether there have been `patience` validations since the best one."""
@@ -62,18 +75,26 @@ class Selection:
 
 
 def save_best(workdir: Path, step: int, params: Any) -> None:
-    """Keeps the parameters of a step in place of those before; all processes call this."""
+    """Keeps the parameters of a step; all processes call this."""
     checkpoints.save_params(workdir / BEST_DIRECTORY / str(step), params)
-    if jax.process_index() == 0:
-        for other in (workdir / BEST_DIRECTORY).iterdir():
-            if other.name.isdecimal() and other.name != str(step):
-                shutil.rmtree(other, ignore_errors=True)  # what stays is an earlier step's
+
+
+def remove_bests(workdir: Path, needed: Container[int]) -> None:
+    """Removes what `save_best` has kept of other steps."""
+    for path in (workdir / BEST_DIRECTORY).glob("*"):
+        if path.name.isdecimal() and int(path.name) not in needed:
+            shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is no longer asked for
+
+
+def has_best(workdir: Path, step: int) -> bool:
+    """Whether `save_best` has kept the parameters of a step."""
+    return checkpoints.has_params(workdir / BEST_DIRECTORY / str(step))
 
 
 def find_best(workdir: Path) -> int | None:
-    """The step of the parameters that `save_best` has kept; None where there are none."""
+    """The latest step that `save_best` has kept the parameters of; None where there are none."""
     found = [int(path.name) for path in (workdir / BEST_DIRECTORY).glob("*") if path.name.isdecimal()]
-    return max((step for step in found if checkpoints.has_params(workdir / BEST_DIRECTORY / str(step))), default=None)
+    return max((step for step in found if has_best(workdir, step)), default=None)
 
 
 def load_best(workdir: Path, step: int, abstract_params: Any, *, on_host: bool = False) -> Any:

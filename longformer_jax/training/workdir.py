@@ -9,7 +9,7 @@ import jax
 from longformer_jax import checkpoints
 from longformer_jax.files import check_unused, replacing, user_path
 from longformer_jax.models import CharLM, CharLMConfig
-from longformer_jax.processes import from_first, together
+from longformer_jax.processes import together
 from longformer_jax.training.char_lm import CharLMExperiment
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.selection import find_best, load_best
@@ -102,13 +102,12 @@ def export_model(workdir: str | Path, directory: str | Path, step: int | None = 
         config.write_model(partial, params, phase=config.last_phase(step), workdir=workdir)
 
 
-def leave_model(config: ExperimentConfig, workdir: Path, state: Any) -> Path:
+def leave_model(config: ExperimentConfig, workdir: Path, state: Any, best: int | None = None) -> Path:
     """Writes the model of a run that has ended, in place of what was there; all processes call this.
 
-    It is the best one, where the run keeps that, else that of `state`, the last one.
+    It is the one of `best`, a step that `save_best` has kept, else that of `state`, the last one.
     """
     directory = workdir / MODEL_DIRECTORY
-    best = from_first(find_best(workdir)) if config.keep_best else None
     if best is not None:
         params, step = load_best(workdir, best, abstract_params(config), on_host=True), best
     else:

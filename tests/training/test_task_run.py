@@ -176,23 +176,27 @@ def test_a_validation_that_breaks_off_is_made_again(
         assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_log_knows_the_best_where_a_validation_broke_off(
+def test_the_best_is_the_logs_where_a_validation_broke_off(
     config: TaskExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its step may be one that the run, as it goes on, would not validate after."""
-    scores = itertools.chain((1.0, 1.0), itertools.repeat(0.5))
+    """Its step may be one that the run, as it goes on, does not validate after."""
+    scores = itertools.chain((0.9, 1.0), itertools.repeat(0.5))
     monkeypatch.setattr(type(config.task), "score", lambda self, predictions, examples: {"accuracy": next(scores)})
     with monkeypatch.context() as broken:
         write = MetricsLog.write
         broken.setattr(
-            MetricsLog, "write", lambda self, split, *rest: 1 / (split != "validation") and write(self, split, *rest)
+            MetricsLog,
+            "write",
+            lambda self, split, step, *rest: (
+                1 / ((split, step) != ("validation", 4)) and write(self, split, step, *rest)
+            ),
         )
         with pytest.raises(ZeroDivisionError):
             train(dataclasses.replace(config, evaluations_per_epoch=3), tmp_path)
-    assert validations(tmp_path) == []
+    assert {path.name for path in (tmp_path / "best").iterdir()} == {"2", "4"}
     train(config, tmp_path)
     assert [record["step"] for record in validations(tmp_path)] == [2, STEPS, 2 * STEPS, 3 * STEPS]
-    assert restore_chosen(tmp_path)[0] == 2
+    assert restore_chosen(tmp_path)[0] == 2 and [path.name for path in (tmp_path / "best").iterdir()] == ["2"]
 
 
 def test_a_run_ends_when_it_gets_no_better(
