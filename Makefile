@@ -3,6 +3,7 @@
 #                      short, into runs/quickstart_minute
 #   make test          the fast tests, some ten minutes on two cores: every feature once
 #   make test-all      the other tests, some half an hour
+#   make exhaustive    further cases of some of these, for who changes kernels or heads: a quarter of an hour
 #   make lint types    ruff and pyrefly
 #   make aot           compiles the GPU kernels for A100, H100 and B200, no GPU needed, and with the oldest JAX for H100;
 #                      environments of their own, .venv-aot and .venv-aot-oldest. Most of it are the 528 calls of the
@@ -15,7 +16,7 @@ READY := .venv/ready
 CANDIDATES := $(or $(PYTHON),python3.12 python3.13 python3.14 python3 python)
 WORKDIR := runs/quickstart$(subst :,_,$(VARIANT))
 
-.PHONY: setup quickstart test test-all lint types bench aot aot-short
+.PHONY: setup quickstart test test-all exhaustive lint types bench aot aot-short
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -39,7 +40,10 @@ test: $(READY)
 
 # In the order of the files: sorted by their number of tests, the longest tests would come last, one by one.
 test-all: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not exhaustive"
+
+exhaustive: $(READY)
+	$(BIN)/python -m pytest -n 2 -m exhaustive
 
 # XLA's CUDA plugin would make every other command look for a GPU.
 .venv-aot/ready: $(READY)

@@ -20,8 +20,13 @@ _MOST_BYTES = 2**31
 @contextmanager
 def pinned_random() -> Iterator[None]:
     """A block, or a decorated function, in which keys of `jax.random` are what JAX makes them by default."""
+    offset = jax.config.jax_random_seed_offset  # which has no context of its own
     with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(True):
-        yield
+        jax.config.update("jax_random_seed_offset", 0)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_random_seed_offset", offset)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,16 @@ CHEAP_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codeg
 os.environ["XLA_FLAGS"] = f"{CHEAP_COMPILATION} {os.environ.get('XLA_FLAGS', '')}"
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def optimized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimises the steps of a training that takes longer to run than to compile."""
+    from jax.stages import Lowered
+
+    compile = Lowered.compile
+    options: dict[str, Any] = {"xla_backend_optimization_level": 3}
+    monkeypatch.setattr(Lowered, "compile", lambda lowered: compile(lowered, compiler_options=options))
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,9 @@ from longformer_jax.attention import pallas
 from longformer_jax.attention.band import Band
 from longformer_jax.data import mask_tokens
 from longformer_jax.models import generate
+from longformer_jax.models.attention_probabilities import attention_probabilities
+from longformer_jax.models.global_attention import GlobalTokens
+from longformer_jax.settings import pinned
 from pallas_kernels.dropout import Streams
 from tests.models import encoders, small
 from tests.training import tiny, tiny_masked, tiny_task
@@ -94,6 +97,29 @@ def with_dropout(config: Any) -> Any:
     return dataclasses.replace(config, **dict.fromkeys(names, 0.1))
 
 
+def attentions(dilation: int) -> Any:
+    query = jnp.ones((2, 24, 2, 16), jnp.float32)
+    tokens = GlobalTokens(jnp.arange(24)[None, :] == jnp.arange(2)[:, None], jnp.arange(2, dtype=jnp.int32)[:, None])
+    options: dict[str, Any] = {"window": 3, "dilation": dilation, "attention_mask": IDS == 0, "global_tokens": tokens}
+    return attention_probabilities(query, query, query[:, :1], query, **options)
+
+
+def test_columns_out_of_reach_are_zero() -> None:
+    (local, _), (far, _) = (attentions(dilation) for dilation in (24, 2**30))
+    np.testing.assert_array_equal(local, far)
+
+
+def test_keys_are_the_same_whatever_is_added_to_seeds() -> None:
+    expected = jax.random.key_data(jax.random.key(3))
+    jax.config.update("jax_random_seed_offset", 5)
+    try:
+        with pinned():
+            np.testing.assert_array_equal(jax.random.key_data(jax.random.key(3)), expected)
+        assert jax.config.jax_random_seed_offset == 5
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
+
+
 CHAR_LM = with_dropout(small.SMALL)
 ENCODER = with_dropout(encoders.SMALL)
 GLOBAL = {"global_attention_mask": np.eye(2, 24, dtype=np.int32)}
@@ -113,6 +139,7 @@ CASES: dict[str, Callable[..., Any]] = {
     "full": model_gradients(
         ForMaskedLM(dataclasses.replace(ENCODER, attention_mode="full")), IDS, attention_mask=IDS + 1
     ),
+    "attentions": lambda: attentions(dilation=2),
     "sequences": model_gradients(ForSequenceClassification(ENCODER), IDS),
     "tokens": model_gradients(ForTokenClassification(ENCODER), IDS, **GLOBAL),
     "questions": model_gradients(ForQuestionAnswering(ENCODER), IDS, **GLOBAL),

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from longformer_jax.attention.band import make_band
 from longformer_jax.attention.reference import visible_mask
@@ -34,7 +35,7 @@ def attention_probabilities(
     seen = jnp.ones((B, T), bool) if attention_mask is None else attention_mask
     if window is None:
         return _softmax(query, key, seen[:, None, None, :]), None
-    band = visible_mask(make_band(window, dilation, False, 0, 1), T, T)
+    band = visible_mask(make_band(window, dilation, False, 0, 1), T, T)[None]
     visible = jnp.broadcast_to(band & seen[:, None, None, :], (B, 1, T, T))
     if global_tokens is not None:
         visible |= (global_tokens.mask & seen)[:, None, None, :]
@@ -42,14 +43,15 @@ def attention_probabilities(
     blank = ~seen if global_tokens is None else ~seen | global_tokens.mask
     probabilities = jnp.where(blank[:, None, :, None], 0.0, probabilities)
 
-    # The columns of a band: key i + m * dilation for m from -window to window.
-    column = jnp.arange(T)[:, None] + dilation * jnp.arange(-window, window + 1)
+    # The columns of a band: key i + m * dilation for m from -window to window; what is further than T is outside.
+    distance = np.clip(dilation * np.arange(-window, window + 1), -T, T)
+    column = jnp.arange(T)[:, None] + jnp.asarray(distance, jnp.int32)[None, :]
     in_band = probabilities
     if global_tokens is not None:
         in_band = jnp.where(global_tokens.mask[:, None, None, :], 0.0, probabilities)
     inside = (column >= 0) & (column < T)
     index = jnp.broadcast_to(column.clip(0, T - 1), (B, H, *column.shape))
-    local = jnp.where(inside, jnp.take_along_axis(in_band, index, axis=-1), 0.0)
+    local = jnp.where(inside[None, None], jnp.take_along_axis(in_band, index, axis=-1), 0.0)
     if global_tokens is None:
         return local, None
     of_global_keys = global_tokens.gather(probabilities.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)

@@ -84,6 +84,12 @@ def is_known(x: Any) -> bool:
     return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
+def equals(ids: Any, number: int) -> Any:
+    """Booleans like integers of any width, True where they are a number; JAX would cut it to their width."""
+    limits = np.iinfo(ids.dtype)
+    return ids == number if limits.min <= number <= limits.max else ids != ids
+
+
 def why_unknown(x: Any) -> str:
     """Why `is_known` says no, for a sentence."""
     return "is traced" if isinstance(x, jax.core.Tracer) else "is spread over several processes"

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from longformer_jax.models.checks import equals
+
 
 def outside(ids: Any, rows: int) -> jax.Array:
     """Booleans like integers of any width, True where they are no row of a table."""
@@ -30,5 +32,5 @@ def look_up(table: nn.Embed, ids: Any, padding_id: int | None = None) -> jax.Arr
     if rows == 1:  # Flax repeats a single row whatever the id
         x = jnp.where(wrong[..., None], jnp.nan, x)
     if padding_id is not None:
-        x = jnp.where((ids == padding_id)[..., None], lax.stop_gradient(x), x)
+        x = jnp.where(equals(ids, padding_id)[..., None], lax.stop_gradient(x), x)
     return x

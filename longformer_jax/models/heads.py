@@ -10,7 +10,7 @@ import numpy as np
 
 from longformer_jax.attention.split import flat_rows
 from longformer_jax.errors import InputError
-from longformer_jax.models.checks import check_integers, check_rows_of_ids, check_within, is_known, why_unknown
+from longformer_jax.models.checks import check_integers, check_rows_of_ids, check_within, equals, is_known, why_unknown
 from longformer_jax.models.longformer import EncoderOutput, Longformer, check_shapes, dense, layer_norm
 from longformer_jax.models.longformer_config import LongformerConfig
 from longformer_jax.models.parameters import names_wrong_params
@@ -241,7 +241,7 @@ def question_mask(input_ids: Any, sep_token_id: int) -> Any:
     """
     check_rows_of_ids(input_ids, sep_token_id)
     xp = np if is_known(input_ids) else jnp
-    separators = xp.cumsum(xp.asarray(input_ids) == sep_token_id, axis=-1)
+    separators = xp.cumsum(equals(xp.asarray(input_ids), sep_token_id), axis=-1)
     return (separators == 0) & (separators[..., -1:] > 0)
 
 
@@ -270,7 +270,7 @@ def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
 def _choice_mask(input_ids: Any, sep_token_id: int) -> Any:
     """The tokens after the first </s> and the token that follows it."""
     xp = np if is_known(input_ids) else jnp
-    past_first = xp.cumsum(xp.asarray(input_ids) == sep_token_id, axis=-1) > 0
+    past_first = xp.cumsum(equals(xp.asarray(input_ids), sep_token_id), axis=-1) > 0
     return xp.cumsum(past_first, axis=-1) > 2
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from longformer_jax.errors import InputError
-from longformer_jax.models.checks import check_rows_of_ids, check_size, describe, dtype_kind, is_known
+from longformer_jax.models.checks import check_rows_of_ids, check_size, describe, dtype_kind, equals, is_known
 from longformer_jax.models.global_attention import check_masks
 
 
@@ -100,6 +100,6 @@ def answer_mask(input_ids: Any, sep_token_id: int, attention_mask: Any = None) -
         raise InputError(f"attention_mask is {found}; expected the shape of input_ids, {list(input_ids.shape)}")
     check_masks(attention_mask, None)
     xp = np if is_known(input_ids) and is_known(attention_mask) else jnp
-    is_separator = xp.asarray(input_ids) == sep_token_id
+    is_separator = equals(xp.asarray(input_ids), sep_token_id)
     mask = (xp.cumsum(is_separator, axis=-1) > 0) & ~is_separator
     return mask if attention_mask is None else mask & (xp.asarray(attention_mask) != 0)

@@ -28,6 +28,7 @@ from longformer_jax.data.buckets import bucket_lengths
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
 from longformer_jax.models import Longformer, LongformerConfig
+from longformer_jax.tasks.records import SUFFIXES, suffix_of
 from longformer_jax.weights import save_pretrained
 from longformer_jax.weights.tensor_files import write_tensors
 
@@ -104,6 +105,8 @@ class Task(abc.ABC):
     # Marks that `rows` puts between texts, by their ids; a model that does not know them gets rows of its tables for
     # them, drawn from the seed.
     added_tokens: ClassVar[Sequence[str]] = ()
+    # Of the files that `read_own` reads; of any other `predict` takes the text.
+    own_suffixes: ClassVar[Sequence[str]] = (*SUFFIXES, ".json")
 
     # Reading.
 
@@ -126,7 +129,7 @@ class Task(abc.ABC):
 
     def is_own(self, path: Path) -> bool:
         """Whether `predict` gives a file to `read_own`, rather than its text to `from_text`."""
-        return path.suffix not in ("", ".txt", ".text")
+        return suffix_of(path) in self.own_suffixes
 
     @abc.abstractmethod
     def read_own(self, path: Path) -> Iterator[Example]:
@@ -258,6 +261,11 @@ class Task(abc.ABC):
         if split not in self.splits:
             expected = ", ".join(self.splits)
             raise InputError(f"split is {split!r}, which {self.kind} does not have; expected one of {expected}")
+
+
+def as_line(*columns: str) -> str:
+    """Columns with tabs between them, each without the line breaks and tabs of its own."""
+    return "\t".join(" ".join(column.split()) for column in columns)
 
 
 def check_diverged(diverged: bool | np.bool_, what: str) -> None:

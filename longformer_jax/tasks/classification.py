@@ -18,7 +18,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.models import ForSequenceClassification, LongformerConfig
 from longformer_jax.tasks.base import Counts, Example, Field, Task, check_diverged
 from longformer_jax.tasks.metrics import accuracy, macro_f1, precision_recall_f1
-from longformer_jax.tasks.records import SUFFIXES, kind_of, read_records, text_field
+from longformer_jax.tasks.records import SUFFIXES, read_records, text_field
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -213,7 +213,10 @@ class TextClassification(Classification):
         return self.metric
 
     def files(self, path: Path, split: str) -> list[Path]:
-        """The split's file; that of training where validation has none."""
+        """The split's file, or that of training, of which a part is set aside where validation has no file.
+
+        Beside that of training there is that of validation, as it decides what is read of the former.
+        """
         found = self._file(path, split)
         if found is None and split == "validation":
             found = self._file(path, "train")
@@ -222,19 +225,21 @@ class TextClassification(Classification):
                 f"split is {split!r}, for which data.path {str(path)!r} has no file; expected {split}"
                 f"{f' or {split}'.join(SUFFIXES)} in a directory" + (", or a file" if split == "train" else "")
             )
-        return [found]
+        validation = self._file(path, "validation") if split == "train" else None
+        return [found, validation] if validation else [found]
 
     def _file(self, path: Path, split: str) -> Path | None:
         if not path.is_dir():
             return path if split == "train" else None
-        found = sorted(file for file in path.glob(f"{split}.*") if kind_of(file))
+        names = [f"{split}{suffix}{end}" for suffix in SUFFIXES for end in ("", ".gz")]
+        found = sorted(file for file in path.glob(f"{split}.*") if file.name.lower() in names)
         if len(found) > 1:
             raise InputError(f"data.path {str(path)!r} has {found[0].name} and {found[1].name}; expected one of them")
         return found[0] if found else None
 
     def read(self, path: Path, split: str, counts: Counts) -> Iterator[Example]:
         """The records of a split's file."""
-        (file,) = self.files(path, split)
+        file, *_ = self.files(path, split)
         examples = self._labelled(file)
         if split == "test" or self._file(path, "validation"):
             return examples

@@ -17,7 +17,16 @@ import numpy as np
 from longformer_jax.errors import InputError
 from longformer_jax.files import replacing
 from longformer_jax.models import LongformerConfig
-from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, check_diverged, save_encoder_and_head
+from longformer_jax.tasks.base import (
+    Counts,
+    Example,
+    Field,
+    Marked,
+    Task,
+    as_line,
+    check_diverged,
+    save_encoder_and_head,
+)
 from longformer_jax.tasks.conll import BEGIN, Document, Mention, parse_documents, read_documents, without_crossing
 from longformer_jax.tasks.coreference_model import CoreferenceSettings, FindCoreference, coreference_loss
 from longformer_jax.tasks.coreference_scores import coreference_scores
@@ -106,7 +115,7 @@ class Coreference(CoreferenceSettings, Task):
 
     def is_own(self, path: Path) -> bool:
         """Also files whose name ends in conll, or which begin as those of CoNLL-2012 do."""
-        return super().is_own(path) or path.name.endswith("conll") or _begins_as_conll(path)
+        return super().is_own(path) or path.name.removesuffix(".gz").endswith("conll") or _begins_as_conll(path)
 
     def read_own(self, path: Path) -> Iterator[Example]:
         """A file of CoNLL-2012, or JSON lines in which clusters may be missing."""
@@ -305,7 +314,7 @@ class Coreference(CoreferenceSettings, Task):
     def describe(self, prediction: Any) -> str:
         """The mentions of each entity."""
         entities = (" = ".join(mentions) for mentions in prediction["mentions"])
-        return "\t".join(entities) or "no coreference"
+        return as_line(*entities) or "no coreference"
 
     def marked(self, example: Example, prediction: Any) -> Marked:
         """The document and the mentions, by the numbers of entities from 1."""
@@ -430,7 +439,7 @@ def _lists(place: str, record: Mapping[str, Any], name: str) -> list[list[str]]:
 
 def _sentences(place: str, record: Mapping[str, Any]) -> list[list[str]]:
     sentences = _lists(place, record, "sentences")
-    if not any(sentences) or not all(word.strip() and len(word.split()) == 1 for words in sentences for word in words):
+    if not any(sentences) or not all(word.split() == [word] for words in sentences for word in words):
         raise InputError(f"{place}: sentences is {shown(sentences)}; expected words without spaces, at least one")
     return sentences
 

@@ -20,7 +20,7 @@ from longformer_jax.files import read_json, replacing, user_path
 from longformer_jax.integers import as_number, check_integer, check_number
 from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.tasks.answers import hotpotqa_metrics, normalize_hotpotqa
-from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, save_encoder_and_head
+from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, as_line, save_encoder_and_head
 from longformer_jax.tasks.extraction import any_of_loss, best_pair, is_span, sentence_spans
 from longformer_jax.tasks.hotpotqa_rows import Row, marked_text, placed_answer, spaced
 from longformer_jax.tasks.records import read_list, shown, text_field
@@ -457,8 +457,7 @@ class HotpotQA(Task):
         """The answer, its score, the sentence that it stands in, if any, and the supporting sentences."""
         answer, score = (prediction[name] for name in ("answer", "score"))
         shown = ["no answer"] if score is None else [answer, f"{score:.4f}"]
-        sentences = [prediction["sentence"] or "", " | ".join(prediction["support"])]
-        return "\t".join([*shown, *(" ".join(sentence.split()) for sentence in sentences)])
+        return as_line(*shown, prediction["sentence"] or "", " | ".join(prediction["support"]))
 
     def marked(self, example: Example, prediction: Any) -> Marked:
         """All paragraphs, or the text as it was written, with the answer and the supporting sentences.

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 from xml.etree import ElementTree
 
 from longformer_jax.errors import InputError
@@ -43,6 +43,7 @@ class Hyperpartisan(Classification):
     kind: str = "hyperpartisan"
     metric: str = "f1"
     split_file: str | None = None
+    own_suffixes: ClassVar[Sequence[str]] = (*Classification.own_suffixes, ".xml", ".zip")
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -174,6 +175,10 @@ def _elements(path: Path) -> Iterator[ElementTree.Element]:
                 name = element.get("id")
                 if not name:
                     raise InputError(f"article {number:,} of {str(path)!r} has no id; expected one")
+                if name.split() != [name]:  # SemEval's predictions have it between spaces
+                    raise InputError(
+                        f"article {number:,} of {str(path)!r} has the id {name!r}; expected no spaces in it"
+                    )
                 if name in seen:
                     raise InputError(
                         f"article {number:,} of {str(path)!r} has the id {name}, as another; expected its own"

@@ -24,8 +24,12 @@ _LONGEST_FIELD = 2**31 - 1  # a document is longer than the 128 KiB that csv tak
 
 def kind_of(path: Path) -> str | None:
     """The suffix that tells a file's format, that of gzip left out; None where it is no file of records."""
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    return suffix if suffix in SUFFIXES else None
+    return suffix if (suffix := suffix_of(path)) in SUFFIXES else None
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of a file's name in small letters, that of gzip left out."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

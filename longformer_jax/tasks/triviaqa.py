@@ -18,7 +18,7 @@ from longformer_jax.files import read_file, replacing
 from longformer_jax.integers import check_integer
 from longformer_jax.models import ForQuestionAnswering, LongformerConfig
 from longformer_jax.tasks.answers import find_answers, triviaqa_score
-from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task
+from longformer_jax.tasks.base import Counts, Example, Field, Marked, Task, as_line
 from longformer_jax.tasks.extraction import any_of_loss, best_pair, is_span, sentence_around, token_spans
 from longformer_jax.tasks.records import kind_of, opened_archive, read_list, read_records, shown, text_field, text_list
 
@@ -339,7 +339,7 @@ class TriviaQA(Task):
         """The answer, its score and its sentence."""
         if prediction["score"] is None:
             return "no answer"
-        return f"{prediction['answer']}\t{prediction['score']:.4f}\t{' '.join(prediction['sentence'].split())}"
+        return as_line(prediction["answer"], f"{prediction['score']:.4f}", prediction["sentence"])
 
     def marked(self, example: Example, prediction: Any) -> Marked:
         """The document that has the answer, or else the first."""

@@ -19,7 +19,7 @@ from longformer_jax.integers import check_integer
 from longformer_jax.models import Longformer, LongformerConfig
 from longformer_jax.models.checks import check_bool
 from longformer_jax.models.heads import HeadOutput
-from longformer_jax.tasks.base import Counts, Example, Field, Task, check_diverged, save_encoder_and_head
+from longformer_jax.tasks.base import Counts, Example, Field, Task, as_line, check_diverged, save_encoder_and_head
 from longformer_jax.tasks.metrics import accuracy
 from longformer_jax.tasks.records import read_list, text_field, text_list
 
@@ -267,7 +267,7 @@ class WikiHop(Task):
 
     def describe(self, prediction: Any) -> str:
         """The answer and its probability."""
-        return f"{prediction['answer']}\t{prediction['score']:.4f}"
+        return as_line(prediction["answer"], f"{prediction['score']:.4f}")
 
     def write_predictions(self, path: Path, predictions: Sequence[Any], examples: Sequence[Example]) -> None:
         """The official file: a JSON object of answers by the questions' ids."""

@@ -217,8 +217,8 @@ def _check_not_lost(config: ExperimentConfig, workdir: Path) -> None:
 
 def _where_it_begins(config: ExperimentConfig, workdir: Path, start: int, selection: Selection) -> str:
     """What a run says of the step that it starts from, and a finished one of how to go on."""
-    if selection.is_over(config.patience):
-        return f"already ended after step {start:,}; --config.patience above {config.patience} trains for longer"
+    if selection.is_over(config.patience) and start < config.total_steps:
+        return f"already ended after step {start:,}; --config.patience above {selection.since_best} trains for longer"
     if start < config.total_steps:
         return f"continuing after step {start:,}" if start else "from the beginning"
     way = f"--config.init={workdir / MODEL_DIRECTORY} in another workdir begins with its model"

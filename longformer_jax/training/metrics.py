@@ -56,7 +56,7 @@ class MetricsLog:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 write_text(path, text)
             self._file = path.open("a", buffering=1, encoding="utf-8")
-            self._board = _TensorBoard(workdir / BOARD_DIRECTORY, step + 1) if _HAS_TENSORBOARD else None
+            self._board = _TensorBoard(workdir / BOARD_DIRECTORY, step + 1 if step else 0) if _HAS_TENSORBOARD else None
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ import functools
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ from longformer_jax import (
     load_pretrained,
     question_mask,
 )
+from longformer_jax.models.embedding import look_up
 
 ONE_LAYER = dataclasses.replace(SMALL, num_hidden_layers=1, attention_window=6, attention_dilation=1)
 PARAMS = random_params(ONE_LAYER)
@@ -49,6 +51,19 @@ def traced(mask: Any, global_mask: Any = None, room: int | None = None, config: 
 
 
 EXPECTED = known(MASK, GLOBALS)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_an_id_is_not_cut_to_the_width_of_others(xp: Any) -> None:
+    """300 is 44 in eight bits."""
+    ids = xp.asarray([[7, 44, 44, 9]], "uint8")
+    assert not jax.jit(question_mask, static_argnums=1)(ids, 300).any() and not question_mask(ids, 300).any()
+    assert question_mask(ids, 44).tolist() == [[True, False, False, False]]
+
+    grads = jax.grad(lambda x: look_up(nn.Embed(400, 2).bind({"params": {"embedding": x}}), ids, padding_id=300).sum())(
+        jnp.ones((400, 2))
+    )
+    assert grads[44].tolist() == [2.0, 2.0]
 
 
 def test_2_is_a_global_token() -> None:

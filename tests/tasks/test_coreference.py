@@ -184,6 +184,7 @@ def test_every_kind_of_file(tmp_path: Path) -> None:
     [
         ({"sentences": "a dog"}, "sentences is 'a dog'; expected lists of texts"),
         ({"sentences": [["a dog"]]}, r"sentences is \[\['a dog'\]\]; expected words without spaces"),
+        ({"sentences": [["dog\n"]]}, r"sentences is \[\['dog\\n'\]\]; expected words without spaces"),
         ({"clusters": [[[0, 3]]]}, r"clusters is \[\[\[0, 3\]\]\]; expected lists of \[first, last\], words 0 to 2"),
         ({"clusters": [[1]]}, r"clusters is \[\[1\]\]; expected lists of"),
         ({"speakers": [["x"]]}, r"speakers is \[\['x'\]\]; expected one for each word, by sentences"),

@@ -214,6 +214,16 @@ def test_features_are_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(again.columns["input_ids"].values, np.memmap)
 
 
+def test_a_file_of_validation_changes_what_is_trained_with(data: Path) -> None:
+    """Without one a part of training is set aside; neither is what the cache has of the other."""
+    task = dataclasses.replace(TASK, validation_fraction=0.5)
+    for _ in range(2):
+        assert len(load(data, task)) + len(load(data, task, split="validation")) == len(EXAMPLES)
+        write_records(data / "validation.jsonl", EXAMPLES[:1])
+        assert (len(load(data, task)), len(load(data, task, split="validation"))) == (len(EXAMPLES), 1)
+        (data / "validation.jsonl").unlink()
+
+
 def test_what_changes_features_makes_others(data: Path) -> None:
     first = load(data)
     other_task = dataclasses.replace(TASK, labels=("good", "bad"))

@@ -402,7 +402,7 @@ def test_both_stages_and_a_question_about_a_file(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SAMPLE.is_file(), reason="needs the sample of HotpotQA")
-def test_it_learns_the_sample(tmp_path: Path) -> None:
+def test_it_learns_the_sample(tmp_path: Path, optimized: None) -> None:
     """All fifty questions by heart; the ceiling is 1."""
     records = json.loads(SAMPLE.read_text())
     path, out = written(tmp_path / "hotpot", records), tmp_path / "out.json"

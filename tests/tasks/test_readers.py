@@ -14,6 +14,7 @@ import pytest
 
 from longformer_jax import InputError
 from longformer_jax.tasks import Task, find_task
+from longformer_jax.tasks.base import as_line
 from longformer_jax.tasks.classification import TextClassification
 from longformer_jax.tasks.hyperpartisan import Hyperpartisan
 from longformer_jax.tasks.imdb import Imdb
@@ -82,6 +83,24 @@ def test_validation_is_set_aside_where_it_has_no_file(tmp_path: Path) -> None:
     assert (train, validation) == (read(task, tmp_path), read(task, tmp_path, "validation"))
     write_records(tmp_path / "validation.jsonl", [{"text": "v", "label": "a"}])
     assert (len(read(task, tmp_path)), len(read(task, tmp_path, "validation"))) == (10, 1)
+    write_records(tmp_path / "validation.old.jsonl", [{"text": "o", "label": "a"}])
+    assert len(read(task, tmp_path, "validation")) == 1
+    (tmp_path / "validation.jsonl").unlink()
+    assert len(read(task, tmp_path, "validation")) == 3
+
+
+def test_of_which_files_predict_takes_the_text() -> None:
+    task, articles = TextClassification(labels=("a", "b")), Hyperpartisan()
+    for name, is_own in (
+        ("notes", False), ("notes.md", False), ("notes.2024", False), ("notes.txt", False), ("own.JSONL", True),
+        ("own.csv.gz", True), ("own.json", True),
+    ):  # fmt: skip
+        assert task.is_own(Path(name)) is articles.is_own(Path(name)) is is_own, name
+    assert articles.is_own(Path("articles.xml.gz")) and not task.is_own(Path("articles.xml"))
+
+
+def test_a_line_is_one_line() -> None:
+    assert as_line("two\n lines", "0.5", "a\ttab ") == "two lines\t0.5\ta tab"
 
 
 @pytest.mark.parametrize(
@@ -279,6 +298,7 @@ def test_bad_articles(tmp_path: Path) -> None:
     unknown = truth.replace('"false" id', '"no" id', 1)
     refuse("^article 0000000 of '.*': hyperpartisan is 'no'; expected false or true", articles, unknown)
     refuse("^article 2 of '.*' has the id 0000000, as another;", articles.replace('id="0000001"', 'id="0000000"'))
+    refuse("^article 2 of '.*' has the id 'a b'; expected no spaces", articles.replace('id="0000001"', 'id="a b"'))
     refuse("^article 2 of '.*' has no id; expected one", articles.replace('id="0000001"', ""))
     cut = articles[: articles.index('<article id="0000002"') + 50]
     refuse(r"^'.*' is damaged after 2 articles \(.*\); expected XML", cut)
