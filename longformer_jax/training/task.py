@@ -342,7 +342,7 @@ class TaskExperiment(ExperimentConfig):
         return {length: self.batch_spec(phase, length) for length in self.epochs(phase, data).used_lengths}
 
     def tokens_at(self, step: int) -> int:
-        """How many rows `step` steps have trained on."""
+        """How many rows `step` steps have trained on, those that fill up the last batch of an epoch included."""
         rows = 0
         for phase in self.phases:
             steps = min(step, phase.steps)
