@@ -28,9 +28,12 @@ def merge_attention(
     if len(more) % 2:
         raise InputError(f"more has {len(more)} arrays; expected an out and a lse in turn")
     for index, x in enumerate((out, lse, other_out, other_lse, *more)):
+        name = ("out", "lse", "other_out", "other_lse")[index] if index < 4 else f"more[{index - 4}]"
+        if not hasattr(x, "shape") or (index == 0 and x.ndim != 4):
+            found = f"has the shape {list(x.shape)}" if hasattr(x, "shape") else f"is a {type(x).__name__}"
+            raise InputError(f"{name} {found}; expected an array {'[B, T, H]' if index % 2 else '[B, T, H, Dv]'}")
         expected = out.shape[:3] if index % 2 else out.shape
         if x.shape != expected:
-            name = ("out", "lse", "other_out", "other_lse")[index] if index < 4 else f"more[{index - 4}]"
             raise InputError(
                 f"{name} has the shape {list(x.shape)}; expected {list(expected)}, as out is {list(out.shape)}"
             )

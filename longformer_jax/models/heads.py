@@ -11,7 +11,7 @@ import numpy as np
 from longformer_jax.attention.split import flat_rows
 from longformer_jax.errors import InputError
 from longformer_jax.models.checks import check_integers, check_rows_of_ids, check_within, equals, is_known, why_unknown
-from longformer_jax.models.longformer import EncoderOutput, Longformer, check_shapes, dense, layer_norm
+from longformer_jax.models.longformer import EncoderOutput, Longformer, check_shapes, dense, layer_norm, to_logits
 from longformer_jax.models.longformer_config import LongformerConfig
 from longformer_jax.models.parameters import names_wrong_params
 
@@ -130,7 +130,7 @@ class _ClassificationHead(nn.Module):
         cfg = self.config
         dropout = nn.Dropout(_classifier_dropout(cfg), deterministic=self.deterministic)
         x = dropout(jnp.tanh(dense(cfg, cfg.hidden_size, "dense")(dropout(x))))
-        return dense(cfg, cfg.num_labels, "out_proj")(x).astype(jnp.float32)
+        return to_logits(cfg, cfg.num_labels, "out_proj")(x)
 
 
 class ForTokenClassification(nn.Module):
@@ -229,7 +229,7 @@ class ForMultipleChoice(nn.Module):
         flat: Any = (None if x is None else x.reshape(-1, x.shape[-1]) for x in arrays)
         output = Longformer(cfg, name="longformer")(*flat, **kwargs)
         x = nn.Dropout(cfg.hidden_dropout_prob, deterministic=kwargs.get("deterministic", True))(output.pooler_output)
-        logits = dense(cfg, 1, "classifier")(x).astype(jnp.float32)
+        logits = to_logits(cfg, 1, "classifier")(x)
         return HeadOutput(logits.reshape(input_ids.shape[:2]), output)
 
 
@@ -280,5 +280,4 @@ def _classifier_dropout(config: LongformerConfig) -> float:
 
 def _per_token(config: LongformerConfig, features: int, name: str, x: jax.Array) -> jax.Array:
     """float32 [B, T, features]"""
-    logits = dense(config, features, name)(flat_rows(x))
-    return logits.astype(jnp.float32).reshape(*x.shape[:2], features)
+    return to_logits(config, features, name)(flat_rows(x)).reshape(*x.shape[:2], features)

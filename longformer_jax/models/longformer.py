@@ -56,6 +56,11 @@ def dense(config: LongformerConfig, features: int, name: str) -> nn.Dense:
     )
 
 
+def to_logits(config: LongformerConfig, features: int, name: str) -> nn.Dense:
+    """A dense layer whose products and sums are float32, whatever the model computes in."""
+    return dense(dataclasses.replace(config, dtype="float32"), features, name)
+
+
 def layer_norm(config: LongformerConfig, name: str) -> nn.LayerNorm:
     """LayerNorm over the last axis, with statistics as exact as PyTorch's."""
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=config.dtype, use_fast_variance=False, name=name)
@@ -272,8 +277,10 @@ class Longformer(nn.Module):
         shape = input_ids.shape
         input_ids = jnp.asarray(input_ids)
         global_tokens = overflow = None
-        # No parameter depends on which tokens are global, so that init needs no number of them.
-        if cfg.attention_mode != "full" and not self.is_initializing():
+        # No parameter depends on which tokens are global, so that init needs no number of them where it is traced.
+        masks = [mask for mask in (attention_mask, global_attention_mask) if mask is not None]
+        can_count = max_global_tokens is not None or all(map(is_known, masks))
+        if cfg.attention_mode != "full" and (can_count or not self.is_initializing()):
             global_tokens, overflow = find_global_tokens(global_attention_mask, attention_mask, max_global_tokens)
         invalid = invalid_rows(attention_mask, global_attention_mask)
         tables = (

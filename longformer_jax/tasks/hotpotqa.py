@@ -75,19 +75,19 @@ class FindEvidence(nn.Module):
         x = Longformer(cfg, add_pooling_layer=False, name="longformer")(input_ids, *args, **kwargs).last_hidden_state
         dropout = nn.Dropout(cfg.hidden_dropout_prob, deterministic=kwargs.get("deterministic", True))
 
-        def dense(features: int, name: str, rows: jax.Array) -> jax.Array:
+        def dense(features: int, name: str, rows: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
             init = nn.initializers.normal(cfg.initializer_range)
-            layer = nn.Dense(features, dtype=cfg.dtype, kernel_init=init, name=name)
+            layer = nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
             return layer(rows.reshape(-1, cfg.hidden_size)).reshape(*rows.shape[:-1], features)
 
         def marked(places: jax.Array, name: str) -> jax.Array:
             rows = jax.vmap(lambda x, places: x[places])(x, jnp.maximum(places, 0))
-            hidden = nn.gelu(dense(cfg.hidden_size, f"{name}_dense", dropout(rows)), approximate=False)
-            return dense(1, f"{name}_score", dropout(hidden))[..., 0].astype(jnp.float32)
+            hidden = nn.gelu(dense(cfg.hidden_size, f"{name}_dense", dropout(rows), cfg.dtype), approximate=False)
+            return dense(1, f"{name}_score", dropout(hidden))[..., 0]
 
         return Evidence(
-            span=dense(2, "span", x).astype(jnp.float32),
-            answer_type=dense(len(_TYPES), "answer_type", dropout(x[:, 0])).astype(jnp.float32),
+            span=dense(2, "span", x),
+            answer_type=dense(len(_TYPES), "answer_type", dropout(x[:, 0])),
             sentences=marked(sentences, "sentence"),
             paragraphs=marked(titles, "paragraph"),
         )

@@ -61,8 +61,8 @@ class CandidateScores(nn.Module):
         x = output.last_hidden_state.reshape(B, P, T, cfg.hidden_size)
         marks = jax.vmap(lambda pieces, places: pieces[:, places])(x, jnp.maximum(candidates, 0))  # [B, P, C, E]
         init = nn.initializers.normal(cfg.initializer_range)
-        score = nn.Dense(1, use_bias=False, dtype=cfg.dtype, kernel_init=init, name="score")
-        scores = score(marks.reshape(-1, cfg.hidden_size)).astype(jnp.float32).reshape(marks.shape[:3])
+        score = nn.Dense(1, use_bias=False, dtype=jnp.float32, kernel_init=init, name="score")
+        scores = score(marks.reshape(-1, cfg.hidden_size)).reshape(marks.shape[:3])
         counts = mask.any(-1).astype(jnp.float32)[:, :, None]
         logits = (scores * counts).sum(1) / jnp.maximum(counts.sum(1), 1)
         return HeadOutput(jnp.where(candidates >= 0, logits, -jnp.inf), output)

@@ -60,6 +60,8 @@ def test_what_is_no_number_is_not_hidden(value: float) -> None:
     [
         ({1: jnp.zeros((2, 3, 1))}, r"lse has the shape \[2, 3, 1\]; expected \[2, 3, 4\], as"),
         ({2: jnp.zeros((2, 1, 4, 5))}, r"other_out has the shape \[2, 1, 4, 5\]; expected \[2, 3, 4, 5\], as"),
+        ({0: jnp.zeros((3, 4, 5))}, r"out has the shape \[3, 4, 5\]; expected an array \[B, T, H, Dv\]"),
+        ({3: [0.0]}, r"other_lse is a list; expected an array \[B, T, H\]"),
         ({4: jnp.zeros((2, 3, 4, 5))}, "more has 1 arrays; expected an out and a lse in turn"),
         ({4: jnp.zeros((2, 3, 4, 5)), 5: jnp.zeros((2, 3, 1))}, r"more\[1\] has the shape \[2, 3, 1\]; expected"),
     ],

@@ -21,6 +21,8 @@ from longformer_jax import (
     ForMaskedLM,
     ForMultipleChoice,
     ForQuestionAnswering,
+    ForSequenceClassification,
+    ForTokenClassification,
     InputError,
     Longformer,
     global_capacity,
@@ -62,6 +64,24 @@ def assert_trees_close(found: Any, expected: Any, tolerance: float) -> None:
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(found)[0], jax.tree.leaves(expected), strict=True):
         assert float(jnp.abs(a - b).max()) <= tolerance * scale, jax.tree_util.keystr(path)
+
+
+def test_what_init_returns_knows_global_tokens() -> None:
+    found, variables = Longformer(SMALL).init_with_output(jax.random.key(0), IDS, MASK, GLOBALS)
+    expected = hidden(params=variables["params"])
+    assert relative_error(found.last_hidden_state, expected) < 1e-5  # type: ignore
+    assert relative_error(hidden(params=variables["params"], global_mask=None), expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "model", [ForSequenceClassification, ForTokenClassification, ForQuestionAnswering, ForMultipleChoice]
+)
+def test_logits_are_not_rounded_to_the_models_dtype(model: type) -> None:
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    ids = IDS[:, None, :20] if model is ForMultipleChoice else IDS[:, :20]
+    params = random_params(config, model)
+    logits = model(config).apply({"params": params}, ids, max_global_tokens=20).logits
+    assert logits.dtype == jnp.float32 and (logits != logits.astype(jnp.bfloat16)).any()
 
 
 def test_a_batch_gives_each_row_what_the_row_gives_alone() -> None:
