@@ -14,6 +14,7 @@ from longformer_jax.attention.choice import choose
 from longformer_jax.attention.halo import halo_sizes, with_halo
 from longformer_jax.attention.pallas import at_home, hopper_attention, mma_attention, triton_attention
 from longformer_jax.attention.reference import reference_attention
+from longformer_jax.attention.split import check_mesh
 from longformer_jax.attention.xla import xla_attention
 from longformer_jax.errors import InputError
 from longformer_jax.integers import as_integer
@@ -230,6 +231,7 @@ def _number(name: str, value: object) -> float:
 def _array(name: str, values: object) -> jax.Array:
     """An array of JAX; raises InputError where there can be none."""
     try:
+        check_mesh(name, values)
         return jnp.asarray(_within_int32(name, values))
     except (OverflowError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -284,6 +286,7 @@ def _check_arrays(query, key, value, shared_key) -> None:
             raise InputError(f"{name} has the dtype {x.dtype}; expected one of {', '.join(_DTYPES)}")
         if x.dtype != query.dtype:
             raise InputError(f"{name} has the dtype {x.dtype}; expected query's, {query.dtype}")
+        check_mesh(name, x)
     B, _, H, Dk = query.shape
     S = key.shape[1]
     beside = ""

@@ -45,6 +45,15 @@ def axis_sizes() -> dict[str, int]:
     return sizes
 
 
+def check_mesh(name: str, x: Any) -> None:
+    """Raises InputError where an array lies on a mesh with Explicit axes: each operation would have to say how its
+    result lies there."""
+    mesh = jax.typeof(x).sharding.mesh if isinstance(x, jax.Array) else None
+    axes = [] if mesh is None else zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if axis := next((axis for axis, kind in axes if kind == AxisType.Explicit), None):
+        raise InputError(f"{name} is on a mesh with an Explicit axis {axis!r}; expected axis_types of AxisType.Auto")
+
+
 def flat_rows(x: jax.Array) -> jax.Array:
     """[B, T, E] -> [B * T, E], on which XLA's CPU backend runs dense layers several times as fast; as it is where the
     mesh splits the sequence, which the merged axis could not be split by."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from longformer_jax.attention.split import check_mesh
 from longformer_jax.errors import InputError
 from longformer_jax.integers import as_integer, check_integer, check_number
 
@@ -106,6 +107,8 @@ def dtype_kind(x: Any) -> str:
         dtype = np.dtype(x.dtype)
     except (AttributeError, TypeError):
         return "other"
+    if not dtype.isnative:  # which JAX does not take
+        return "other"
     kinds = {"bool": np.bool_, "integer": jnp.integer, "floating": jnp.floating}
     return next((kind for kind, parent in kinds.items() if jnp.issubdtype(dtype, parent)), "other")
 
@@ -114,6 +117,7 @@ def check_integers(field: str, x: Any, axes: str) -> None:
     """An array of integers with the axes that are named, as "batch, length"."""
     if getattr(x, "ndim", None) != axes.count(",") + 1 or dtype_kind(x) != "integer":
         raise InputError(f"{field} is {describe(x)}; expected an array of integers [{axes}]")
+    check_mesh(field, x)
 
 
 def check_rows_of_ids(input_ids: Any, sep_token_id: Any) -> None:

@@ -342,6 +342,12 @@ def test_ids_of_any_integer_type(dtype: Any) -> None:
     np.testing.assert_array_equal(out, hidden())
 
 
+def test_ids_of_the_other_byte_order_are_refused() -> None:
+    other = IDS.astype(IDS.dtype.newbyteorder())
+    with pytest.raises(InputError, match=r"^input_ids is .*\[3, 61\]; expected an array of integers \[batch, length\]"):
+        Longformer(SMALL).apply({"params": PARAMS}, other)
+
+
 def test_parameters_are_as_many_as_the_original_has() -> None:
     config = dataclasses.replace(SMALL, **{f.name: f.default for f in dataclasses.fields(SMALL)})  # base, 4096
 

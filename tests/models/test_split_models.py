@@ -54,8 +54,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec as P
-from longformer_jax import CharLM
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from longformer_jax import CharLM, banded_attention
 from longformer_jax.errors import InputError
 from longformer_jax.models import extend, init_cache
 from tests.models.small import SMALL, logits_of, random_params, random_tokens
@@ -94,6 +94,12 @@ split = P(None, "sequence")
 refused(jax.shard_map(forward, mesh=automatic, in_specs=split, out_specs=split), tokens[:, :16])
 with jax.set_mesh(jax.make_mesh((2,), ("data",))):
     refused(logits_of, SMALL, params, tokens)
+def laid(x):
+    return jax.device_put(x, NamedSharding(jax.make_mesh((2,), ("data",)), P("data")))
+
+refused(logits_of, SMALL, params, laid(tokens))
+refused(lambda x: banded_attention(x, x, x, window=2), laid(jnp.ones((2, 9, 1, 4))))
+refused(lambda x: banded_attention(x, x, x, window=2, key_mask=laid(jnp.ones((2, 9), bool))), jnp.ones((2, 9, 1, 4)))
 """
 
 
@@ -104,4 +110,8 @@ def test_streams_and_what_is_refused_under_a_mesh(run_python: Callable) -> None:
         "- the sequence has 17 positions; expected a multiple of 2, the size of the mesh's axis 'sequence'",
         "- the model is inside of jax.shard_map over 'sequence'; expected it outside, as it splits its sequences",
         "- the mesh in use has an Explicit axis 'data'; expected axis_types of AxisType.Auto",
+        *(
+            f"- {name} is on a mesh with an Explicit axis 'data'; expected axis_types of AxisType.Auto"
+            for name in ("tokens", "query", "key_mask")
+        ),
     ]
