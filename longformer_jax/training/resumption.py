@@ -14,6 +14,8 @@ _HARMLESS = re.compile(
     r"|data\.(path|validation_path|data_dir|cache_dir|tokenizer)"  # a run has its tokenizer in its workdir
     r"|model\.(implementation|remat)|phases\[\d+\]\.sequences_per_device|optimizer\.max_skipped_steps"
 )
+# What tells one kind of run from another; that all else differs, too, is not worth saying.
+_KIND = ("objective", "task.kind")
 # What may differ as long as the steps that are done would be the same.
 _SCHEDULE = re.compile(
     r"phases\[\d+\]\.(steps|epochs)|optimizer\.(warmup_steps|warmup_fraction|max_warmup_steps|cooldown_fraction)"
@@ -40,6 +42,7 @@ def check_resumes(config: ExperimentConfig, previous: ExperimentConfig, step: in
         return epochs != field and old.get(epochs) is not None and old[epochs] == new.get(epochs)
 
     if fields := [field for field in _wrong_fields(config, previous, step) if not follows_from_data(field)]:
+        fields = [field for field in _KIND if field in fields][:1] or fields
         changed = ", ".join(f"{field} ({old.get(field)!r}, now {new.get(field)!r})" for field in fields)
         why = _why_fixed(config, previous, step) if all(map(_SCHEDULE.fullmatch, fields)) else ""
         raise InputError(
