@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from longformer_jax.attention.varying import vary_as
+
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
@@ -106,7 +108,8 @@ def count_lanes(sequences: int, tiles: int) -> int:
 
 
 def _empty_ring(tile: dict[str, jax.Array], slots: int) -> dict[str, jax.Array]:
-    return {n: jnp.zeros((x.shape[0], slots * x.shape[1], *x.shape[2:]), x.dtype) for n, x in tile.items()}
+    ring = {n: jnp.zeros((x.shape[0], slots * x.shape[1], *x.shape[2:]), x.dtype) for n, x in tile.items()}
+    return vary_as(ring, *tile.values())
 
 
 def load_tile(ring: dict[str, jax.Array], new: dict[str, jax.Array], row) -> dict[str, jax.Array]:

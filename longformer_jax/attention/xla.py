@@ -23,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from longformer_jax.attention.band import Band, HeadGroup
 from longformer_jax.attention.ring import Walk, count_lanes, load_tile, tile_size
+from longformer_jax.attention.varying import vary_as, varying_alike
 from pallas_kernels.dropout import Streams, keep_mask
 
 
@@ -57,6 +58,8 @@ def xla_attention(
             parts.append(part)
         out, lse = (jnp.concatenate(each, axis=2) for each in zip(*parts, strict=True))
         return out, lse
+    arrays = query, key, value, shared_key, key_mask, segment_ids, dropout
+    query, key, value, shared_key, key_mask, segment_ids, dropout = varying_alike(arrays)
     T = query.shape[1]
     queries, keys = _in_reach(band, T, key.shape[1])
     # Dilated views need lengths and an offset that every dilation divides.
@@ -130,6 +133,7 @@ def _attention(spec: _Spec, query, key, value, shared_key, side: _Side):
 def _forward(spec: _Spec, query, key, value, shared_key, side: _Side):
     B, T, H, _ = query.shape
     outputs = jnp.zeros((B, T, H, value.shape[-1]), value.dtype), jnp.zeros((B, T, H, 1), jnp.float32)
+    outputs = vary_as(outputs, query)
     walk = functools.partial(_forward_group, query=query, key=key, value=value, shared_key=shared_key)
     out, lse = _each_group(walk, spec, side, outputs)
     # Named so that a rematerialised layer can keep them: the backward then recomputes the projections only.
@@ -150,6 +154,7 @@ def _backward(spec: _Spec, residuals, cotangents):
     if shared_key is not None:
         # Summed over heads. Where nobody asks for it, the compiler leaves it out.
         grads += (jnp.zeros_like(shared_key[:, :, None], jnp.float32),)
+    grads = vary_as(grads, query)
     walk = functools.partial(_backward_group, rows=rows, key=key, value=value, shared_key=shared_key)
     dquery, dkey, dvalue, *dshared = _each_group(walk, spec, side, grads)
     dshared = dshared[0][:, :, 0].astype(shared_key.dtype) if dshared else None
@@ -381,7 +386,7 @@ def _backward_group(mask: _GroupMask, grads, rows, key, value, shared_key):
 
     first = load_queries([0], tile)
     N, _, D = first["query"].shape
-    sums = jnp.zeros((N, D, walk.slots * tile), jnp.float32), *grads
+    sums = vary_as(jnp.zeros((N, D, walk.slots * tile), jnp.float32), first["query"]), *grads
     _, (ring_dq, dquery, *grads) = walk.run(load, step, first, sums)
     # What is left in the ring after the last step.
     dquery = lax.fori_loop(walk.steps - 1, walk.steps + walk.slots - 1, lambda t, dq: flush(dq, ring_dq, t), dquery)

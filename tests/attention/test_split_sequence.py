@@ -73,3 +73,51 @@ def test_parts_of_other_lengths() -> None:
 def test_origin_of_dropout_that_is_none(origin: object) -> None:
     with pytest.raises(InputError, match=r"^dropout_origin (is|holds) .*; expected (four integers|an array)"):
         banded_attention(X, X, X, window=1, dropout_rate=0.1, dropout_seed=1, dropout_origin=origin)  # pyrefly: ignore
+
+
+# What a batch shares comes without its axis, so that its gradient is a sum over devices.
+CHECKED = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec as P
+from longformer_jax import banded_attention
+
+rng = np.random.default_rng(0)
+query, value = (rng.standard_normal((2, 700, 2, 8), np.float32) for _ in range(2))
+key, shared_key = (rng.standard_normal(shape, np.float32) for shape in ((2, 700, 2, 5), (700, 3)))
+key_mask = rng.random((2, 700)) > 0.1
+
+def attend(axis_name, *arrays):
+    def loss(query, key, value, shared_key, key_mask):
+        options = {"window": 9, "dilation": (1, 2), "dropout_rate": 0.1, "dropout_seed": 3, "axis_name": axis_name}
+        origin = (jax.lax.axis_index("batch"), 0, 0, 0) if axis_name is None and query.shape[0] == 1 else None
+        out = banded_attention(
+            query, key, value, shared_key=shared_key, key_mask=key_mask, dropout_origin=origin, **options
+        )
+        return jnp.sin(out).sum(), out
+    (_, out), grads = jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(*arrays)
+    return out, *grads
+
+arrays = query, key, value, shared_key, key_mask
+expected = jax.jit(lambda *arrays: attend(None, *arrays))(*arrays)
+for name, axis_name, split, shared in (
+    ("batch", None, P("batch"), P()),
+    ("sequence", "sequence", P(None, "sequence"), P("sequence")),
+):
+    mesh = jax.make_mesh((2,), (name,), axis_types=(AxisType.Auto,))
+    specs = (split, split, split, shared)
+    run = jax.shard_map(
+        lambda *arrays: attend(axis_name, *arrays), mesh=mesh, in_specs=(*specs, split), out_specs=(split, *specs)
+    )
+    for x, y in zip(jax.jit(run)(*arrays), expected, strict=True):
+        error = np.abs(x - y).max() / np.abs(y).max()
+        assert error < 1e-5, (name, error)
+print("right")
+"""
+
+
+def test_inside_of_a_shard_map_that_checks(run_python: Callable) -> None:
+    ran = run_python("-c", CHECKED)
+    assert ran.stdout.splitlines()[-1:] == ["right"], ran.stderr
