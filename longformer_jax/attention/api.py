@@ -94,9 +94,10 @@ def banded_attention(
         parts are to draw the mask of the whole; four integers, traced or not.
       key_offset: the key position that is aligned with query 0; a Python int.
       axis_name: the mesh axis over which the sequence is split, inside `jax.shard_map`, with the kernels one of
-        `check_vma=False`. All arrays are this device's parts then, equally long on all devices, key's as long as query's, and in the order of the
-        devices; band, offset and dropout are those of the whole. What the band reaches of other devices' keys is sent,
-        of every head as far as the one with the largest dilation reaches, and a key mask.
+        `check_vma=False`. All arrays are this device's parts then, equally long on all devices, key's as long as
+        query's, and in the order of the devices; band, offset and dropout are those of the whole. What the band reaches
+        of other devices' keys is sent, of every head as far as the one with the largest dilation reaches, and a key
+        mask.
       return_lse: whether to return the log-sum-exp of the scores too.
       implementation: how it is computed:
         - "reference": dense.
