@@ -3,7 +3,7 @@
 #                      short, into runs/quickstart_minute
 #   make test          the fast tests, some ten minutes on two cores: every feature once
 #   make test-all      the other tests, some half an hour
-#   make exhaustive    further cases of some of these, for who changes kernels or heads: a quarter of an hour
+#   make exhaustive    further cases of some of these, for who changes attention or its kernels: a quarter of an hour
 #   make lint types    ruff and pyrefly
 #   make aot           compiles the GPU kernels for A100, H100 and B200, no GPU needed, and with the oldest JAX for H100;
 #                      environments of their own, .venv-aot and .venv-aot-oldest. Most of it are the 528 calls of the

@@ -37,6 +37,7 @@ def test_split_models_give_what_whole_ones_give(run_python: Callable) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_other_split_models(run_python: Callable) -> None:
     """And of sequences four times as long as much is sent: edges, global tokens and the parameters' gradients."""
     results = check(run_python, [name for name in CASES if name not in FEW or name in LONGER])
