@@ -20,13 +20,21 @@ _MOST_BYTES = 2**31
 @contextmanager
 def pinned_random() -> Iterator[None]:
     """A block, or a decorated function, in which keys of `jax.random` are what JAX makes them by default."""
-    offset = jax.config.jax_random_seed_offset  # which has no context of its own
-    with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(True):
-        jax.config.update("jax_random_seed_offset", 0)
-        try:
-            yield
-        finally:
-            jax.config.update("jax_random_seed_offset", offset)
+    with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(True), _no_seed_offset():
+        yield
+
+
+@contextmanager
+def _no_seed_offset() -> Iterator[None]:
+    """JAX has no context for this one: it is set for all threads, hence only where somebody has set it."""
+    if not (offset := jax.config.jax_random_seed_offset):
+        yield
+        return
+    jax.config.update("jax_random_seed_offset", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_random_seed_offset", offset)
 
 
 @contextmanager
