@@ -3,11 +3,13 @@
 #                      short, into runs/quickstart_minute
 #   make test          the fast tests, ten to eighteen minutes on two cores: every feature once
 #   make test-all      the other tests, some half an hour
-#   make exhaustive    further cases of some of these, for who changes attention or its kernels: a quarter of an hour
+#   make exhaustive    further cases of some of these, for those who change attention, its kernels, the benchmarks of a
+#                      GPU or what several processes do: an hour
 #   make lint types    ruff and pyrefly
-#   make aot           compiles the GPU kernels for A100, H100 and B200, no GPU needed, and with the oldest JAX for H100;
-#                      environments of their own, .venv-aot and .venv-aot-oldest. Most of it are the 528 calls of the
-#                      paper's models; make aot-short compiles one of each kind of these
+#   make aot-short     compiles the GPU kernels for A100, H100 and B200, no GPU needed, in a few minutes; an environment
+#                      of its own, .venv-aot
+#   make aot           the same of every case, with the oldest JAX for H100 as well (.venv-aot-oldest): hours, most of
+#                      them for the 528 calls of the paper's models
 #   make bench         attention on a CPU; TORCH_PYTHON=python of an environment with torch and transformers adds its peers
 # PYTHON=/path/to/python chooses the interpreter the environment is made from.
 
@@ -58,12 +60,12 @@ exhaustive: $(READY)
 	.venv-aot-oldest/bin/python -m pip install --quiet --constraint .venv-aot-oldest/constraints.txt --editable '.[dev,aot]'
 	@touch $@
 
-aot: aot-short
-	.venv-aot/bin/python -m pytest -s tests/pallas_kernels/test_aot.py -k every_call
+aot: .venv-aot/ready .venv-aot-oldest/ready
+	.venv-aot/bin/python -m pytest -s tests/pallas_kernels/test_aot.py
+	.venv-aot-oldest/bin/python -m pytest -s tests/pallas_kernels/test_aot.py -k "spill and (sm_90a or own_keys) and not float32"
 
-aot-short: .venv-aot/ready .venv-aot-oldest/ready
-	.venv-aot/bin/python -m pytest -s tests/pallas_kernels/test_aot.py -k "not every_call"
-	.venv-aot-oldest/bin/python -m pytest -s tests/pallas_kernels/test_aot.py -k "spill and (sm_90a or hopper) and not float32 and not shared_key"
+aot-short: .venv-aot/ready
+	.venv-aot/bin/python -m pytest -s tests/pallas_kernels/test_aot.py -m "not exhaustive"
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -80,6 +80,7 @@ def test_attention_costs(run_python: Callable) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_encoder_costs(run_python: Callable) -> None:
     ran = run_python(BENCHMARKS / "encoder.py", "costs", "--quick")
     assert ran.returncode == 0, ran.stderr

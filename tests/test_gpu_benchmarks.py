@@ -36,6 +36,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_whole_command(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     command = "benchmarks.gpu", "--tiny", f"--output={file}", "--minutes=9"

@@ -20,6 +20,7 @@ DEFAULTS = {"pallas_mosaic_gpu": hopper_tiling, "pallas_mosaic_mma": mma_tiling}
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_rehearsal(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     command = ["benchmarks.gpu", "--tiny", "--sweep", f"--output={file}", "--minutes=10"]

@@ -173,7 +173,7 @@ def test_settings_do_not_change_what_a_seed_gives() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["xla", "masked_lm"])
+@pytest.mark.parametrize("case", ["xla", pytest.param("masked_lm", marks=pytest.mark.exhaustive)])
 def test_without_jit(case: str) -> None:
     with jax.disable_jit():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(CASES[case]()))

@@ -18,6 +18,7 @@ MAIN = ("-m", "benchmarks.scaling")
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_memory_is_that_of_the_compiled_step(run_python: Callable) -> None:
     ran = run_python("-c", PROGRAM)
     assert ran.returncode == 0, ran.stderr

@@ -1,5 +1,6 @@
 """The way from the op to the GPU kernels: what they need, whether this device and call can have them."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,6 +17,10 @@ AMPERE, HOPPER = 8.0, 9.0  # compute capabilities: of the oldest GPUs, and of th
 
 _INTERPRETED_CORES = 2  # so that each has several items to go through
 _H100_CORES = 132  # where JAX does not tell
+
+# Outside of jit each call would compile the kernels anew; inside it is as if this were not here.
+_jit = functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+_triton_attention, _mosaic_attention = _jit(triton.attention), _jit(mosaic.attention)
 
 
 class Device(NamedTuple):
@@ -109,7 +114,7 @@ def triton_attention(
     """
     _check("pallas_triton", key, value, shared_key, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
-    return triton.attention(spec, default_device().kind, query, key, value, shared_key, limits)
+    return _triton_attention(spec, default_device().kind, query, key, value, shared_key, limits)
 
 
 def hopper_attention(
@@ -122,8 +127,7 @@ def hopper_attention(
     """
     _check("pallas_mosaic_gpu", key, value, shared_key, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
-    gpu = hopper_gpu(interpret)._replace(overlap=overlap)
-    return mosaic.attention(spec, gpu, query, key, value, shared_key, limits)
+    return _mosaic(spec, hopper_gpu(interpret)._replace(overlap=overlap), query, key, value, shared_key, limits)
 
 
 def mma_attention(
@@ -132,7 +136,13 @@ def mma_attention(
     """As `hopper_attention`, with the kernels for any GPU."""
     _check("pallas_mosaic_mma", key, value, shared_key, interpret)
     spec, limits = _spec_and_limits(query, interpret=interpret, **options)
-    return mosaic.attention(spec, mma_gpu(interpret), query, key, value, shared_key, limits)
+    return _mosaic(spec, mma_gpu(interpret), query, key, value, shared_key, limits)
+
+
+def _mosaic(spec: Spec, gpu: mosaic.Gpu, *arrays) -> tuple[jax.Array, jax.Array]:
+    # Its interpreter needs the threads that a program with several kernels would take.
+    attend = mosaic.attention if spec.interpret else _mosaic_attention
+    return attend(spec, gpu, *arrays)
 
 
 def hopper_gpu(interpret: bool = False) -> mosaic.Gpu:

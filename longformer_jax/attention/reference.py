@@ -1,5 +1,7 @@
 """The oracle: dense banded attention, in as few obvious lines as it takes. Quadratic in time and memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -17,6 +19,7 @@ def visible_mask(band: Band, query_length: int, key_length: int) -> jax.Array:
     return (distance % dilation == 0) & (-band.left <= steps) & (steps <= band.right)
 
 
+@functools.partial(jax.jit, static_argnames=("band", "scale", "dropout_rate"), inline=True)
 def reference_attention(
     query,
     key,

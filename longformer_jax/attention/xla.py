@@ -27,6 +27,8 @@ from longformer_jax.attention.varying import vary_as, varying_alike
 from pallas_kernels.dropout import Streams, keep_mask
 
 
+# Outside of jit one program, not one for each operation; inside it is as if this were not here.
+@functools.partial(jax.jit, static_argnames=("band", "scale", "dropout_rate"), inline=True)
 def xla_attention(
     query,
     key,

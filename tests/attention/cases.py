@@ -200,6 +200,11 @@ SHARED_CASES = [
     ),
 ]  # fmt: skip
 CASE = {case.name: case for case in (*CASES, *SHARED_CASES)}
+# Those that tell most: an interpreter of kernels is always given these, and the others by `make exhaustive`.
+FIRST = {
+    "causal_walk", "decode", "everything", "few_keys", "head_dim_in_pieces", "many_tiles_everything", "one_row",
+    "padded", "prefill_chunk", "segments_long", "shared_walk", "whole_tiles",
+}  # fmt: skip
 
 
 def with_head_dims(case: Case, head_dims: Sequence[tuple[int, int]], number: int) -> Case:

@@ -3,9 +3,10 @@ import pytest
 from tests.attention.cases import IMPLEMENTATIONS, INTERPRETED
 
 
-def parameters(implementations: list[str]) -> list:
-    """For pytest: the interpreter takes its time."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name == INTERPRETED)) for name in implementations]
+def parameters(implementations: list[str], *marks: pytest.MarkDecorator) -> list:
+    """For pytest: the interpreter takes its time, and gets these marks, too."""
+    marks = pytest.mark.slow, *marks
+    return [pytest.param(name, marks=marks if name == INTERPRETED else ()) for name in implementations]
 
 
 @pytest.fixture(params=parameters(IMPLEMENTATIONS))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from longformer_jax import banded_attention
 from tests.attention.cases import (
     CASE,
+    FIRST,
     IMPLEMENTATIONS,
     INTERPRETED,
     Case,
@@ -24,7 +25,12 @@ from tests.attention.cases import (
 from tests.attention.conftest import parameters
 from tests.attention.oracle import dense_attention, visibility
 
-OTHERS = parameters([name for name in IMPLEMENTATIONS if name != "reference"])
+OTHERS = [name for name in IMPLEMENTATIONS if name != "reference"]
+PROGRAMS = [
+    pytest.param(case, *other.values, marks=other.marks, id=f"{case.name}-{other.values[0]}")
+    for case in CASE.values()
+    for other in parameters(OTHERS, *[pytest.mark.exhaustive] * (case.name not in FIRST))
+]
 
 
 def check_against_reference(case: Case, implementation: str, compiler_options: dict | None = None) -> None:
@@ -33,8 +39,7 @@ def check_against_reference(case: Case, implementation: str, compiler_options: d
         assert_close(found[name], expected, name)
 
 
-@pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("case", CASE.values(), ids=CASE.keys())
+@pytest.mark.parametrize(("case", "other"), PROGRAMS)
 def test_equals_reference(case: Case, other: str) -> None:
     check_against_reference(case, other)
 
@@ -72,7 +77,7 @@ OPTIMIZED = {"xla_backend_optimization_level": 3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("other", parameters(OTHERS, pytest.mark.exhaustive))
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(case=drawn_cases())
 def test_equals_reference_on_drawn_cases(case: Case, other: str) -> None:

@@ -39,13 +39,8 @@ def test_parts_give_what_the_whole_gives_and_send_edges_only(run_python: Callabl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("implementation", "names"),
-    [
-        pytest.param("xla", ALL, marks=pytest.mark.exhaustive),
-        ("pallas_triton_interpret", FEW),
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("implementation", "names"), [("xla", ALL), ("pallas_triton_interpret", FEW)])
 def test_every_case_in_parts(run_python: Callable, implementation: str, names: list[str]) -> None:
     differences, _ = measure(run_python, implementation, names)
     assert all(x < 2e-5 for x in differences.values()), differences

@@ -9,11 +9,22 @@ import numpy as np
 import pytest
 
 from longformer_jax import banded_attention
-from tests.attention.cases import ALL_ARRAYS, Case, assert_close, compiled, plain_attention, with_gradients
+from tests.attention.cases import (
+    ALL_ARRAYS,
+    IMPLEMENTATIONS,
+    Case,
+    assert_close,
+    compiled,
+    plain_attention,
+    with_gradients,
+)
+from tests.attention.conftest import parameters
 
 CASE = Case(
     B=2, T=300, window=40, dilation=(1, 2), masked=True, segments="shared", dropout_rate=0.2, dead_rows=True, R=3
 )  # fmt: skip
+# What maps or scans a kernel does all else, too.
+rather_not_interpreted = pytest.mark.parametrize("implementation", parameters(IMPLEMENTATIONS, pytest.mark.exhaustive))
 
 
 @pytest.fixture
@@ -32,6 +43,7 @@ def assert_all_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarra
         assert_close(found[name], expected[name], name)
 
 
+@rather_not_interpreted
 def test_eager_equals_jit(attend: Callable, implementation: str) -> None:
     jitted = plain(implementation)(CASE.inputs(), CASE.cotangents())
     outputs, pullback = jax.vjp(attend, *CASE.inputs())
@@ -39,11 +51,29 @@ def test_eager_equals_jit(attend: Callable, implementation: str) -> None:
     assert_all_close(eager, jitted)
 
 
+def test_outside_of_jit_nothing_is_compiled_again(implementation: str, caplog: pytest.LogCaptureFixture) -> None:
+    case = Case(T=45, window=7, dilation=(1, 2), masked=True)
+
+    def compiled_programs() -> int:
+        caplog.clear()
+        with jax.log_compiles():
+            outputs, pullback = jax.vjp(case.attend(implementation), *case.inputs())
+            jax.block_until_ready((outputs, pullback(case.cotangents())))
+        return sum(record.message.startswith("Compiling") for record in caplog.records)
+
+    first, _, third = (
+        compiled_programs() for _ in range(3)
+    )  # the first loads the interpreter, which JAX sees in a second
+    assert first > 0 and third == 0
+
+
+@rather_not_interpreted
 def test_checkpoint(attend: Callable, implementation: str) -> None:
     arrays = CASE.inputs(), CASE.cotangents()
     assert_all_close(with_gradients(jax.checkpoint(attend), *arrays), plain(implementation)(*arrays))
 
 
+@rather_not_interpreted
 @pytest.mark.parametrize("only", ["out", "lse"])
 def test_gradient_through_one_output(only: str, attend: Callable, implementation: str) -> None:
     """The other output's cotangent is a zero that was never written down."""
@@ -87,6 +117,7 @@ def test_vmap_over_every_array(shared_by: tuple[int, ...], implementation: str) 
             assert_close(np.asarray(mapped[place][n]), np.asarray(expected), f"output {place} of {n}")
 
 
+@rather_not_interpreted
 def test_vmap_over_queries_alone(attend: Callable) -> None:
     query, *others = CASE.inputs()
     queries = jnp.stack([query, -query])

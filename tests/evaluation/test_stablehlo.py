@@ -29,6 +29,7 @@ from longformer_jax.checkpoints import Checkpoints
 from longformer_jax.checksums import recording
 from longformer_jax.evaluation.stablehlo import export_stablehlo
 from longformer_jax.scripts.export import run as export
+from longformer_jax.tasks import Task
 from longformer_jax.training import MeshConfig
 from longformer_jax.training.masked_lm import GLOBAL_FILE
 from longformer_jax.training.sharding import make_mesh
@@ -134,39 +135,45 @@ FULL = {"attention_mode": "full", "global_projections": False, "attention_dilati
 
 
 @pytest.mark.slow
-def test_encoders(tmp_path: Path, run_python: Callable) -> None:
-    cases = {}
-    for number, (model, options, fields) in enumerate(
-        [
-            (Longformer, {}, {}),
-            (ForMaskedLM, {"global_tokens": 3}, {}),
-            (ForMaskedLM, {}, FULL),
-            (ForSequenceClassification, {}, {}),
-            (ForSequenceClassification, {"global_tokens": 3}, {"type_vocab_size": 1}),
-            (ForQuestionAnswering, {"global_tokens": 9}, {}),
-            (ForMultipleChoice, {"global_tokens": 64}, {}),
-        ]
-    ):
-        config, params = encoder(model, **fields)
-        save_pretrained(tmp_path / f"{number}/model", config, params, model)
-        out = export_stablehlo(tmp_path / f"{number}/model", tmp_path / f"{number}/out", lengths=[64], **options)
-        ids, mask = encoders.random_ids([64, 40, 7])
-        ids[:, 5] = ids[:, 9] = config.sep_token_id
-        inputs = {"input_ids": ids, "attention_mask": mask != 0}
-        if config.type_vocab_size > 1:
-            inputs["token_type_ids"] = (np.cumsum(ids == config.sep_token_id, axis=1) > 0).astype(np.int32)
-        if model is ForMultipleChoice:
-            inputs = {name: np.stack([x, x[::-1]], axis=1) for name, x in inputs.items()}
-        given = inputs
-        if options and model in (ForMaskedLM, ForSequenceClassification):
-            given = inputs | {"global_attention_mask": (np.arange(64) % 30 == 1) & inputs["attention_mask"]}
-            inputs = dict(given)
-            if model is ForSequenceClassification:  # whose first token is global in any case
-                inputs["global_attention_mask"] = inputs["global_attention_mask"] | (np.arange(64) == 0)
-        output: Any = model(config).apply({"params": params}, **inputs)
-        names = ("last_hidden_state", "pooler_output") if model is Longformer else ("logits",)
-        cases[out] = [(given, {name: getattr(output, name) for name in names})]
-    compare(run_python, cases)
+@pytest.mark.parametrize(
+    ("model", "options", "fields"),
+    [
+        (ForMaskedLM, {"global_tokens": 3}, {}),
+        (ForQuestionAnswering, {"global_tokens": 9}, {}),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (
+                (Longformer, {}, {}),
+                (ForMaskedLM, {}, FULL),
+                (ForSequenceClassification, {}, {}),
+                (ForSequenceClassification, {"global_tokens": 3}, {"type_vocab_size": 1}),
+                (ForMultipleChoice, {"global_tokens": 64}, {}),
+            )
+        ),
+    ],
+)
+def test_encoders(
+    model: type, options: dict[str, int], fields: dict[str, Any], tmp_path: Path, run_python: Callable
+) -> None:
+    config, params = encoder(model, **fields)
+    save_pretrained(tmp_path / "model", config, params, model)
+    out = export_stablehlo(tmp_path / "model", tmp_path / "out", lengths=[64], **options)
+    ids, mask = encoders.random_ids([64, 40, 7])
+    ids[:, 5] = ids[:, 9] = config.sep_token_id
+    inputs = {"input_ids": ids, "attention_mask": mask != 0}
+    if config.type_vocab_size > 1:
+        inputs["token_type_ids"] = (np.cumsum(ids == config.sep_token_id, axis=1) > 0).astype(np.int32)
+    if model is ForMultipleChoice:
+        inputs = {name: np.stack([x, x[::-1]], axis=1) for name, x in inputs.items()}
+    given = inputs
+    if options and model in (ForMaskedLM, ForSequenceClassification):
+        given = inputs | {"global_attention_mask": (np.arange(64) % 30 == 1) & inputs["attention_mask"]}
+        inputs = dict(given)
+        if model is ForSequenceClassification:  # whose first token is global in any case
+            inputs["global_attention_mask"] = inputs["global_attention_mask"] | (np.arange(64) == 0)
+    output: Any = model(config).apply({"params": params}, **inputs)
+    names = ("last_hidden_state", "pooler_output") if model is Longformer else ("logits",)
+    compare(run_python, {out: [(given, {name: getattr(output, name) for name in names})]})
 
 
 def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
@@ -215,27 +222,29 @@ def test_runs(tmp_path: Path, run_python: Callable) -> None:
 
 
 @pytest.mark.slow
-def test_tasks(tmp_path: Path, run_python: Callable) -> None:
-    cases = {}
-    for task in tiny_task.TASKS:
-        folder = tmp_path / task.kind
-        folder.mkdir()
-        config = tiny_task.of_task(task)
-        params = untrained(config, folder / "run")
-        rng, inputs = np.random.default_rng(0), {}
-        for name, x in config.batch_spec(0, 32).items():
-            if name != "weight" and name not in task.targets:
-                most = {"input_ids": 300, "sentence": 1, "genre": 3}.get(name, 2 if x.dtype == bool else 8)
-                array = rng.integers(0, most, (3, x.shape[1]))
-                inputs[name] = array.astype("int32" if name == "input_ids" else x.dtype)
-        if "document" in inputs:
-            inputs["document"] = np.array([[4, 30]] * 3, np.int32)
-        model = config.task_model
-        output = task.head(model).apply({"params": params}, **task.inputs(inputs, model, 32))
-        found: Any = task.outputs(output, inputs)
-        out = export_stablehlo(folder / "run", folder / "out")
-        cases[out] = [(inputs, found if isinstance(found, dict) else {"outputs": found})]
-    compare(run_python, cases)
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, id=task.kind, marks=[pytest.mark.exhaustive] * (task.kind != "hotpotqa"))
+        for task in tiny_task.TASKS
+    ],
+)
+def test_tasks(task: Task, tmp_path: Path, run_python: Callable) -> None:
+    config = tiny_task.of_task(task)
+    params = untrained(config, tmp_path / "run")
+    rng, inputs = np.random.default_rng(0), {}
+    for name, x in config.batch_spec(0, 32).items():
+        if name != "weight" and name not in task.targets:
+            most = {"input_ids": 300, "sentence": 1, "genre": 3}.get(name, 2 if x.dtype == bool else 8)
+            array = rng.integers(0, most, (3, x.shape[1]))
+            inputs[name] = array.astype("int32" if name == "input_ids" else x.dtype)
+    if "document" in inputs:
+        inputs["document"] = np.array([[4, 30]] * 3, np.int32)
+    model = config.task_model
+    output = task.head(model).apply({"params": params}, **task.inputs(inputs, model, 32))
+    found: Any = task.outputs(output, inputs)
+    out = export_stablehlo(tmp_path / "run", tmp_path / "out")
+    compare(run_python, {out: [(inputs, found if isinstance(found, dict) else {"outputs": found})]})
 
 
 def test_only_stable_calls_for_both_platforms(tmp_path: Path) -> None:

@@ -61,8 +61,16 @@ def check(wanted: Sequence[tuple[str, AnyCase]]) -> list[dict[str, dict[str, Any
     return all_found
 
 
+exhaustive = pytest.mark.exhaustive
+
+
+def first(cases: Sequence[AnyCase]) -> AnyCase:
+    """With all limits."""
+    return next(case for case in cases if case.name.endswith("dropout"))
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=exhaustive)])
 def test_no_kernel_spills(dtype: str, target: str) -> None:
     """Every block size, and for the A100 every limit alone; `python -m benchmarks.aot` compiles all cases for all."""
     some = [case for case in CASES if case.name in EACH_BLOCK_SIZE]
@@ -71,12 +79,18 @@ def test_no_kernel_spills(dtype: str, target: str) -> None:
     check([(target, case) for case in some + more if case.dtype == dtype])
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["own_keys", "shared_key"])
-def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill(shared: bool) -> None:
+@pytest.mark.parametrize(
+    "cases",
+    [
+        pytest.param([first(HOPPER_CASES)], id="first"),
+        pytest.param([case for case in HOPPER_CASES if not case.shared_dim], id="own_keys", marks=exhaustive),
+        pytest.param([case for case in HOPPER_CASES if case.shared_dim], id="shared_key", marks=exhaustive),
+    ],
+)
+def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill(cases: list[Case]) -> None:
     # Products and loads of each kernel, of which the compiler may have copies in several loops.
     products = {"forward": 2, "dq": 3, "dkdv": 4, "dshared": 3}
     loads = {"forward": 3, "dq": 6, "dkdv": 6, "dshared": 6}
-    cases = [case for case in HOPPER_CASES if (case.shared_dim > 0) == shared]
     for case, found in zip(cases, check([("sm_90a", case) for case in cases]), strict=True):
         for kernel, figures in found.items():
             name = kernel.removeprefix("banded_attention_")
@@ -88,6 +102,7 @@ def test_hopper_kernels_use_warpgroup_products_and_tma_and_do_not_spill(shared: 
                 assert figures["beside_products"] >= 32, (kernel, figures)  # each thread's of a block
 
 
+@exhaustive
 def test_what_the_sweep_tries_beside_the_defaults_does_not_spill() -> None:
     for _, variant, found in measure_all([("sm_90a", variant) for variant in VARIANTS]):
         print(table_rows("sm_90a", variant, found), flush=True)
@@ -98,9 +113,15 @@ def test_what_the_sweep_tries_beside_the_defaults_does_not_spill() -> None:
             assert figures["beside_products"] >= 32, (variant.name, figures)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_kernels_for_any_gpu_use_its_copies_and_do_not_spill(target: str) -> None:
-    wanted = [(target, case) for case in MMA_CASES if target == "sm_80" or len(case.options) > 1]
+@pytest.mark.parametrize(
+    ("target", "cases"),
+    [
+        pytest.param("sm_80", [first(MMA_CASES)], id="first"),
+        *(pytest.param(target, MMA_CASES, id=target, marks=exhaustive) for target in TARGETS),
+    ],
+)
+def test_kernels_for_any_gpu_use_its_copies_and_do_not_spill(target: str, cases: Sequence[Case]) -> None:
+    wanted = [(target, case) for case in cases if target == "sm_80" or len(case.options) > 1]
     products = {"forward": 2, "dq": 3, "dkdv": 4, "dshared": 3}
     loads = {"forward": 3, "dq": 4, "dkdv": 4, "dshared": 4}
     copies, no_copies = ("LDGSTS", "UTMALDG") if target == "sm_80" else ("UTMALDG", "LDGSTS")
@@ -126,6 +147,7 @@ def chosen_cases(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ModelCa
             yield target, case
 
 
+@exhaustive
 def test_the_papers_models_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each kind of call one is compiled."""
     kinds: dict[Any, tuple[str, ModelCase]] = {}
@@ -140,6 +162,7 @@ def test_the_papers_models_run_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -
     check(list(kinds.values()))
 
 
+@exhaustive
 def test_every_call_of_the_papers_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """As above, but all are compiled, which takes most of an hour; text8_small's are those of enwik8_small."""
     calls = {(target, case.implementation, case.call): (target, case) for target, case in chosen_cases(monkeypatch)}
@@ -159,6 +182,7 @@ def test_a_batch_is_split_over_gpus() -> None:
     assert (found["transfers"], found["whole_results"]) == (0, 0)
 
 
+@exhaustive
 def test_memory_of_the_training_step_is_linear() -> None:
     short, long = (in_process(compile_training_step, "sm_90a", length) for length in (4096, 16384))
     for step, length in ((short, 4096), (long, 16384)):

@@ -26,6 +26,7 @@ from tests.attention.cases import (
     ARRAYS,
     CASE,
     CASES,
+    FIRST,
     Case,
     assert_close,
     plain_attention,
@@ -67,13 +68,6 @@ SHARED = [
         ("shared_out_of_reach", 1, (128, 128, 180), 1),
     )
 ]
-# Those that tell most: all at once, and what takes seconds. The others have all run on an H200.
-FIRST = {
-    "asymmetric", "bidirectional", "bidirectional_walk", "causal", "causal_walk", "decode", "dilation", "dilation_walk",
-    "dropout", "everything", "few_keys", "fewer_keys", "keys_ahead", "masked", "one_row", "padded", "prefill_chunk",
-    "scale", "scale_negative", "segments", "segments_long", "shared_everything", "shared_walk", "whole_tiles",
-    "whole_tiles_and_a_row", "window_of_int32",
-}  # fmt: skip
 PROGRAMS = [
     pytest.param(
         implementation,
@@ -117,7 +111,7 @@ def test_errs_little_more_than_plain_attention(implementation: str, case: Case) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("key_dim", "value_dim"), [(66, 64), (40, 72)])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(66, 64), pytest.param(40, 72, marks=pytest.mark.exhaustive)])
 def test_other_head_dims_are_filled_up(key_dim: int, value_dim: int) -> None:
     case = Case("filled_up", T=150, H=2, Dk=key_dim, Dv=value_dim, window=(40, 20))
     found = interpreted("pallas_mosaic_gpu", case, "bfloat16")
@@ -151,6 +145,7 @@ def test_a_part_draws_the_dropout_of_the_whole(implementation: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_overlap_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of operations is the same; so where bits differ on a GPU, registers were used while products were."""
     case = Case("overlap", T=200, H=1, Dk=64, Dv=64, window=(100, 60), dropout_rate=0.2)
@@ -172,17 +167,22 @@ def found_with(tiling: Tiling, case: Case, dtype: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "tiling",
     [
-        Tiling(1, 64, 3, own_stages=2),
-        Tiling(2, 128, 3, persistent=False),
-        Tiling(3, 64, 3, unmasked_loop=False),
-        Tiling(2, 64, 2, own_stages=2, overlap=False),
-        Tiling(2, 64, 3, own_in_registers=True),
-        Tiling(3, 64, 3, delta_inside=True),
-        Tiling(3, 64, 3, turns=True),
         Tiling(4, 64, 2, overlap=False, scores_together=True, delta_inside=True),
         Tiling(2, 64, 4, own_stages=2, own_in_registers=True, delta_inside=True, turns=True),
         MmaTiling(16),
-        MmaTiling(128, unmasked_loop=False),
+        *(
+            pytest.param(tiling, marks=pytest.mark.exhaustive)
+            for tiling in (
+                Tiling(1, 64, 3, own_stages=2),
+                Tiling(2, 128, 3, persistent=False),
+                Tiling(3, 64, 3, unmasked_loop=False),
+                Tiling(2, 64, 2, own_stages=2, overlap=False),
+                Tiling(2, 64, 3, own_in_registers=True),
+                Tiling(3, 64, 3, delta_inside=True),
+                Tiling(3, 64, 3, turns=True),
+                MmaTiling(128, unmasked_loop=False),
+            )
+        ),
     ],
 )
 def test_every_way_to_cut_them_is_right(tiling: Tiling | MmaTiling, monkeypatch: pytest.MonkeyPatch) -> None:

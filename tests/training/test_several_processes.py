@@ -241,6 +241,7 @@ def test_two_processes_match_one(start_python: Callable, run_python: Callable, t
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_outlives_its_processes(start_python: Callable, tmp_path: Path) -> None:
     """Four, two and one go on with it, after SIGTERM, Ctrl-C and the sudden death of the last or the first."""
     flags = ["--config.phases[0].steps=1000000", "--config.eval_interval=0", "--config.checkpoint_interval=20"]
@@ -326,6 +327,7 @@ run "$@"
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_machines(compilation_cache: Path, tmp_path: Path) -> None:
     """Two processes on each, in network namespaces, in which the machine's name means 127.0.0.1 at best, and a workdir
     may be another one."""

@@ -236,9 +236,14 @@ def measure(run_python: Callable, kind: str, *sizes: int) -> dict[str, list[floa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "sizes", "steps"),
-    [("masked_lm", (1, 2, 2, 2), 12), ("task", (1, 2, 2, 2), 18)]
-    + [("coreference", (1, 1, 2, 2), 6)]
-    + [pytest.param(k, (1, 1, 2, 2), 6, marks=pytest.mark.exhaustive) for k in ("wikihop", "hotpotqa", "triviaqa")],
+    [
+        ("masked_lm", (1, 2, 2, 2), 12),
+        ("task", (1, 2, 2, 2), 18),
+        *(
+            pytest.param(kind, (1, 1, 2, 2), 6, marks=pytest.mark.exhaustive)
+            for kind in ("coreference", "wikihop", "hotpotqa", "triviaqa")
+        ),
+    ],
 )
 def test_split_sequences_give_the_losses_of_whole_ones(
     run_python: Callable, kind: str, sizes: tuple[int, ...], steps: int
