@@ -1,5 +1,6 @@
 """Answers shown in their documents: what a browser reads of the page is the text as it is, with the right marks."""
 
+import re
 from html.parser import HTMLParser
 
 from longformer_jax.scripts.page import page
@@ -70,3 +71,12 @@ def test_mentions_that_end_together() -> None:
     spans = [(0, 23, "entity 1"), (15, 23, "entity 2")]
     shown = page([Marked("Who?", "", "story", text, spans)])
     assert "the ship</mark><sub>2, 1</sub> slept" in shown
+
+
+def test_a_mention_within_one_of_its_own_entity() -> None:
+    text = "the man and his dog"
+    shown = page([Marked("Who?", "", "story", text, [(0, 19, "entity 1"), (12, 15, "entity 1"), (16, 19, "entity 1")])])
+    colours = re.findall(r'style="background: hsl\((\d+) [^/]*/ ([0-9.]+)\)">([^<]*)<', shown)
+    assert colours == [
+        ("137", "0.3", "the man and "), ("137", "0.6", "his"), ("137", "0.3", " "), ("137", "0.6", "dog"),
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Fine-tuned models: scored on a split or on a file of one's own, and asked for answers."""
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ from longformer_jax.training.workdir import restore_chosen
 Text = str | Mapping[str, str]
 
 _BATCH_SIZE = 8
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +96,22 @@ class TaskModel:
         return self.task.from_question(text["question"], text["text"], name)
 
     def predict(self, examples: Sequence[Example]) -> list[Any]:
-        """Predictions for examples, such as the task reads."""
-        return self.score(self.features(examples), labelled=False).predictions if examples else []
+        """Predictions for examples, such as the task reads; the log says what was cut or dropped of them."""
+        if not examples:
+            return []
+        features = self.features(examples)
+        for line in self.cuts(features):
+            _log.warning("%s", line)
+        return self.score(features, labelled=False).predictions
 
     def features(self, examples: Sequence[Example], name: str = "texts") -> FeatureSet:
         """Examples as the model takes them."""
         return make_features(self.task, examples, self._packer, name)
+
+    def cuts(self, features: FeatureSet) -> list[str]:
+        """Of how many examples something was cut or dropped, a line for each reason."""
+        counts = sorted(features.counts.items())
+        return [f"{count:,} of {features.size:,} {self.task.unit} {reason}" for reason, count in counts]
 
     @pinned()
     def score(self, features: FeatureSet, labelled: bool, progress: bool = False) -> Predictions:

@@ -57,8 +57,9 @@ def page(items: Iterable[Marked]) -> str:
 def _marked_text(item: Marked, anchor: str) -> str:
     """The text in pieces, each within the same spans; the first of the answer is what is linked to.
 
-    A piece has the colour of the shortest mention that it is in, and a mention ends with the number of its entity; of
-    those that end together, the shortest comes first.
+    A piece has the colour of the shortest mention that it is in, the stronger the more mentions it is in, so that one
+    within another of its own entity is seen. A mention ends with the number of its entity; of those that end together,
+    the shortest comes first.
     """
     places = sorted({0, len(item.text), *(place for start, end, _ in item.spans for place in (start, end))})
     pieces = []
@@ -72,7 +73,8 @@ def _marked_text(item: Marked, anchor: str) -> str:
                 attributes, anchor = f' id="{anchor}"{attributes}', ""
             numbers = [_number(kind) for _, kind in around if kind.startswith("entity ")]
             if numbers:  # a golden angle apart, so that neighbours differ
-                attributes += f' style="background: hsl({numbers[0] * 137 % 360} 80% 50% / 0.35)"'
+                strength = min(0.3 * len(numbers), 0.9)
+                attributes += f' style="background: hsl({numbers[0] * 137 % 360} 80% 50% / {strength:.1f})"'
             piece = f"<mark{attributes}>{piece}</mark>"
         ended = sorted((last - first, _number(kind)) for first, last, kind in item.spans if last == end and " " in kind)
         pieces += [piece, f"<sub>{', '.join(str(number) for _, number in ended)}</sub>" if ended else ""]

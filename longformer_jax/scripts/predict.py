@@ -67,8 +67,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
             ]
         examples = _numbered(examples)
         features = model.features(examples)
-        for reason, count in sorted(features.counts.items()):
-            print(f"{count:,} of {features.size:,} {model.task.unit} {reason}", file=sys.stderr)
+        for line in model.cuts(features):
+            print(line, file=sys.stderr)
         predictions = model.score(features, labelled=False).predictions
         for prediction in predictions:
             line = json.dumps(prediction, ensure_ascii=False) if options.json else model.task.describe(prediction)

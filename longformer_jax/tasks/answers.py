@@ -151,6 +151,22 @@ def find_answers(text: str, answers: Iterable[str]) -> list[tuple[int, int]]:
     return sorted(found)
 
 
+def find_joined(text: str, answer: str) -> list[tuple[int, int]]:
+    """As `find_answers`, but whole words between blanks, and alike by HotpotQA's rules: U.K. for UK, 1,000 for 1000."""
+    wanted = normalize_hotpotqa(answer).split()
+    words = [(match, normalize_hotpotqa(match[0])) for match in re.finditer(r"\S+", text)]
+    words = [(match, normal) for match, normal in words if normal]
+    found = []
+    for i in range(len(words) - len(wanted) + 1) if wanted else ():
+        part = words[i : i + len(wanted)]
+        if [normal for _, normal in part] == wanted:
+            start, end = part[0][0].start(), part[-1][0].end()
+            written = text[start:end].rstrip(string.punctuation)
+            end = start + len(written)
+            found.append((end - len(written.lstrip(string.punctuation)), end))
+    return found
+
+
 def _words(text: str) -> Iterator[tuple[str, int, int]]:
     """Each word in lower case, and where it stands in the text."""
     lowered = _folded(text.lower())

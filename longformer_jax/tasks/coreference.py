@@ -3,6 +3,7 @@
 import codecs
 import dataclasses
 import io
+import itertools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -274,9 +275,10 @@ class Coreference(CoreferenceSettings, Task):
     # Answers.
 
     def decode(self, example: Example, rows: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[Any]) -> Any:
-        """{"id", "clusters": of [first, last] words, "mentions": their texts, "words", "sentences"}.
+        """{"id", "sentences": lists of words, "clusters": of [first, last] words, "mentions": their texts}.
 
-        Of plain text also "characters", like the clusters: where the mentions begin and end in it.
+        As the task's JSON lines, which it reads. Of plain text also "characters", like the clusters: where the mentions
+        begin and end in it.
         """
         clusters: list[list[Mention]] = []
         for row, output in zip(rows, outputs, strict=True):
@@ -295,10 +297,9 @@ class Coreference(CoreferenceSettings, Task):
         characters = [[[places[first][0], places[last][1]] for first, last in cluster] for cluster in found]
         prediction = {
             "id": example["id"],
+            "sentences": _by_sentence(example),
             "clusters": [[[*mention] for mention in cluster] for cluster in found],
             "mentions": [[" ".join(text[start:end].split()) for start, end in cluster] for cluster in characters],
-            "words": example["words"],
-            "sentences": example["sentences"],
         }
         return prediction | ({"characters": characters} if "text" in example else {})
 
@@ -379,6 +380,11 @@ def _text(example: Example) -> tuple[str, Sequence[Sequence[int]]]:
         places.append((len(text), len(text) + len(word)))
         text += word
     return text, places
+
+
+def _by_sentence(example: Example) -> list[list[str]]:
+    found = zip(example["sentences"], example["words"], strict=True)
+    return [[word for _, word in sentence] for _, sentence in itertools.groupby(found, lambda pair: pair[0])]
 
 
 def _document(example: Example) -> Document:

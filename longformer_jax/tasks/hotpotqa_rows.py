@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longformer_jax.tasks.answers import find_answers, normalize_hotpotqa
+from longformer_jax.tasks.answers import find_answers, find_joined, normalize_hotpotqa
 from longformer_jax.tasks.extraction import token_spans
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Row:
         text, answer = self._text, answer.strip()
         normal = normalize_hotpotqa(answer)
         alike = [(a, b) for a, b in find_answers(text, [answer]) if normalize_hotpotqa(text[a:b]) == normal]
+        alike = sorted({*alike, *find_joined(text, answer)})
         marks = [mark for mark, yes in zip(self.sentences, is_fact, strict=True) if yes]  # of supporting sentences
         anywhere = []
         for spans in (occurrences(text, answer), alike):

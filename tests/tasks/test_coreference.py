@@ -1,6 +1,7 @@
 """The coreference task: its files, rows of words and mentions, the way to perfect scores and back; and it learns."""
 
 import collections
+import itertools
 import json
 import re
 from pathlib import Path
@@ -341,6 +342,31 @@ def test_the_gold_round_trip(tmp_path: Path) -> None:
     TASK.write_predictions(tmp_path / "out.conll", predictions, made.examples)
     # Entities are numbered anew; all else is as in the file.
     assert (tmp_path / "out.conll").read_text() == conll()
+    again = list(TASK.read_own(write_records(tmp_path / "out.jsonl", predictions)))
+    kept = "id", "words", "sentences", "clusters"
+    assert [[x[name] for name in kept] for x in again] == [[x[name] for name in kept] for x in examples]
+
+
+def test_what_is_found_in_several_rows_and_in_none(tmp_path: Path) -> None:
+    """Each row has its own entities, in words of the document; a document without words is one of the predictions."""
+    text = "#begin document (none); part 000\n#end document\n"
+    (tmp_path / "file.conll").write_text(conll() + text)
+    examples = list(TASK.read_own(tmp_path / "file.conll"))
+    assert [len(example["words"]) for example in examples] == [19, 15, 5, 0]
+    made = features(examples, 48)
+    predictions = []
+    for number, example in enumerate(made.examples):
+        rows = [made.row(int(row)) for row in np.flatnonzero(made.owners == number)]
+        outputs = [jax.tree.map(lambda x: np.asarray(x)[0], TASK.outputs(gold(row), {})) for row in rows]
+        predictions.append(TASK.decode(example, rows, outputs))
+        words = [{*row["word"].tolist()} for row in rows]
+        parts = [[m for m in cluster if m[0] in of_row] for of_row in words for cluster in example["clusters"]]
+        assert predictions[-1]["clusters"] == sorted(part for part in parts if len(part) > 1)
+    assert [*np.bincount(made.owners, minlength=4)] == [2, 2, 1, 0]
+    assert predictions[0]["clusters"] != story(0)["clusters"]
+    assert 0.5 < TASK.score(predictions, made.examples)["conll_f1"] < 1
+    TASK.write_predictions(tmp_path / "out.conll", predictions, made.examples)
+    assert (tmp_path / "out.conll").read_text().endswith(text)
 
 
 def test_predictions_differ_in_the_last_column_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -447,7 +473,10 @@ def test_it_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [f"--workdir={tmp_path / 'run'}", "--whole", "--json", f"--html={tmp_path / 'page.html'}"]
     predict([*arguments, str(tmp_path / "text.txt")])
     found = json.loads(capsys.readouterr().out)
-    assert " ".join(found["words"]) == "The captain lost his ship . Nobody found it , and the captain wept ."
+    assert (
+        " ".join(itertools.chain(*found["sentences"]))
+        == "The captain lost his ship . Nobody found it , and the captain wept ."
+    )
     assert found["mentions"] == [["The captain", "his", "the captain"], ["his ship", "it"]]
     shown = (tmp_path / "page.html").read_text()
     assert shown.count('<mark class="entity"') == 5

@@ -39,19 +39,19 @@ MODEL = LongformerConfig(
 )
 
 
-def inputs() -> dict[str, Any]:
+def inputs(length: int = T) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    starts = rng.random((B, T)) < 0.7
+    starts = rng.random((B, length)) < 0.7
     document = {
         "may_start": starts,
         "may_end": np.concatenate([starts[:, 1:], np.ones((B, 1), bool)], axis=1),
-        "sentence": np.repeat([[0] * 6 + [1] * 8], B, axis=0),
-        "speaker": rng.integers(2, size=(B, T)),
+        "sentence": np.repeat(np.arange(length)[None] // 6, B, axis=0).clip(max=1),
+        "speaker": rng.integers(2, size=(B, length)),
         "genre": np.array([1, 2]),
     }
-    mask = np.ones((B, T), bool)
-    mask[1, 11:] = False
-    return {"input_ids": rng.integers(3, 40, size=(B, T)), "attention_mask": mask, "document": document}
+    mask = np.ones((B, length), bool)
+    mask[1, length - 3 :] = False
+    return {"input_ids": rng.integers(3, 40, size=(B, length)), "attention_mask": mask, "document": document}
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +121,20 @@ def plain(p: Any, settings: CoreferenceSettings, x: np.ndarray, mask: np.ndarray
     return {"spans": [span[1:3] for span in kept], "mention_scores": scores, "pairs": result}
 
 
-def of_document(number: int) -> dict[str, Any]:
-    return {name: value[number] for name, value in inputs()["document"].items()}
+def of_document(number: int, length: int = T) -> dict[str, Any]:
+    return {name: value[number] for name, value in inputs(length)["document"].items()}
 
 
-@pytest.mark.parametrize("changes", [{}, {"crossing": False, "depth": 3, "max_span_width": 6}, {"depth": 1}])
-def test_every_part_is_as_in_numpy(params: Any, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        ({}, T),
+        ({"crossing": False, "depth": 3, "max_span_width": 6}, T),
+        ({"depth": 1}, T),
+        ({"max_antecedents": 80}, 160),  # antecedents at all distances
+    ],
+)
+def test_every_part_is_as_in_numpy(params: Any, changes: dict[str, Any], length: int) -> None:
     settings = dataclasses.replace(SETTINGS, **changes)
     rng = np.random.default_rng(3)
     head = {name: jnp.asarray(value) for name, value in params.items() if name != "longformer"}
@@ -134,13 +142,13 @@ def test_every_part_is_as_in_numpy(params: Any, changes: dict[str, Any]) -> None
     key = jax.random.key(0)
     find = jax.jit(lambda x, mask, document: find_antecedents(head, settings, x, mask, document, 0.0, key))
     for number in range(B):
-        x = rng.normal(size=(T, E)).astype(np.float32)
-        mask, document = inputs()["attention_mask"][number], of_document(number)
+        x = rng.normal(size=(length, E)).astype(np.float32)
+        mask, document = inputs(length)["attention_mask"][number], of_document(number, length)
         found = find(x, mask, document)
         expected = plain(head, settings, x.astype(np.float64), mask, document)
         count = int(found.kept.sum())
         assert [(int(a), int(b)) for a, b in zip(found.starts, found.ends, strict=True)][:count] == expected["spans"]
-        assert found.kept[:count].all() and len(found.kept) == T // 2
+        assert found.kept[:count].all() and len(found.kept) == length // 2
         np.testing.assert_allclose(found.mention_scores[:count], expected["mention_scores"], rtol=1e-4, atol=1e-4)
         for i, wanted in enumerate(expected["pairs"]):
             scores = {

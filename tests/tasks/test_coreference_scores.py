@@ -33,6 +33,15 @@ MORE = {
     "B1": (None, (7 / 24, 7 / 24, 7 / 24)),
 }
 
+# By hand, of the entities {12, 47} and {31, 63, 66}, and the response {31, 47, 58} and {63, 66}: one of three links is
+# right, on both sides; 47 with its like is a half of the first entity, 31 a third of the second, 63 and 66 two thirds;
+# aligned, 47 is 2 * 1 of 2 + 3 mentions, 63 and 66 are 2 * 2 of 3 + 2.
+B1 = {
+    "muc": (1 / 3, 1 / 3, 1 / 3),
+    "b_cubed": (13 / 30, 8 / 15, 208 / 435),
+    "ceaf_e": (0.6, 0.6, 0.6),
+}
+
 # Of Luo (2005): entities of 5, 2 and 5 mentions, and four responses to them.
 KEY = ["abcde", "fg", "hijkl"]
 
@@ -43,8 +52,8 @@ def test_the_published_cases() -> None:
         sides = [list(read_documents(CASES / case[side])) for side in ("key", "response")]
         found = coreference_scores((k.clusters, r.clusters) for k, r in zip(*sides, strict=True))
         wanted = {NAMES[metric]: values for metric, values in case["recall_precision_f1"].items()}
-        if name == "B1":  # placeholders that the scorer's own test passes over
-            wanted = {}
+        if name == "B1":
+            wanted = B1  # its own are placeholders that the scorer's test passes over
         wanted["ceaf_m"], wanted["blanc"] = MORE[name]
         for metric, expected in wanted.items():
             values = [found[f"{metric}_{part}"] for part in ("recall", "precision", "f1")]
@@ -162,7 +171,10 @@ def test_documents_are_added_up() -> None:
     assert (found["muc_recall"], found["muc_precision"]) == (1 / 3, 1.0)
     assert (found["ceaf_e_recall"], found["mentions_recall"]) == (1 / 3, 1 / 3)
     assert found["conll_f1"] == pytest.approx(0.5)
-    assert set(coreference_scores([([], [])]).values()) == {0.0}
+    assert set(coreference_scores([([], [])]).values()) == set(coreference_scores([([], ["ab"])]).values()) == {0.0}
+    empty = coreference_scores([(["ab"], ["ab"]), ([], ["cd"])])  # a document in which nothing is to be found
+    for name in ("muc", "b_cubed", "ceaf_e", "mentions"):
+        assert (empty[f"{name}_recall"], empty[f"{name}_precision"]) == (1.0, 0.5), name
 
 
 def test_nothing_to_score_and_mentions_named_twice() -> None:

@@ -152,6 +152,11 @@ def test_the_second_stage_reads_what_the_first_has_kept(tmp_path: Path) -> None:
     first, second = read(task, path)
     assert (first["titles"], first["facts"]) == (["Vellmar", "Anna Tolk"], RECORDS[0]["supporting_facts"])
     assert second["titles"] == ["One", "Two"]  # at least two
+    scores.write_text(json.dumps({"paragraphs": {"a1": [-3.0, -2.99, -2.9], "a2": [1.0, 1.0]}}))
+    assert read(task, path)[0]["titles"] == [RECORDS[0]["context"][i][0] for i in (1, 2)]  # more than -3
+    example = {"id": "many", "titles": [*"abcdefgh"], "sentences": [[letter] for letter in "abcdefgh"]}
+    best = [5.0, 1.0, 4.0, 2.0, 3.0, 6.0, 0.0, -1.0]
+    assert task._second_stage(example, {"many": best})["titles"] == [*"acdef"]  # at most five
     assert task.files(path, "train") == [path / TRAIN, scores]  # so that other scores make other features
     scores.write_text(json.dumps({"paragraphs": {"a1": [9.0, 8.0, 7.0], "a2": [1.0, 1.0]}}))
     most = dataclasses.replace(task, most_paragraphs=2)

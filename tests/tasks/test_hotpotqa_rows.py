@@ -136,6 +136,8 @@ def test_lines_may_be_wrapped() -> None:
         (" Jam ", "Led by Jam.", "Jam.", [("Jam", "s")]),
         ("no one", "We did it with no", "one. No one!", [("No one", "o")]),  # not across sentences
         ("New York", "In New-York it was.", "Yes.", []),  # which the scorer takes for another
+        ("UK", "It is in the U.K., they say.", "Here.", [("U.K", "s")]),
+        ("1000 men", "Led by (1,000 men).", "1000, men", [("1,000 men", "s")]),
     ],
 )
 @pytest.mark.parametrize("trimmed", [False, True])

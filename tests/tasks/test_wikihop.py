@@ -16,6 +16,7 @@ from longformer_jax import InputError, LongformerConfig, load_pretrained
 from longformer_jax.data.packing import Packer
 from longformer_jax.evaluation import evaluate
 from longformer_jax.models import Longformer
+from longformer_jax.scripts.predict import run as predict
 from longformer_jax.tasks.base import HEAD_FILE
 from longformer_jax.tasks.features import FeatureSet, make_features
 from longformer_jax.tasks.wikihop import WikiHop
@@ -310,6 +311,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns(trained: Path) -> None:
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert max(record.get("accuracy", 0) for record in records) == 1.0
+
+
+@pytest.mark.slow
+def test_questions_of_ones_own(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In WikiHop's format: scored where they have answers, and answered where not."""
+    data = json.loads((trained.parent / "dev.json").read_text())[:5]
+    (tmp_path / "own.json").write_text(json.dumps(data))
+    assert evaluate(trained, data=str(tmp_path / "own.json")).metrics == {"accuracy": 1.0}
+    questions = [{name: value for name, value in record.items() if name != "answer"} for record in data]
+    (tmp_path / "open.json").write_text(json.dumps(questions))
+    capsys.readouterr()
+    predict([f"--workdir={trained}", "--json", str(tmp_path / "open.json")])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(p["id"], p["answer"]) for p in found] == [(record["id"], record["answer"]) for record in data]
+    assert all(p["score"] == max(p["scores"].values()) and p["scores"].keys() == {*q["candidates"]}
+               for p, q in zip(found, questions, strict=True))  # fmt: skip
 
 
 @pytest.mark.slow

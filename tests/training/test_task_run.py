@@ -306,7 +306,9 @@ def test_evaluation_has_the_figures_of_training(finished: tuple[Path, str]) -> N
     assert best.metrics["accuracy"] == max(record["accuracy"] for record in validations(workdir))
 
 
-def test_predictions_and_scores_of_the_test(config: TaskExperiment, finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_predictions_and_scores_of_the_test(
+    config: TaskExperiment, finished: tuple[Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The same from a split, a file of one's own, a function of texts, and the model that was exported."""
     workdir, out = finished[0], tmp_path / "out.jsonl"
     result = evaluate(workdir, predictions=out)
@@ -328,6 +330,9 @@ def test_predictions_and_scores_of_the_test(config: TaskExperiment, finished: tu
         assert {**answer, "id": prediction["id"]} == prediction
     assert model(expected[0]["text"])[0]["scores"] == predictions[0]["scores"]
     assert model([]) == []
+    caplog.clear()
+    model(["dog " * 40, "jam"])
+    assert caplog.messages == ["1 of 2 documents cut at 32 tokens"]
 
     exported, params = load_pretrained(workdir / "model", ForSequenceClassification)
     ids = load_tokenizer(workdir / "model").encode(expected[0]["text"], add_special_tokens=False).ids[:30]
