@@ -18,9 +18,10 @@ from longformer_jax.weights import load_pretrained
 from longformer_jax.weights.names import hugging_face_names, is_kernel, is_stacked
 
 MODELS = [directory.name for directory in sorted(ENCODER.iterdir())]
-# Heads do not care how attention is computed: the kernels get the encoders alone.
+# Heads do not care how attention is computed, nor on which encoder they are: the kernels get the encoders alone.
+IS_AGAIN = {name: name.startswith("RobertaFor") for name in MODELS}
 PROGRAMS = [
-    *(("xla", name) for name in MODELS),
+    *(pytest.param("xla", name, marks=[pytest.mark.slow] * IS_AGAIN[name]) for name in MODELS),
     *(pytest.param("pallas_triton_interpret", name, marks=pytest.mark.slow) for name in MODELS if "Model" in name),
 ]
 every_program = pytest.mark.parametrize(("implementation", "name"), PROGRAMS)
