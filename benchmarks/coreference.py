@@ -1,7 +1,8 @@
-"""Memory of the coreference task at base size: a training step of one document of 4,096 tokens, all its spans scored.
+"""Memory of the coreference task: forward and backward pass of one document of 4,096 tokens, all its spans scored.
 
     python -m benchmarks.coreference                   compiled for this CPU, and run once
     python -m benchmarks.coreference --target=sm_90a   compiled for an H100, with the extra `aot`; not run
+    … --variant=large                                  in place of base
 
 Prints the bytes of forward and backward pass besides parameters and gradients, with and without the head on top of the
 encoder, and, if it is run, its seconds and the process's peak memory.
@@ -13,6 +14,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import jax
@@ -20,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.aot import TARGETS, compile_for
+from benchmarks.aot import TARGETS, compile_for, in_process
+from benchmarks.side_by_side import cpu_model
 from configs.tasks import coreference
 from longformer_jax import Longformer
 from longformer_jax.training import TaskExperiment
@@ -60,24 +63,38 @@ def document(config: TaskExperiment, spec: dict[str, Any]) -> dict[str, np.ndarr
     return {name: np.broadcast_to(values[name], x.shape).astype(x.dtype) for name, x in spec.items()}
 
 
+STEPS = {"with_head": step, "encoder": encoder_alone}
+
+
+def experiment(variant: str) -> Any:
+    return TaskExperiment.from_config_dict(coreference.get_config(variant))
+
+
+def temporary_bytes(target: str, variant: str, name: str) -> int:
+    """Of one of the STEPS, compiled for a GPU."""
+    return compile_for(target, *STEPS[name](experiment(variant))).memory_analysis().temp_size_in_bytes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=TARGETS)
+    parser.add_argument("--variant", choices=("base", "large"), default="base")
     options = parser.parse_args()
-    config: Any = TaskExperiment.from_config_dict(coreference.get_config())
-    record: dict[str, Any] = {"target": options.target or "cpu", "tokens": config.phases[0].sequence_length}
+    jax.config.update("jax_platforms", "cpu")  # also where there is a plugin for GPUs, and none
+    config = experiment(options.variant)
+    record: dict[str, Any] = {"target": options.target or "cpu", "variant": options.variant, "jax": jax.__version__}
+    record |= {"tokens": config.phases[0].sequence_length, "date": datetime.now(UTC).date().isoformat()}
     compiled = {}
-    for name, of in (("with_head", step), ("encoder", encoder_alone)):
+    for name, of in STEPS.items():
         gradients, params, batch = of(config)
+        record[f"parameters_{name}"] = sum(x.size for x in jax.tree.leaves(params))
         if options.target:
-            compiled[name] = compile_for(options.target, gradients, params, batch)
+            record[f"temporary_bytes_{name}"] = in_process(temporary_bytes, options.target, options.variant, name)
         else:
             compiled[name] = jax.jit(gradients).lower(params, batch).compile()
-        record[f"temporary_bytes_{name}"] = compiled[name].memory_analysis().temp_size_in_bytes
-        print(json.dumps(record), flush=True)
+            record[f"temporary_bytes_{name}"] = compiled[name].memory_analysis().temp_size_in_bytes
     if not options.target:
         params = jax.jit(config.init_params)()
-        record["parameters"] = sum(x.size for x in jax.tree.leaves(params))
         batch = document(config, config.batch_spec(0))
         began = time.perf_counter()
         value, found = jax.block_until_ready(compiled["with_head"](params, batch))
@@ -87,8 +104,9 @@ def main() -> None:
             "seconds": round(time.perf_counter() - began, 1),
             "peak_bytes_of_the_process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "threads": len(os.sched_getaffinity(0)),
+            "cpu": cpu_model(),
         }
-        print(json.dumps(record))
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":
