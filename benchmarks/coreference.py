@@ -84,7 +84,7 @@ def main() -> None:
     config = experiment(options.variant)
     record: dict[str, Any] = {"target": options.target or "cpu", "variant": options.variant, "jax": jax.__version__}
     record |= {"tokens": config.phases[0].sequence_length, "date": datetime.now(UTC).date().isoformat()}
-    compiled = {}
+    compiled: dict[str, Any] = {}
     for name, of in STEPS.items():
         gradients, params, batch = of(config)
         record[f"parameters_{name}"] = sum(x.size for x in jax.tree.leaves(params))
