@@ -12,6 +12,7 @@ from longformer_jax import CharLM, CharLMConfig
 from longformer_jax.evaluation.protocols import score_overlapping
 
 
+@pytest.mark.slow
 def test_the_law_is_found() -> None:
     law = [math.log(0.9), math.log(40), 0.3, math.log(300), 0.4]
     rng = np.random.default_rng(0)

@@ -200,7 +200,7 @@ SHARED_CASES = [
     ),
 ]  # fmt: skip
 CASE = {case.name: case for case in (*CASES, *SHARED_CASES)}
-# Those that tell most: an interpreter of kernels is always given these, and the others by `make exhaustive`.
+# Those that tell most, which are in the fast suite; kernels under an interpreter get the others by `make exhaustive`.
 FIRST = {
     "causal_walk", "decode", "everything", "few_keys", "head_dim_in_pieces", "many_tiles_everything", "one_row",
     "padded", "prefill_chunk", "segments_long", "shared_walk", "whole_tiles",

@@ -27,7 +27,12 @@ from tests.attention.oracle import dense_attention, visibility
 
 OTHERS = [name for name in IMPLEMENTATIONS if name != "reference"]
 PROGRAMS = [
-    pytest.param(case, *other.values, marks=other.marks, id=f"{case.name}-{other.values[0]}")
+    pytest.param(
+        case,
+        *other.values,
+        marks=[*other.marks, *[pytest.mark.slow] * (case.name not in FIRST)],
+        id=f"{case.name}-{other.values[0]}",
+    )
     for case in CASE.values()
     for other in parameters(OTHERS, *[pytest.mark.exhaustive] * (case.name not in FIRST))
 ]

@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 
-from tests.attention.cases import ALL_ARRAYS, CASE, Case, assert_close, reference_with_gradients
+from tests.attention.cases import ALL_ARRAYS, CASE, FIRST, Case, assert_close, reference_with_gradients
 from tests.attention.oracle import dense_attention, visibility
 
 # It has no tiles, of which many would take long here.
-EACH_CASE = pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASE.values() if c.T < 1500])
+EACH_CASE = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name not in FIRST))
+        for case in CASE.values()
+        if case.T < 1500
+    ],
+)
 
 
 def oracle_arguments(case: Case) -> tuple[list[np.ndarray], dict]:

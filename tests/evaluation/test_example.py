@@ -19,6 +19,7 @@ def test_it_is_the_quickstarts() -> None:
     assert config == CharLMExperiment.from_config_dict(get_config()).model_in_phase(1)
 
 
+@pytest.mark.slow
 def test_it_has_learnt(tmp_path: Path) -> None:
     """As well as docs/results.md says, on what it was not trained on."""
     (tmp_path / "text").write_bytes(bytes(load_corpus("tiny_shakespeare").split("validation")))

@@ -104,6 +104,7 @@ refused(lambda x: banded_attention(x, x, x, window=2, key_mask=laid(jnp.ones((2,
 """
 
 
+@pytest.mark.slow
 def test_streams_and_what_is_refused_under_a_mesh(run_python: Callable) -> None:
     ran = run_python("-c", PROGRAM)
     assert ran.returncode == 0, ran.stderr

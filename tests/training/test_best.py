@@ -90,7 +90,7 @@ class Scripted:
         return {"bpc": next(self.scores)}
 
 
-@pytest.mark.parametrize("start", [2, 0])
+@pytest.mark.parametrize("start", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_best_of_steps_that_were_lost_is_not_the_model(
     start: int, scripted: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
