@@ -82,13 +82,10 @@ class Row:
         parts, begins, ends = (np.array(column) for column in zip(*self._tokens, strict=True))
         inside = np.flatnonzero(parts >= 0)
         text, answer = self._text, answer.strip()
-        normal = normalize_hotpotqa(answer)
-        alike = [(a, b) for a, b in find_answers(text, [answer]) if normalize_hotpotqa(text[a:b]) == normal]
-        alike = sorted({*alike, *find_joined(text, answer)})
         marks = [mark for mark, yes in zip(self.sentences, is_fact, strict=True) if yes]  # of supporting sentences
         anywhere = []
-        for spans in (occurrences(text, answer), alike):
-            tokens = token_spans(spans, begins[inside], ends[inside])
+        for search in (occurrences, _alike):
+            tokens = token_spans(search(text, answer), begins[inside], ends[inside])
             tokens = [(int(inside[first]), int(inside[last])) for first, last in tokens]
             tokens = [(first, last) for first, last in tokens if parts[first] == parts[last]]
             supporting = [
@@ -118,6 +115,13 @@ class Row:
             "ends": ends,
             "text": np.frombuffer(self._text.encode(), np.uint8),
         }
+
+
+def _alike(text: str, answer: str) -> list[tuple[int, int]]:
+    """Where the text has what the scorer takes for the answer."""
+    normal = normalize_hotpotqa(answer)
+    found = [(a, b) for a, b in find_answers(text, [answer]) if normalize_hotpotqa(text[a:b]) == normal]
+    return sorted({*found, *find_joined(text, answer)})
 
 
 def spaced(text: str) -> str:

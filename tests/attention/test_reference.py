@@ -6,14 +6,9 @@ import pytest
 from tests.attention.cases import ALL_ARRAYS, CASE, FIRST, Case, assert_close, reference_with_gradients
 from tests.attention.oracle import dense_attention, visibility
 
-# It has no tiles, of which many would take long here.
 EACH_CASE = pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name not in FIRST))
-        for case in CASE.values()
-        if case.T < 1500
-    ],
+    [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name not in FIRST)) for case in CASE.values()],
 )
 
 

@@ -61,9 +61,8 @@ def test_outside_of_jit_nothing_is_compiled_again(implementation: str, caplog: p
             jax.block_until_ready((outputs, pullback(case.cotangents())))
         return sum(record.message.startswith("Compiling") for record in caplog.records)
 
-    first, _, third = (
-        compiled_programs() for _ in range(3)
-    )  # the first loads the interpreter, which JAX sees in a second
+    # The first call loads the interpreter of kernels, after which JAX compiles once more.
+    first, _, third = (compiled_programs() for _ in range(3))
     assert first > 0 and third == 0
 
 
