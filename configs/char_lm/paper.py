@@ -23,7 +23,7 @@ SMALL_DILATIONS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 4)
 LARGE_WINDOWS = (32,) * 6 + (64,) * 6 + (128,) * 6 + (256,) * 6 + (512,) * 6
 LARGE_DILATIONS = (1,) * 15 + (2,) * 5 + (3,) * 5 + (4,) * 5
 
-# Estimated for a GPU of 80 GB. --config.phases[0].sequences_per_device=8 and the like take less memory; the batch stays
+# Estimated for a GPU of 80 GB. --config.phases[0].sequences_per_device=8 and the like reduce memory; the batch stays
 # the same, and only dropout draws other masks.
 CHARACTERS_PER_DEVICE = 2**17
 

@@ -5,7 +5,7 @@
   python eval.py --workdir=runs/quickstart --sample=500
 
 What the paper's models have, in small: windows that grow from layer to layer and from phase to phase, a dilated head,
-relative positions. What they have not, as it pays here: Muon, ReLU², more weight decay, a rate that falls to zero. The
+relative positions. Unlike them, because it pays here: Muon, ReLU², more weight decay, a rate that falls to zero. The
 text ships with the package; nothing is downloaded.
 
 Variants:

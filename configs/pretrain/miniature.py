@@ -1,12 +1,12 @@
 """From RoBERTa to Longformer in small, on two CPU cores: a short model from scratch, then a long one made of it.
 
-  python train.py --config=configs/pretrain/miniature.py:short --workdir=runs/short
-  python train.py --config=configs/pretrain/miniature.py:copied_positions --workdir=runs/copied
-  python eval.py --workdir=runs/copied --split=validation
+  python train.py --config=configs/pretrain/miniature.py:short --workdir=runs/miniature_short
+  python train.py --config=configs/pretrain/miniature.py:copied_positions --workdir=runs/miniature_copied
+  python eval.py --workdir=runs/miniature_copied --split=validation
 
 The text is the embedded one, or --config.data.path=FILE in both commands; the tokenizer is learnt from it in the first
 and found beside the model in the second. --config.init=DIRECTORY is the first one's WORKDIR/model, unless that is
-runs/short/model.
+runs/miniature_short/model.
 
 Variants:
   short             a RoBERTa, with full attention over 32 tokens, from random weights.
@@ -72,7 +72,7 @@ def long() -> MaskedLMExperiment:
     config = short()
     return dataclasses.replace(
         config,
-        init="runs/short/model",
+        init="runs/miniature_short/model",
         model=dataclasses.replace(
             config.model,
             max_position_embeddings=LONG + 2,

@@ -15,7 +15,7 @@ F1, which is the mean over all labels, or that of --config.task.positive_label. 
 Hardware: base, one GPU with 80 GB; with --config.phases[0].sequences_per_device=2 a smaller one.
 
 Variants:
-  base       the same: Longformer-base, the paper's hyperparameters for IMDB and Hyperpartisan.
+  base       the default: Longformer-base, the paper's hyperparameters for IMDB and Hyperpartisan.
   large      Longformer-large.
   miniature  the small model of docs/from_scratch.md, 1,024 tokens of each document, three epochs; on two CPU cores.
   smoke      two narrow layers from random weights, 256 tokens of each document, two epochs; minutes on two CPU cores.

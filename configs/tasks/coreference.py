@@ -15,7 +15,7 @@ the end with this code.
 Expected: mean F1 on dev 78.6 with base (paper, table 7). Measured: nothing yet.
 
 Variants:
-  base   the same: Longformer-base.
+  base   the default: Longformer-base.
   large  Longformer-large.
   smoke  two narrow layers from random weights, 256 tokens at once, two epochs.
 """

@@ -15,7 +15,7 @@ Hardware: base, one GPU with 80 GB; large, four of them. Not run to the end with
 Expected: joint F1 on dev 64.4 with base (paper, table 7), on test 73.2 with large (table 9). Measured: nothing yet.
 
 Variants:
-  base   the same: Longformer-base, the paper's hyperparameters.
+  base   the default: Longformer-base, the paper's hyperparameters.
   large  Longformer-large, the same hyperparameters.
   smoke  two narrow layers from random weights, 256 tokens of each question, two epochs.
 """

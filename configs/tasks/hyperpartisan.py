@@ -14,7 +14,7 @@ Expected: F1 on dev 94.8 with base (paper, table 7, on another split). Measured:
 63.8 ± 5.3, accuracy 69.8 ± 5.9, 18 to 22 minutes each on one thread of a CPU (docs/from_scratch.md).
 
 Variants:
-  base       the same: Longformer-base, the paper's hyperparameters.
+  base       the default: Longformer-base, the paper's hyperparameters.
   large      Longformer-large, the same hyperparameters; the paper has no figure.
   miniature  the small model of docs/from_scratch.md, 1,024 tokens of each article, ten epochs; on two CPU cores.
   smoke      two narrow layers from random weights, 256 tokens of each article, two epochs; a minute on two CPU cores.

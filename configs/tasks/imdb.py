@@ -11,7 +11,7 @@ Hardware: base, one GPU with 80 GB; large, four of them. Not run to the end with
 Expected: accuracy on dev 95.7 with base (paper, table 7). Measured: 88.1 with miniature (docs/from_scratch.md).
 
 Variants:
-  base       the same: Longformer-base, the paper's hyperparameters.
+  base       the default: Longformer-base, the paper's hyperparameters.
   large      Longformer-large, the same hyperparameters; the paper has no figure.
   miniature  the small model of docs/from_scratch.md, 1,024 tokens of each review, two epochs; on two CPU cores.
   smoke      two narrow layers from random weights, 256 tokens of each review, two epochs; minutes on two CPU cores.

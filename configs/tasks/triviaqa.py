@@ -13,7 +13,7 @@ Expected, on Wikipedia: F1 on dev 75.2 with base (paper, table 7), on test 77.3 
 yet.
 
 Variants:
-  base   the same: Longformer-base, the paper's hyperparameters.
+  base   the default: Longformer-base, the paper's hyperparameters.
   large  Longformer-large, the same hyperparameters.
   smoke  two narrow layers from random weights, 256 tokens of each document, two epochs.
 """

@@ -9,7 +9,7 @@ Hardware: base, one GPU with 80 GB; large, four of them. Not run to the end with
 Expected: accuracy on dev 75.0 with base (paper, table 7), on test 81.9 with large (table 8). Measured: nothing yet.
 
 Variants:
-  base                   the same: Longformer-base, the paper's hyperparameters, 15 epochs.
+  base                   the default: Longformer-base, the paper's hyperparameters, 15 epochs.
   large                  Longformer-large, 5 epochs.
   smoke                  two narrow layers from random weights, 256 tokens at once, two epochs.
 The paper's ablation (table 10), all with base and 5 epochs, with the accuracy on dev that it has beside 73.8:
@@ -19,7 +19,7 @@ The paper's ablation (table 10), all with base and 5 epochs, with the accuracy o
   no_global_projections  global tokens with the projections of all others: -1.6.
   no_global_attention    neither those nor global attention: -8.3.
   no_pretraining         RoBERTa as it was converted: -0.6.
-  positions_only         of whose pretraining only the position embeddings are kept: -0.3; from
+  positions_only         only the position embeddings have been pretrained: -0.3; begins with
                          runs/positions_only/model, which configs/pretrain/roberta_base.py:positions_only leaves.
 """
 

@@ -16,7 +16,7 @@ workdir=$HOME/runs/enwik8_small # on a file system of all machines
 srun longformer-train --config="$config" --workdir="$workdir" --distributed
 status=$?
 
-# Another start goes on from the last checkpoint, unless the run has come to its end, or has met bad input (2); up to
+# Another start resumes from the last checkpoint, unless the run has come to its end, or has met bad input (2); up to
 # twenty times, as a run that diverges would diverge each time.
 if [ ! -d "$workdir/model" ] && [ "$status" -ne 2 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -67,7 +67,7 @@ def test_variants(name: str) -> None:
 
 def test_miniature() -> None:
     short, long = load("miniature", "short"), load("miniature", "copied_positions")
-    assert (short.init, long.init) == (None, "runs/short/model")
+    assert (short.init, long.init) == (None, "runs/miniature_short/model")
     assert long.model.max_length >= 4 * short.model.max_length
     assert (short.model.attention_mode, long.model.attention_mode) == ("full", "sliding_window")
     assert size(abstract_params(short)) < 2e6
