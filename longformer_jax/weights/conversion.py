@@ -17,7 +17,7 @@ from longformer_jax.errors import InputError
 from longformer_jax.files import check_unused, read_json, replacing, user_path
 from longformer_jax.integers import as_integer
 from longformer_jax.models import Longformer, LongformerConfig
-from longformer_jax.models.checks import check_choice, check_config, check_seed
+from longformer_jax.models.checks import check_choice, check_config, check_seed, check_size
 from longformer_jax.models.parameters import check_params, check_tree
 from longformer_jax.settings import pinned_random
 from longformer_jax.weights.added_tokens import optional_json
@@ -136,6 +136,7 @@ def convert(
     Raises:
       InputError: as `load_pretrained` and `roberta_to_longformer`, or `out` has something in it or cannot be written.
     """
+    max_length, seed = check_size("max_length", max_length), check_seed(seed)
     out = user_path("out", out).absolute()
     check_choice("format", format, [*FORMATS])
     check_unused("out", out)

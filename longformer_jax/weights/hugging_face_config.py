@@ -9,7 +9,9 @@ from typing import Any
 from longformer_jax.checksums import check_sum
 from longformer_jax.errors import InputError
 from longformer_jax.files import read_json
+from longformer_jax.integers import as_integer
 from longformer_jax.models import LongformerConfig
+from longformer_jax.models.checks import check_bool
 from longformer_jax.models.longformer_config import default_labels
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ def config_from_hugging_face(values: Mapping[str, Any], *, global_projections: b
     Raises:
       InputError: it is another kind of model, or has what this one has not, as positions that are not absolute.
     """
+    check_bool("global_projections", global_projections)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in _KINDS:
         hint = " (load_pretrained(source, CharLM) reads this one)" if kind == CHAR_LM else ""
@@ -122,10 +125,12 @@ def config_from_hugging_face(values: Mapping[str, Any], *, global_projections: b
 
 def _both_sides(window: Any) -> Any:
     """The window of one side, or those of all layers, doubled."""
-    windows = window if isinstance(window, list | tuple) else [window]
-    if not all(type(entry) is int for entry in windows):
+    several = isinstance(window, list | tuple)
+    sides = [as_integer(entry) for entry in (window if several else [window])]
+    doubled = [2 * side for side in sides if side is not None]
+    if len(doubled) != len(sides):
         return window  # which LongformerConfig refuses
-    return [2 * entry for entry in windows] if isinstance(window, list | tuple) else 2 * window
+    return doubled if several else doubled[0]
 
 
 def _separator(values: Mapping[str, Any], default: int | None) -> Any:

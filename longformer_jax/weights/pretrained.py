@@ -17,7 +17,7 @@ from longformer_jax.checksums import check_sum, recording
 from longformer_jax.errors import InputError
 from longformer_jax.files import user_path
 from longformer_jax.models import CharLM, CharLMConfig, Longformer, LongformerConfig
-from longformer_jax.models.checks import check_bool, check_config, check_seed
+from longformer_jax.models.checks import check_bool, check_config, check_seed, check_size
 from longformer_jax.models.parameters import abstract_params, check_tree
 from longformer_jax.weights import names
 from longformer_jax.weights.architectures import (
@@ -100,13 +100,15 @@ def load_pretrained(
         output projection is not the transposed embedding, though config.json does not untie it; the checkpoint's head
         has another number of labels than `num_labels`.
     """
-    check_seed(seed)
+    seed = check_seed(seed)
     check_bool("ignore_head", ignore_head)
     if model is CharLM:
         for name, value, expected in (("num_labels", num_labels, None), ("ignore_head", ignore_head, False)):
             if value is not expected:
                 raise InputError(f"{name} is {value!r}; expected {expected!r}, as a CharLM has no such head")
         return load_char_lm_files(source, revision)
+    if num_labels is not None:
+        num_labels = check_size("num_labels", num_labels)
     directory = find_directory(source, revision)
     check_sum(directory / SAFETENSORS)
     stored_config = read_model_config(directory)

@@ -1,8 +1,9 @@
 """The tokenizers of RoBERTa's kin, through the tokenizers library: id for id those of transformers' AutoTokenizer.
 
 transformers 5 takes the vocabulary alone from a tokenizer.json where a class of its own is named, as RobertaTokenizer,
-or follows from the model; all else is as the class has it. So it is here, and where a file wants something else, it is
-refused: what it wants would be passed over.
+or follows from the model; all else is as the class has it. So it is here, and where a file wants to cut texts in
+another way, it is refused: what it wants would be passed over. The special tokens around a text are the class's,
+whatever post-processor the file has, and whatever `add_bos_token` and `add_eos_token` are in tokenizer_config.json.
 """
 
 import base64
@@ -60,6 +61,9 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "Tokenizer":
             f"source is {str(source)!r}; expected a directory with {TOKENIZER}, or with vocab.json and merges.txt"
         )
     config = optional_json(path / TOKENIZER_CONFIG)
+    if file.is_file():  # beside which transformers drops these fields; text in them would be a token
+        config = {name: value for name, value in config.items() if name not in ("add_bos_token", "add_eos_token")}
+    _check_flags(path, config, "split_special_tokens")
     name = tokenizer_class(path)
     if name is None and file.is_file() or name in _AS_IT_IS:
         if not file.is_file():
@@ -68,8 +72,16 @@ def load_tokenizer(source: str | os.PathLike[str]) -> "Tokenizer":
         read_declared_tokens(path, config, _stored_tokens(file), {}).add_to(tokenizer, file)
     else:
         tokenizer = _build(path, config, name or "RobertaTokenizer")
-    tokenizer.encode_special_tokens = config.get("split_special_tokens") is True
+    tokenizer.encode_special_tokens = config.get("split_special_tokens", False)
     return tokenizer
+
+
+def _check_flags(directory: Path, config: Mapping[str, Any], *names: str) -> None:
+    """Raises InputError where a field is there, but not true or false; null is an error in transformers, too."""
+    for name in names:
+        if name in config and type(config[name]) is not bool:
+            value = json.dumps(config[name], ensure_ascii=False)
+            raise InputError(f"{directory / TOKENIZER_CONFIG}: {name} is {value}; expected true or false")
 
 
 def _check_not_sentencepiece(source: str | os.PathLike[str], *files: Path) -> None:
@@ -128,11 +140,7 @@ def _build(directory: Path, config: Mapping[str, Any], name: str) -> "Tokenizer"
             f"{directory} has a {name}; expected one of {', '.join(_CLASSES)}, or PreTrainedTokenizerFast for a "
             f"{TOKENIZER} as it is (tokenizer_class in {TOKENIZER_CONFIG})"
         )
-    prefix_space = config.get("add_prefix_space")
-    if prefix_space not in (None, True, False):
-        raise InputError(
-            f"{directory / TOKENIZER_CONFIG}: add_prefix_space is {prefix_space!r}; expected true or false"
-        )
+    _check_flags(directory, config, "add_prefix_space", "trim_offsets")
     cls = _CLASSES[name]
     file = directory / TOKENIZER
     if file.is_file():
@@ -190,7 +198,7 @@ def _byte_level(values: Mapping[str, Any], config: Mapping[str, Any]) -> "Tokeni
 
     merges = [tuple(merge) for merge in values["model"]["merges"]]
     tokenizer = Tokenizer(models.BPE(values["model"]["vocab"], merges, fuse_unk=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space") is True)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space", False))
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -200,7 +208,7 @@ def _byte_level_template(tokenizer: "Tokenizer", tokens: DeclaredTokens, config:
 
     sep, cls = (_role(tokenizer, tokens, role) for role in ("sep_token", "cls_token"))
     return processors.RobertaProcessing(
-        sep, cls, config.get("trim_offsets", True) is not False, config.get("add_prefix_space") is True
+        sep, cls, trim_offsets=config.get("trim_offsets", True), add_prefix_space=config.get("add_prefix_space", False)
     )
 
 
@@ -216,7 +224,7 @@ def _unigram(values: Mapping[str, Any], config: Mapping[str, Any]) -> "Tokenizer
     for part in (normalizer or {}).get("normalizers", [normalizer]):
         if part is not None and part["type"] == "Precompiled":
             tokenizer.normalizer = normalizers.Precompiled(base64.b64decode(part["precompiled_charsmap"]))
-    scheme = "never" if config.get("add_prefix_space") is False else "always"
+    scheme = "always" if config.get("add_prefix_space", True) else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme=scheme)]
     )

@@ -162,7 +162,6 @@ def _open_legacy(path: Path) -> tuple[Any, Callable[[_Storage], Buffer]]:
 
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
-_IGNORED = ("PROTO", "FRAME")  # protocol 4 only cuts the same opcodes into frames
 _PUSHES_ITS_ARGUMENT = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
@@ -174,6 +173,7 @@ def _unpickle(file: BinaryIO, path: Path) -> tuple[Any, dict[str, _Storage]]:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     storages: dict[str, _Storage] = {}
+    is_old = True
 
     def pop(count: int) -> list[Any]:
         popped = [stack.pop() for _ in range(count)]
@@ -188,7 +188,9 @@ def _unpickle(file: BinaryIO, path: Path) -> tuple[Any, dict[str, _Storage]]:
     for opcode, found, _ in pickletools.genops(file):
         argument: Any = found  # of the type that the opcode has
         match opcode.name:
-            case name if name in _IGNORED:
+            case "PROTO":  # with which every pickle begins since protocol 2
+                is_old = False
+            case "FRAME":  # protocol 4 only cuts the same opcodes into frames
                 pass
             case name if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
@@ -231,6 +233,11 @@ def _unpickle(file: BinaryIO, path: Path) -> tuple[Any, dict[str, _Storage]]:
                 stack.pop()
             case "STOP":
                 return stack.pop(), storages
+            case _ if is_old:
+                raise InputError(
+                    f"the protocol of the pickle in {path} is 0 or 1 (it has the opcode {opcode.name}); expected 2, "
+                    "which torch.save writes unless told otherwise, to 5"
+                )
             case _:
                 raise ValueError(f"its pickle has the opcode {opcode.name}")
     raise AssertionError("unreachable: genops ends with STOP or raises")

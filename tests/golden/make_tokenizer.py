@@ -135,6 +135,24 @@ def variants() -> Iterator[tuple[str, dict[str, Any]]]:
     lower = file | {"normalizer": {"type": "Lowercase"}, "post_processor": None}
     generic = {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "<mask>", "add_prefix_space": True}
     yield "as_it_is", LONGFORMER | files | {"tokenizer.json": lower, "tokenizer_config.json": generic}
+    # transformers drops these fields beside a tokenizer.json; else a class's own template replaces what they ask for.
+    flags = {"add_bos_token": False, "add_eos_token": True}
+    yield "bos_and_eos_flags", ROBERTA | {"tokenizer_config.json": flags}
+    yield "bos_and_eos_flags_beside_a_file", alone | {"tokenizer_config.json": flags | {"add_bos_token": "o"}}
+    flags = flags | {"add_prefix_space": None, "bos_token": "<s>", "eos_token": "</s>"}
+    yield (
+        "as_it_is_with_flags",
+        alone | {"tokenizer.json": file | {"post_processor": None}, "tokenizer_config.json": generic | flags},
+    )
+    # As tokenizers trained from scratch have them.
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    bert = {"type": "BertProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]}
+    yield "byte_level_post_processor", alone | {"tokenizer.json": file | {"post_processor": byte_level}}
+    yield "bert_post_processor", alone | {"tokenizer.json": file | {"post_processor": bert}}
+    yield (
+        "bert_post_processor_as_it_is",
+        alone | {"tokenizer.json": file | {"post_processor": bert}, "tokenizer_config.json": generic},
+    )
     xlm = sentencepiece(transformers.XLMRobertaTokenizer, SPECIAL)
     none = {"vocab.json": None, "merges.txt": None}
     yield "xlm_roberta", XLM | none | xlm

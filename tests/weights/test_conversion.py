@@ -257,6 +257,33 @@ def test_heads_that_do_not_come_along_are_named(tmp_path: Path, caplog) -> None:
     assert caplog.messages == [f"{tmp_path / 'in'} also has pooler, qa_outputs, which {tmp_path / 'out'} does not get"]
 
 
+@pytest.mark.parametrize("format", ["orbax", "safetensors"])
+def test_integers_of_numpy(tmp_path: Path, format: str) -> None:
+    source = write(tmp_path / "source", "RobertaModel")
+    tiny_tokenizer().save(str(source / "tokenizer.json"))
+    numbers = {"max_length": 128, "attention_window": 8, "seed": 3}
+    for name, integer in (("plain", int), ("numpy", np.int64)):
+        integers = {field: integer(number) for field, number in numbers.items()}
+        convert(source, tmp_path / name, positions="random", format=format, **integers)
+    for file in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        assert (tmp_path / "numpy" / file).read_text() == (tmp_path / "plain" / file).read_text()
+    assert_same(load_pretrained(tmp_path / "numpy")[1], load_pretrained(tmp_path / "plain")[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_length": "128"}, "^max_length is '128'; expected an integer >= 1"),
+        ({"max_length": 128.0}, "^max_length is 128.0; expected an integer >= 1"),
+        ({"max_length": 10**12}, "^max_length is 1000000000000; expected at most 16777216"),
+        ({"seed": True}, "^seed is True; expected an integer from 0"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_read(tmp_path: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        convert(tmp_path / "none", tmp_path / "out", **arguments)
+
+
 def test_errors_of_the_command_line(tmp_path: Path, capsys) -> None:
     for arguments, message in [
         ((), "error: the following arguments are required: source, out\n"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoint import config_of
 
@@ -139,6 +140,9 @@ def test_configs_of_ai2s_own_code() -> None:
     for mode in ("tvm", "sliding_chunks"):
         found = config_from_hugging_face(ai2 | {"attention_mode": mode}, global_projections=True)
         assert found == LongformerConfig()
+    for window in (np.int64(256), [np.int64(256)] * 12):
+        values = ai2 | {"attention_mode": "tvm", "attention_window": window}
+        assert config_from_hugging_face(values) == LongformerConfig()
     no_dilation = ai2 | {"attention_mode": "tvm", "attention_window": 256, "attention_dilation": None}
     assert config_from_hugging_face(no_dilation) == LongformerConfig()
     full = config_from_hugging_face(ai2 | {"attention_mode": "n2"})
@@ -148,6 +152,8 @@ def test_configs_of_ai2s_own_code() -> None:
 def test_tensors_of_a_longformer_need_a_window() -> None:
     with pytest.raises(InputError, match="attention_window is missing; expected it, as the tensors are a Longformer's"):
         config_from_hugging_face(ROBERTA_BASE, global_projections=True)
+    with pytest.raises(InputError, match="global_projections is 'no'; expected True or False"):
+        config_from_hugging_face(ROBERTA_BASE, global_projections="no")  # pyrefly: ignore
 
 
 @pytest.mark.parametrize(

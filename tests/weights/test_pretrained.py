@@ -352,6 +352,9 @@ def test_a_head_of_another_size(tmp_path: Path, caplog) -> None:
         match=f"num_labels is 5, but the classifier in {source} has 3 labels; expected num_labels=3, or ignore_head",
     ):
         load_pretrained(source, ForSequenceClassification, num_labels=5)
+    for wrong in (3.0, "3", 0):  # though 3.0 equals the number there is
+        with pytest.raises(InputError, match=f"^num_labels is {wrong!r}; expected an integer >= 1$"):
+            load_pretrained(source, ForSequenceClassification, num_labels=wrong)  # pyrefly: ignore
     config, other = load_pretrained(source, ForSequenceClassification, num_labels=5, ignore_head=True, seed=2)
     assert (config.num_labels, config.id2label) == (5, None)
     assert other["classifier"]["out_proj"]["kernel"].shape == (16, 5)

@@ -91,7 +91,18 @@ LOWER = VARIANTS["as_it_is"]["files"]["tokenizer.json"]
         ({"tokenizer_config.json": {"added_tokens_decoder": {"274": "<ent>"}}}, "declare are damaged"),
         ({"tokenizer_config.json": {"mask_token": 3}}, "declare are damaged .a special token is 3"),
         ({"tokenizer_config.json": {"sep_token": None}}, "tokenizer_config.json: sep_token is null; expected a token"),
-        ({"tokenizer_config.json": {"add_prefix_space": "yes"}}, "add_prefix_space is 'yes'; expected true or false"),
+        ({"tokenizer_config.json": {"add_prefix_space": "yes"}}, 'add_prefix_space is "yes"; expected true or false'),
+        ({"tokenizer_config.json": {"add_prefix_space": 1}}, "add_prefix_space is 1; expected true or false"),
+        ({"tokenizer_config.json": {"trim_offsets": None}}, "trim_offsets is null; expected true or false"),
+        (
+            VARIANTS["xlm_roberta"]["files"] | {"tokenizer_config.json": {"add_prefix_space": None}},
+            "tokenizer_config.json: add_prefix_space is null; expected true or false",
+        ),
+        (
+            VARIANTS["as_it_is"]["files"]
+            | {"tokenizer_config.json": {"tokenizer_class": "TokenizersBackend", "split_special_tokens": "true"}},
+            'split_special_tokens is "true"; expected true or false',
+        ),
         ({"tokenizer_config.json": []}, "tokenizer_config.json is damaged; expected a JSON object"),
         ({"special_tokens_map.json": {"mask_token": {"text": "<mask>"}}}, "declare are damaged"),
         (
