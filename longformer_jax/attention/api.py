@@ -88,8 +88,8 @@ def banded_attention(
         segment only. They are taken as int32; -2³¹ counts as the next number.
       scale: multiplies the scores, a Python number; None means (Dk + R) ** -0.5. Multiply the query by a learned one.
       dropout_rate: the probability with which an attention probability is dropped, in [0, 1).
-      dropout_seed: integer scalar, needed where dropout_rate > 0. The mask is a hash of (seed, batch, head, query
-        position, key position), hence the same in every implementation.
+      dropout_seed: integer scalar that fits int32 or uint32, needed where dropout_rate > 0. The mask is a hash of
+        (seed, batch, head, query position, key position), hence the same in every implementation.
       dropout_origin: the batch entry, head, query and key with which these arrays begin within larger ones, where the
         parts are to draw the mask of the whole; four integers, traced or not.
       key_offset: the key position that is aligned with query 0; a Python int.
@@ -165,7 +165,7 @@ def banded_attention(
     if dropout_rate and dropout_seed is None:
         raise InputError(f"dropout_seed is None while dropout_rate is {dropout_rate}; expected an integer scalar")
     if dropout_rate:
-        dropout_seed = _array("dropout_seed", dropout_seed)
+        dropout_seed = _array("dropout_seed", dropout_seed, np.uint32)
         if dropout_seed.shape != () or not jnp.issubdtype(dropout_seed.dtype, jnp.integer):
             raise InputError(
                 f"dropout_seed is {dropout_seed.dtype} {list(dropout_seed.shape)}; expected an integer scalar"
@@ -229,27 +229,29 @@ def _number(name: str, value: object) -> float:
     raise InputError(f"{name} is {value!r}; expected a number known when the call is traced")
 
 
-def _array(name: str, values: object) -> jax.Array:
-    """An array of JAX; raises InputError where there can be none."""
+def _array(name: str, values: object, widest: type[np.integer] = np.int32) -> jax.Array:
+    """An array of JAX, of int32 or of `widest` where it holds integers; raises InputError where there can be none."""
     try:
         check_mesh(name, values)
-        return jnp.asarray(_within_int32(name, values))
+        return jnp.asarray(_within(name, values, widest))
     except (OverflowError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name} is {values!r}; expected an array, or what makes one") from None
 
 
-def _within_int32(name: str, values: object) -> object:
+def _within(name: str, values: object, widest: type[np.integer]) -> object:
     """The same, unless they are integers of NumPy or Python that JAX would cut."""
     if not isinstance(values, jax.Array):
         found = np.asarray(values)
-        limits = np.iinfo(np.int32)
+        int32, others = np.iinfo(np.int32), "" if widest is np.int32 else f" or {np.dtype(widest)}"
         # Python integers beyond int64 make arrays of objects.
         if found.size and (np.issubdtype(found.dtype, np.integer) or found.dtype == object and _all_integers(found)):
             for value in (found.min(), found.max()):
-                if not limits.min <= value <= limits.max:
-                    raise InputError(f"{name} holds {value}; expected integers that fit int32")
+                if not int32.min <= value <= np.iinfo(widest).max:
+                    raise InputError(f"{name} holds {value}; expected integers that fit int32{others}")
+            if found.max() > int32.max:
+                return found.astype(widest)
     return values
 
 

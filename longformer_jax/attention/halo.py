@@ -49,23 +49,3 @@ def with_halo(x: jax.Array, before: int, behind: int, axis_name: str) -> jax.Arr
 def _hops(rows: int, length: int) -> list[tuple[int, int]]:
     """(distance in devices, rows from there), the nearest first."""
     return [(hop, min(length, rows - (hop - 1) * length)) for hop in range(1, -(-rows // length) + 1)]
-
-
-def merge_parts(out: jax.Array, lse: jax.Array, axis_name: str) -> tuple[jax.Array, jax.Array]:
-    """Merges the devices' attentions of the same queries, each over its own keys, as `merge_attention` does.
-
-    Args:
-      out: [B, T, H, Dv].
-      lse: float32 [B, T, H], -inf where a query saw no key.
-
-    Returns:
-      (out, lse) of the union of all keys, on every device.
-    """
-    # Where all are -inf any finite maximum will do; double `where` keeps NaN out of the gradients.
-    maximum = lax.pmax(lax.stop_gradient(lse), axis_name)
-    maximum = jnp.maximum(maximum, jnp.finfo(jnp.float32).min)
-    weight = jnp.exp(lse - maximum)
-    total = lax.psum(weight, axis_name)
-    safe = jnp.where(total == 0, 1.0, total)  # NaN must not be hidden
-    merged = lax.psum(out.astype(jnp.float32) * (weight / safe)[..., None], axis_name)
-    return merged.astype(out.dtype), jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))

@@ -1,9 +1,11 @@
 """One exact softmax from attentions over disjoint sets of keys."""
 
 import functools
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from longformer_jax.errors import InputError
 
@@ -37,13 +39,35 @@ def merge_attention(
             raise InputError(
                 f"{name} has the shape {list(x.shape)}; expected {list(expected)}, as out is {list(out.shape)}"
             )
-    outs, lses = (out, other_out, *more[::2]), (lse, other_lse, *more[1::2])
+    return _merged((out, other_out, *more[::2]), (lse, other_lse, *more[1::2]))
+
+
+def merge_over(axis_name: str, out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `merge_attention`, of the devices' attentions of the same queries, each over its own keys.
+
+    Args:
+      axis_name: the mesh axis, inside of a `jax.shard_map`.
+      out: [B, T, H, Dv].
+      lse: float32 [B, T, H], -inf where a query saw no key.
+
+    Returns:
+      (out, lse) of the union of all keys, on every device.
+    """
+    return _merged((out,), (lse,), axis_name)
+
+
+def _merged(outs: Sequence[jax.Array], lses: Sequence[jax.Array], axis_name: str | None = None):
+    def total_of(parts: Iterable[jax.Array]) -> jax.Array:
+        total = functools.reduce(jnp.add, parts)
+        return total if axis_name is None else lax.psum(total, axis_name)
+
+    maximum = lax.stop_gradient(functools.reduce(jnp.maximum, lses))
+    maximum = maximum if axis_name is None else lax.pmax(maximum, axis_name)
     # Where all are -inf any finite maximum will do; double `where` keeps NaN out of the gradients.
-    maximum = jnp.maximum(functools.reduce(jnp.maximum, lses), jnp.finfo(jnp.float32).min)
-    maximum = jax.lax.stop_gradient(maximum)
+    maximum = jnp.maximum(maximum, jnp.finfo(jnp.float32).min)
     weights = [jnp.exp(lse - maximum) for lse in lses]
-    total = functools.reduce(jnp.add, weights)
+    total = total_of(weights)
     safe = jnp.where(total == 0, 1.0, total)  # NaN must not be hidden
     pairs = zip(outs, weights, strict=True)
-    merged = functools.reduce(jnp.add, (out.astype(jnp.float32) * (weight / safe)[..., None] for out, weight in pairs))
-    return merged.astype(out.dtype), jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))
+    merged = total_of(out.astype(jnp.float32) * (weight / safe)[..., None] for out, weight in pairs)
+    return merged.astype(outs[0].dtype), jnp.where(total == 0, -jnp.inf, maximum + jnp.log(safe))

@@ -1,4 +1,7 @@
-"""The walk of blockwise attention: tiles of one side's rows, beside a ring buffer of the other side's tiles."""
+"""The walk of blockwise attention: tiles of one side's rows, beside a ring buffer of the other side's tiles.
+
+A ring that would be as long as the other side gives way to all of it, which each tile then meets once.
+"""
 
 import dataclasses
 
@@ -6,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from longformer_jax.attention.pallas import default_device
 from longformer_jax.attention.varying import vary_as
 
 
@@ -36,6 +40,16 @@ class Walk:
     def slots(self) -> int:
         return -(-(self.tile + self.upper - self.lower) // self.tile)
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether all of the other side is there at every step, loaded once, in place of a ring."""
+        return self.slots * self.tile >= self.ring_length
+
+    @property
+    def first_load(self) -> int:
+        """Rows of the other side that `run` begins with: all, or a tile, which the ring is made for."""
+        return self.ring_length if self.holds_all else self.tile
+
     def tile_start(self, step):
         """First row of each lane's tile of this step, [lanes]; the tile is loaded from max(0, this)."""
         first = jnp.arange(self.lanes) * self.steps
@@ -56,7 +70,10 @@ class Walk:
         return rows, rows < start + self.tile
 
     def ring_rows(self, step) -> tuple[jax.Array, jax.Array]:
-        """Row numbers held by the ring at this step, [lanes, slots * tile], and which of them count."""
+        """Row numbers that are held at this step, [lanes, slots * tile] or [lanes, ring_length], and which count."""
+        if self.holds_all:
+            rows = jnp.broadcast_to(jnp.arange(self.ring_length), (self.lanes, self.ring_length))
+            return rows, jnp.ones_like(rows, bool)
         newest = step + self.slots - 1
         tile = newest - (newest - jnp.arange(self.slots)) % self.slots
         start, loaded = (x[..., None] for x in self.ring_start(tile))
@@ -64,15 +81,17 @@ class Walk:
         counts = (rows >= start) & (rows < start + self.tile)
         return rows.reshape(self.lanes, -1), counts.reshape(self.lanes, -1)
 
-    def run(self, load, step, tile, carry):
+    def run(self, load, step, first, carry):
         """ring, carry = load(ring, carry, slot, tile) for each tile, then ring, carry = step(...) for each step.
 
-        The ring is made for rows like those of `tile`.
+        The ring is made for rows like those of `first`, `first_load` of them; if these are all, nothing is loaded.
         """
-        ring = _empty_ring(tile, self.slots)
         # What depends on the step alone, such as the mask, JAX would hoist out of a differentiated scan over layers and
         # keep for all steps at once, T * window numbers: make the step depend on the data.
-        zero, _ = lax.optimization_barrier((jnp.int32(0), tile))
+        zero, _ = lax.optimization_barrier((jnp.int32(0), first))
+        if self.holds_all:
+            return lax.fori_loop(0, self.steps, lambda s, c: step(*c, s + zero), (first, carry))
+        ring = _empty_ring(first, self.slots)
         ring_and_carry = lax.fori_loop(0, self.slots - 1, lambda t, c: load(*c, t % self.slots, t), (ring, carry))
 
         def body(s, ring_and_carry):
@@ -90,7 +109,7 @@ def tile_size(shortest: int, width: int, backward: bool) -> int:
     """
     if shortest <= 256:
         return shortest
-    if jax.default_backend() == "cpu":
+    if default_device().platform == "cpu":
         tile = 32 if width < 64 else 64 if width < (512 if backward else 1024) else 128
     else:
         tile = 256 if width <= 2048 else 128
@@ -104,7 +123,7 @@ def count_lanes(sequences: int, tiles: int) -> int:
     whose size is a symbol there may be many.
     """
     few = isinstance(sequences, int) and sequences <= 16
-    return 2 if jax.default_backend() == "cpu" and few and tiles >= 16 else 1
+    return 2 if default_device().platform == "cpu" and few and tiles >= 16 else 1
 
 
 def _empty_ring(tile: dict[str, jax.Array], slots: int) -> dict[str, jax.Array]:

@@ -4,7 +4,7 @@ The rows of one side are walked tile by tile, beside a ring buffer that holds th
 reaches. Each step loads one new tile over the oldest, so every row is read from the [B, T, H, D] arrays once; the order
 of the keys in the ring does not matter to the softmax, only the mask has to know it. The forward walks over queries
 beside a ring of keys and values. The backward walks over keys beside a ring of queries: dk and dv come out complete,
-dq is summed in the ring and leaves it with its tile.
+dq is summed in the ring and leaves it with its tile. Where the band reaches everything, there is no ring.
 
 Shapes: a head group with dilation d views [B, T, H, D] as [B, T/d, d, H, D]. Its rows, "row r of every sequence of the
 group", are [N, D] with N = B * d * heads; the band is undilated there. No copy is made for it. Rows of what all heads
@@ -323,7 +323,7 @@ def _forward_group(mask: _GroupMask, outputs, query, key, value, shared_key):
         starts = jnp.maximum(walk.tile_start(s), 0)
         return ring, attend(outputs, starts, i[:, :, None], ring, j[:, None], valid[:, None])
 
-    return walk.run(load, step, load_keys([0] * walk.lanes, tile), outputs)[1]
+    return walk.run(load, step, load_keys([0] * walk.lanes, walk.first_load), outputs)[1]
 
 
 def _backward_group(mask: _GroupMask, grads, rows, key, value, shared_key):
@@ -376,20 +376,24 @@ def _backward_group(mask: _GroupMask, grads, rows, key, value, shared_key):
 
     def step(ring, sums, s):
         ring_dq, dquery, *dkeys_before = sums
-        newest = s + walk.slots - 1
-        dquery = flush(dquery, ring_dq, newest - walk.slots)
+        if not walk.holds_all:
+            newest = s + walk.slots - 1
+            dquery = flush(dquery, ring_dq, newest - walk.slots)
+            is_new = jnp.arange(walk.slots * tile) // tile == newest % walk.slots
+            ring_dq = jnp.where(is_new, 0.0, ring_dq)
         j, own = walk.tile_rows(s)
         i, valid = walk.ring_rows(s)
         starts = jnp.maximum(walk.tile_start(s), 0)
         dq, *dkeys = attend(starts, j[:, :, None], ring, i[:, None], valid[:, None] & own[:, :, None])
-        is_new = jnp.arange(walk.slots * tile) // tile == newest % walk.slots
-        ring_dq = jnp.where(is_new, 0.0, ring_dq) + dq
-        return ring, (ring_dq, dquery, *store(dkeys_before, starts, dkeys))
+        return ring, (ring_dq + dq, dquery, *store(dkeys_before, starts, dkeys))
 
-    first = load_queries([0], tile)
+    first = load_queries([0], walk.first_load)
     N, _, D = first["query"].shape
-    sums = vary_as(jnp.zeros((N, D, walk.slots * tile), jnp.float32), first["query"]), *grads
+    held = T if walk.holds_all else walk.slots * tile
+    sums = vary_as(jnp.zeros((N, D, held), jnp.float32), first["query"]), *grads
     _, (ring_dq, dquery, *grads) = walk.run(load, step, first, sums)
+    if walk.holds_all:
+        return _store(dquery, group, [0], ring_dq.swapaxes(1, 2)), *grads
     # What is left in the ring after the last step.
     dquery = lax.fori_loop(walk.steps - 1, walk.steps + walk.slots - 1, lambda t, dq: flush(dq, ring_dq, t), dquery)
     return dquery, *grads

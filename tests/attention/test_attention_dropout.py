@@ -154,4 +154,7 @@ def test_seeds_of_any_integer_type(implementation: str) -> None:
     expected = out(jnp.int32(5))
     for seed in (5, np.int64(5), np.uint32(5), jnp.array(5, jnp.uint8)):
         np.testing.assert_array_equal(out(seed), expected, err_msg=repr(seed))
+    large = 2**32 - 5
+    for seed in (large, np.int64(large), np.uint32(large), -5):
+        np.testing.assert_array_equal(out(seed), out(jnp.uint32(large)), err_msg=repr(seed))
     assert not np.array_equal(out(6), expected)
