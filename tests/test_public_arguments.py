@@ -57,6 +57,14 @@ NONE = "params is NoneType; expected the parameters of the model, as init(…)['
         (lambda: lj.init_cache("x", 1), "config is str; expected CharLMConfig"),
         (lambda: CharLM(ENCODER).apply({}, TOKENS), "config is LongformerConfig; expected CharLMConfig"),
         (lambda: Longformer(LM).init(jax.random.key(0), TOKENS), "config is CharLM; expected LongformerConfig"),
+        (
+            lambda: lj.ForMultipleChoice(ENCODER).init(jax.random.key(0), np.ones((2, 2, 0), int)),
+            "input_ids has the shape [2, 2, 0]; expected at least one row, one choice and one token",
+        ),
+        (
+            lambda: lj.ForSequenceClassification(ENCODER).init(jax.random.key(0), np.int32(3)),
+            "input_ids is int32 []; expected an array of integers [batch, length]",
+        ),
         (lambda: lj.as_nnx(CHARS, params_of(LM)), "model is CharLMConfig; expected a model, such as CharLM(config)"),
         (lambda: lj.answer_mask("abc", 2), "input_ids is str; expected an array of integers [..., length]"),
         (lambda: lj.answer_mask(TOKENS, "2"), "sep_token_id is '2'; expected an integer >= 0"),

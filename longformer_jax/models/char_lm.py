@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -30,13 +29,15 @@ from longformer_jax.models.checks import (
 )
 from longformer_jax.models.embedding import look_up
 from longformer_jax.models.finite import finite_tokens, leave_marks, wants_marks
-from longformer_jax.models.gpu import filled_up_rows, unrolls_layers
+from longformer_jax.models.gpu import filled_up_rows
+from longformer_jax.models.layers import LayerGroup, dropout_keys, group_layers, run_layers
 from longformer_jax.models.parameters import names_wrong_params, stacked_layers
 from longformer_jax.models.positions import further, relative_key, relative_query, rotate
 from longformer_jax.models.sub_bands import Heads, cut_window
 
 _POSITIONS = ("transformer_xl", "rotary")
 _DTYPES = ("float32", "bfloat16")
+_KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention")
 _SMALLEST_SOFTCAP, _LARGEST_SOFTCAP = 1e-3, 1e6  # which float32 can divide by
 _SOFTCAPS = "a number from 0.001 to 1,000,000, or None"
 
@@ -127,40 +128,21 @@ class CharLMConfig:
         return self.embed_dim if self.position_dim is None else self.position_dim
 
     @property
-    def layer_groups(self) -> tuple["LayerGroup", ...]:
-        """Runs of neighbouring layers that share window and dilation: each is one scan."""
+    def layer_groups(self) -> tuple[LayerGroup[int], ...]:
+        """Runs of neighbouring layers that share window and dilation."""
         assert isinstance(self.windows, tuple) and isinstance(self.dilations, tuple)  # as __post_init__ has made them
-        groups, start = [], 0
-        for (window, dilation), run in itertools.groupby(zip(self.windows, self.dilations, strict=True)):
-            stop = start + len(list(run))
-            groups.append(LayerGroup(start, stop, window, dilation if self.dilated_heads else 1))
-            start = stop
-        return tuple(groups)
+        groups = group_layers(self.windows, self.dilations)
+        return groups if self.dilated_heads else tuple(dataclasses.replace(group, dilation=1) for group in groups)
 
     def cache_spec(self, batch_size: int) -> dict[str, Any]:
         """Shapes and dtypes of a cache: the keys and values [layers, B, window * dilation, H, D] of each group."""
 
-        def spec(group: LayerGroup) -> jax.ShapeDtypeStruct:
+        def spec(group: LayerGroup[int]) -> jax.ShapeDtypeStruct:
             shape = (group.stop - group.start, batch_size, group.reach, self.num_heads, self.head_dim)
             return jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype))
 
         layers = tuple((spec(group), spec(group)) for group in self.layer_groups)
         return {"position": jax.ShapeDtypeStruct((), jnp.dtype("int32")), "layers": layers}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerGroup:
-    """Layers [start, stop) with one window and one dilation."""
-
-    start: int
-    stop: int
-    window: int
-    dilation: int
-
-    @property
-    def reach(self) -> int:
-        """How many positions back the layer sees."""
-        return self.window * self.dilation
 
 
 class Block(nn.Module):
@@ -178,10 +160,11 @@ class Block(nn.Module):
         Args:
           x: [B, T, E].
           position: integer scalar, of the first row of x.
-          past: keys and values [B, P, H, D] of the P positions before x; those before position 0 are not seen.
+          past: keys and values [B, P, H, D] of the P positions before x, as many as the layer sees; those before
+            position 0 are not seen.
 
         Returns:
-          x [B, T, E] and the keys and values [B, P + T, H, D].
+          x [B, T, E] and, where there is a past, the last P keys and values [B, P, H, D], else None.
         """
         cfg = self.config
         B, T, E = x.shape
@@ -200,8 +183,10 @@ class Block(nn.Module):
         if cfg.positions == "rotary":
             positions = position + jnp.arange(T)
             query, key = rotate(query, positions), rotate(key, positions)
+        kept = None
         if past is not None:
             key, value = (jnp.concatenate(pair, axis=1) for pair in zip(past, (key, value), strict=True))
+            kept = key[:, T:], value[:, T:]
         y = self._attend(query, key, value, position)
         y = dense(E, use_bias=False, kernel_init=residual_init, name="attention_out")(flat_rows(y.reshape(B, T, E)))
         x += dropout(y)
@@ -210,7 +195,7 @@ class Block(nn.Module):
         y = ACTIVATIONS[cfg.activation](dense(cfg.mlp_dim, name="mlp_in")(y))
         y = dense(E, kernel_init=residual_init, name="mlp_out")(y)
         x += dropout(y)
-        return x.reshape(B, T, E), (key, value)
+        return x.reshape(B, T, E), kept
 
     def _attend(self, query, key, value, position) -> Any:
         """The attention's output [B, T, H, D] of queries from `position` on; queries and keys end with the same one."""
@@ -379,25 +364,12 @@ class CharLM(nn.Module):
         new_layers = []
         for index, group in enumerate(cfg.layer_groups):
             block = Block(cfg, group.window, group.dilation, deterministic, parent=None)
-            params = jax.tree.map(lambda p, group=group: p[group.start : group.stop], layers)
-            keys = None
-            if not deterministic and (self.has_rng("dropout") or self.has_rng("params")):  # as nn.Dropout
-                keys = jax.random.split(self.make_rng("dropout"), group.stop - group.start)
+            keys = dropout_keys(self, group, deterministic)
             past = None if cache is None else cache["layers"][index]
-
-            def layer(x, inputs, block=block, reach=group.reach):
-                params, key, past = inputs
-                rngs = {} if key is None else {"dropout": key}
-                outputs: Any = block.apply({"params": params}, x, position, past, rngs=rngs)
-                x, seen = outputs
-                kept = None if past is None else tuple(s[:, s.shape[1] - reach :] for s in seen)
-                return x, (kept, finite_tokens(x) if marked else None)
-
-            if cfg.remat:
-                layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names("attention"))
-            unroll = unrolls_layers(deterministic)
-            x, (seen, is_finite) = lax.scan(layer, x, (params, keys, past), unroll=unroll)
-            new_layers.append(seen)
+            x, (_, kept, is_finite) = run_layers(
+                block, group, layers, keys, x, position, own=past, policy=_KEEP_ATTENTION, with_marks=marked
+            )
+            new_layers.append(kept)
             finite.append(is_finite)
         if marked:
             leave_marks(self, finite)

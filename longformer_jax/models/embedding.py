@@ -28,9 +28,9 @@ def look_up(table: nn.Embed, ids: Any, padding_id: int | None = None) -> jax.Arr
     """
     ids, rows = jnp.asarray(ids), table.num_embeddings
     wrong = outside(ids, rows)
-    x = table(jnp.where(wrong, rows, ids.astype(jnp.int32)))  # negative ids would wrap
-    if rows == 1:  # Flax repeats a single row whatever the id
-        x = jnp.where(wrong[..., None], jnp.nan, x)
+    # Negative ids would wrap. Rounded after it is looked up: the gradients of a row are summed in the table's dtype.
+    x = jnp.take(table.embedding, jnp.where(wrong, rows, ids.astype(jnp.int32)), axis=0, mode="fill")
+    x = x.astype(table.dtype)
     if padding_id is not None:
         x = jnp.where(equals(ids, padding_id)[..., None], lax.stop_gradient(x), x)
     return x

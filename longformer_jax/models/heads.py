@@ -100,6 +100,7 @@ class ForSequenceClassification(nn.Module):
         """
         cfg = self.config
         if global_attention_mask is None:
+            check_integers("input_ids", input_ids, "batch, length")
             global_attention_mask = _first_token(input_ids)
             if not is_known(global_attention_mask):
                 kwargs.setdefault("max_global_tokens", 1)
@@ -214,6 +215,10 @@ class ForMultipleChoice(nn.Module):
         """
         cfg = self.config
         check_integers("input_ids", input_ids, "batch, choices, length")
+        if any(size < 1 for size in input_ids.shape):  # one by one, as the batch may be a symbol
+            raise InputError(
+                f"input_ids has the shape {list(input_ids.shape)}; expected at least one row, one choice and one token"
+            )
         check_shapes(
             input_ids.shape,
             attention_mask=attention_mask,

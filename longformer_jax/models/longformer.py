@@ -9,10 +9,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from longformer_jax.attention import banded_attention, merge_attention
-from longformer_jax.attention.halo import merge_parts
+from longformer_jax.attention.merge import merge_over
 from longformer_jax.attention.split import Part, flat_rows, over_devices, spread
 from longformer_jax.errors import InputError
 from longformer_jax.models.activations import ACTIVATIONS
@@ -21,7 +20,7 @@ from longformer_jax.models.checks import check_integers, check_tokens, check_wit
 from longformer_jax.models.embedding import look_up, outside
 from longformer_jax.models.finite import finite_tokens, leave_marks, wants_marks
 from longformer_jax.models.global_attention import GlobalTokens, check_masks, find_global_tokens, invalid_rows
-from longformer_jax.models.gpu import unrolls_layers
+from longformer_jax.models.layers import dropout_keys, run_layers
 from longformer_jax.models.longformer_config import LongformerConfig
 from longformer_jax.models.parameters import names_wrong_params, stacked_layers
 
@@ -221,7 +220,7 @@ def _attend(
         **options,
     )
     if part.axis_name is not None:
-        rows, _ = merge_parts(rows, lse, part.axis_name)
+        rows, _ = merge_over(part.axis_name, rows, lse)
     return global_tokens.scatter(out, rows)
 
 
@@ -309,27 +308,19 @@ class Longformer(nn.Module):
         marked = wants_marks(self)
         finite: list[Any] = [finite_tokens(x)[None]] if marked else []
         for group in cfg.layer_groups:
-            module = EncoderLayer(cfg, group.window, group.dilation, deterministic, output_attentions, parent=None)
-            params = jax.tree.map(lambda p, group=group: p[group.start : group.stop], layers)
-            keys = None
-            if not deterministic and (self.has_rng("dropout") or self.has_rng("params")):  # as nn.Dropout
-                keys = jax.random.split(self.make_rng("dropout"), group.stop - group.start)
-
-            def layer(x, inputs, module=module):
-                params, key = inputs
-                rngs = {} if key is None else {"dropout": key}
-                outputs: Any = module.apply({"params": params}, x, attention_mask, global_tokens, rngs=rngs)
-                x, layer_probabilities = outputs
-                return x, (
-                    x if output_hidden_states else None,
-                    layer_probabilities,
-                    finite_tokens(x) if marked else None,
-                )
-
-            if cfg.remat:
-                layer = jax.checkpoint(layer)
-            unroll = unrolls_layers(deterministic)
-            x, (states, group_probabilities, is_finite) = lax.scan(layer, x, (params, keys), unroll=unroll)
+            layer = EncoderLayer(cfg, group.window, group.dilation, deterministic, output_attentions, parent=None)
+            keys = dropout_keys(self, group, deterministic)
+            x, (states, group_probabilities, is_finite) = run_layers(
+                layer,
+                group,
+                layers,
+                keys,
+                x,
+                attention_mask,
+                global_tokens,
+                with_states=output_hidden_states,
+                with_marks=marked,
+            )
             hidden_states.append(states)
             finite.append(is_finite)
             if output_attentions:

@@ -1,7 +1,6 @@
 """Shape and settings of the Longformer encoder."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from longformer_jax.models.checks import (
     check_size,
     per_layer,
 )
+from longformer_jax.models.layers import LayerGroup, group_layers
 
 ATTENTION_MODES = ("sliding_window", "full")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -150,29 +150,12 @@ class LongformerConfig:
         return self.max_position_embeddings - self.pad_token_id - 1
 
     @property
-    def layer_groups(self) -> tuple["EncoderLayers", ...]:
-        """Runs of neighbouring layers that share window and dilation: each is one scan."""
+    def layer_groups(self) -> tuple[LayerGroup[int] | LayerGroup[None], ...]:
+        """Runs of neighbouring layers that share window and dilation."""
         assert isinstance(self.attention_window, tuple) and isinstance(self.attention_dilation, tuple)
         if self.attention_mode == "full":
-            return (EncoderLayers(0, self.num_hidden_layers, None, 1),)
-        groups, start = [], 0
-        for (window, dilation), run in itertools.groupby(
-            zip(self.attention_window, self.attention_dilation, strict=True)
-        ):
-            stop = start + len(list(run))
-            groups.append(EncoderLayers(start, stop, window // 2, dilation))
-            start = stop
-        return tuple(groups)
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderLayers:
-    """Layers [start, stop) with one window (one-sided, in steps of the dilation; None: all tokens) and one dilation."""
-
-    start: int
-    stop: int
-    window: int | None
-    dilation: int
+            return (LayerGroup(0, self.num_hidden_layers, None, 1),)
+        return group_layers([window // 2 for window in self.attention_window], self.attention_dilation)
 
 
 def _label_names(names: Any, num_labels: int) -> tuple[str, ...] | None:

@@ -80,9 +80,14 @@ def stacked_layers(module: nn.Module, init: Callable[..., Any]) -> Any:
     if not module.has_variable("params", "layers"):
         return module.param("layers", init, config)
     layers = module.get_variable("params", "layers")
-    expected = jax.eval_shape(lambda: init(jax.random.key(0), config))
+    expected = _abstract_layers(init, config)
     _compare(module, _shapes({"layers": layers}), _shapes({"layers": expected}), exact=False)
     return {name: layers[name] for name in expected}
+
+
+@functools.cache
+def _abstract_layers(init: Callable[..., Any], config: Any) -> Any:
+    return jax.eval_shape(lambda: init(jax.random.key(0), config))
 
 
 def _compare(module: nn.Module, found: Mapping[str, Any], expected: Mapping[str, Any], exact: bool) -> None:

@@ -143,11 +143,12 @@ def generate(
         if not 0 < top_p <= 1:
             raise InputError(f"top_p is {top_p}; expected a number in (0, 1]")
     logits, cache = prefill(config, params, prompt)
-    return _write(config, characters, temperature, top_k, top_p, params, cache, logits, jax.random.key(seed))
+    settings = temperature or None, top_p  # numbers, for all of which one program will do
+    return _write(config, characters, top_k, *settings, params, cache, logits, jax.random.key(seed))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _write(config, length, temperature, top_k, top_p, params, cache, logits, key):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _write(config, length, top_k, temperature, top_p, params, cache, logits, key):
     def step(carry, index):
         logits, cache = carry
         key_now = jax.random.fold_in(key, index)
@@ -158,10 +159,10 @@ def _write(config, length, temperature, top_k, top_p, params, cache, logits, key
 
 
 def sample(
-    key: jax.Array, logits: jax.Array, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    key: jax.Array, logits: jax.Array, *, temperature: Any = 1.0, top_k: int | None = None, top_p: Any = None
 ) -> jax.Array:
-    """Draws tokens int32 [B] from logits [B, V]; the options are those of `generate`."""
-    if temperature == 0:
+    """Draws tokens int32 [B] from logits [B, V]; the options are those of `generate`, temperature 0 being None."""
+    if temperature is None:
         return logits.argmax(-1).astype(jnp.int32)
     # Ranked first, so that exactly k characters are left also where the k-th is as likely as the next.
     ranked, tokens = lax.top_k(logits / temperature, top_k or logits.shape[-1])

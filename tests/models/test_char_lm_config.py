@@ -12,7 +12,7 @@ import pytest
 
 from longformer_jax.errors import InputError
 from longformer_jax.models import CharLM, CharLMConfig
-from longformer_jax.models.char_lm import LayerGroup
+from longformer_jax.models.layers import LayerGroup
 from tests.models.small import SMALL, abstract_params
 
 

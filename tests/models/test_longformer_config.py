@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from longformer_jax import InputError, LongformerConfig
-from longformer_jax.models.longformer_config import EncoderLayers
+from longformer_jax.models.layers import LayerGroup
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 def test_layers_that_share_window_and_dilation_are_one_group() -> None:
     config = LongformerConfig(num_hidden_layers=5, attention_window=(4, 4, 8, 8, 8), attention_dilation=(1, 1, 1, 2, 2))
-    assert config.layer_groups == (EncoderLayers(0, 2, 2, 1), EncoderLayers(2, 3, 4, 1), EncoderLayers(3, 5, 4, 2))
+    assert config.layer_groups == (LayerGroup(0, 2, 2, 1), LayerGroup(2, 3, 4, 1), LayerGroup(3, 5, 4, 2))
     full = dataclasses.replace(config, attention_mode="full")
-    assert full.layer_groups == (EncoderLayers(0, 5, None, 1),)
+    assert full.layer_groups == (LayerGroup(0, 5, None, 1),)
 
 
 def test_longest_sequence_leaves_out_the_reserved_positions() -> None:

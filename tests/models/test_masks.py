@@ -66,6 +66,17 @@ def test_an_id_is_not_cut_to_the_width_of_others(xp: Any) -> None:
     assert grads[44].tolist() == [2.0, 2.0]
 
 
+def test_gradients_of_a_row_are_summed_in_float32() -> None:
+    table, ids = nn.Embed(3, 2, dtype=jnp.bfloat16), jnp.ones((4, 999), jnp.int32)
+
+    def total(x: jax.Array) -> jax.Array:
+        return look_up(table.bind({"params": {"embedding": x}}), ids).astype(jnp.float32).sum()
+
+    traced = str(jax.make_jaxpr(jax.grad(total))(jnp.ones((3, 2))))
+    assert re.findall(r":(\w+)\[[\d,]+\] = scatter-add", traced) == ["f32"]
+    assert jax.grad(total)(jnp.ones((3, 2)))[1].tolist() == [3996.0, 3996.0]
+
+
 def test_2_is_a_global_token() -> None:
     assert relative_error(traced(MASK), EXPECTED) > 0.01
     np.testing.assert_array_equal(known(BOTH.astype(np.uint8)), EXPECTED)
