@@ -11,8 +11,8 @@ from longformer_jax.errors import InputError
 from longformer_jax.training.config import ExperimentConfig
 from longformer_jax.training.parts import OptimizerConfig, Phase
 
-# Matrices; biases, LayerNorm scales and the position biases u and v are not decayed.
-_DECAYED = ("kernel", "embedding", "relative", "head")
+# The position biases are stored as matrices, [L, H, D].
+_BIASES = ("u", "v")
 
 
 def learning_rate_schedule(config: ExperimentConfig) -> optax.Schedule:
@@ -123,5 +123,10 @@ def _head_mask(params: Any) -> Any:
 
 
 def _decay_mask(params: Any) -> Any:
-    """A tree like `params` of booleans: whether weight decay applies."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
+    """A tree like `params` of booleans: whether weight decay applies: to matrices, embeddings among them."""
+
+    def is_matrix(path: tuple[Any, ...], param: Any) -> bool:
+        names = [key.key for key in path]
+        return param.ndim - ("layers" in names) >= 2 and names[-1] not in _BIASES
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

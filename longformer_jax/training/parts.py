@@ -58,8 +58,8 @@ class OptimizerConfig:
       b1, b2, eps: Adam's.
       muon_factor: by how much the rate of Muon's kernels is larger than that of the rest, which is what is logged.
       muon_momentum: Muon's.
-      weight_decay: decoupled, that is times the rate, of Muon's kernels theirs; on kernels, embeddings, the character
-        model's `relative` and its output matrix only.
+      weight_decay: decoupled, that is times the rate, of Muon's kernels theirs; on matrices, embeddings among them, and
+        not on biases and scales.
       clip_norm: the largest global norm of the gradient; None does not clip.
       warmup_steps: how many steps of a phase warm up linearly. None: the part `warmup_fraction` of its steps, but at
         most `max_warmup_steps`.

@@ -96,15 +96,26 @@ def test_no_clipping() -> None:
 def test_adamw_with_clipping_and_decay_of_matrices_only() -> None:
     settings = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.1, "clip_norm": 0.5, "warmup_fraction": 0.0}
     optimizer = make_optimizer(with_phases((10,), (0.1,), **settings))
+    shapes = {
+        "embed": {"embedding": (5, 3)},
+        "head": (3, 5),
+        "gate": (3, 2),  # as of a task's head, whose matrices have any names
+        "gate_bias": (2,),
+        "layers": {
+            "mlp": {"kernel": (2, 3, 4), "bias": (2, 4)},
+            "norm": {"scale": (2, 3)},
+            **{"relative": (2, 4, 3), "u": (2, 1, 3), "v": (2, 1, 3)},
+        },
+    }
     decayed = {
         "embed": {"embedding": 1},
-        "head": 1,
+        **{"head": 1, "gate": 1, "gate_bias": 0},
         "layers": {"mlp": {"kernel": 1, "bias": 0}, "norm": {"scale": 0}, "relative": 1, "u": 0, "v": 0},
     }
     rng = np.random.default_rng(0)
 
     def draw(size: float) -> Any:
-        return jax.tree.map(lambda _: size * rng.normal(size=(2, 3)), decayed)
+        return jax.tree.map(lambda _, shape: size * rng.normal(size=shape), decayed, shapes)
 
     params = draw(1.0)
     means, squares = draw(0.0), draw(0.0)
