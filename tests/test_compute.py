@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import compute, context, reviews_text
+from benchmarks import compute, context, long_evaluation, recipe, reviews_text
 from longformer_jax import CharLM, CharLMConfig
 from longformer_jax.evaluation.protocols import score_overlapping
 
@@ -69,3 +69,22 @@ def test_reviews_of_a_film_stand_together(
     order = [line.split()[0] for line in lines]
     assert sum(before != after for before, after in zip(order, order[1:], strict=False)) == 3  # four films, together
     assert "9 reviews of 4 films" in capsys.readouterr().out
+
+
+def test_long_evaluation_goes_on_and_agrees_with_the_protocol(tmp_path: Path) -> None:
+    config = CharLMConfig(embed_dim=8, num_layers=1, num_heads=2, mlp_dim=8, windows=(8,), dtype="bfloat16")
+    text = np.random.default_rng(0).integers(0, 256, 130, np.uint8)
+    params = CharLM(config).init(jax.random.key(0), text[None, :8])["params"]
+    journal, lengths = tmp_path / "journal", {"sequence_length": 64, "stride": 16}
+    long_evaluation.measure(config, params, text, journal, 0, **lengths)
+    assert not journal.exists()
+    for seconds in (1e-9, 60):  # the first is begun at least, or not; the rest follow once each
+        long_evaluation.measure(config, params, text, journal, seconds, **lengths)
+    records = recipe.read_journal(journal)
+    expected = list(score_overlapping(config, params, text, **lengths))
+    assert [record["sequence"] for record in records] == list(range(5)) and len(expected) == 5
+    nats = [float(np.sum(piece.nats)) for piece in expected]
+    np.testing.assert_allclose([record["nats"] for record in records], nats, rtol=1e-5)
+    assert "| bfloat16 | 0 | 0 |" in long_evaluation.summary(records)
+    both = records + [record | {"dtype": "float32", "nats": record["nats"] + 1.6 * math.log(2)} for record in records]
+    assert "difference -0.10000" in long_evaluation.summary(both)
