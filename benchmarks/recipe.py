@@ -97,6 +97,12 @@ CHANGES: dict[str, Change] = {
         lambda phase: dataclasses.replace(phase, learning_rate=config.phases[0].learning_rate)
     )(optimizer(decay="constant", cooldown_fraction=0.9)(config)),
     "batches half as large": phases(lambda phase: dataclasses.replace(phase, batch_size=phase.batch_size // 2)),
+    "batches twice as large": phases(lambda phase: dataclasses.replace(phase, batch_size=phase.batch_size * 2)),
+    "sequences half as long": phases(
+        lambda phase: dataclasses.replace(
+            phase, sequence_length=phase.sequence_length // 2, batch_size=phase.batch_size * 2
+        )
+    ),
     "windows half as wide": windows(lambda each: [window // 2 for window in each]),
     "windows twice as wide": windows(lambda each: [2 * window for window in each]),
     "one window for all layers": windows(lambda each: [round(statistics.fmean(each))] * len(each)),

@@ -2,8 +2,8 @@
 
 `checkpoints/STEP/` of a run holds `params` and `train` (the optimizer's state and the step) apart, so that evaluation
 reads the parameters alone, and `checksums.json`, the step and the sum of every file of the two, as Orbax does not
-notice changed bytes or another name. `params/` of a model's directory is a checkpoint of the same form that holds
-`params` alone.
+notice changed bytes or another name. `params/` of a model's directory, or of a run's best validation, is a checkpoint
+of the same form that holds `params` alone; the latter has its step, too.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from longformer_jax.integers import as_integer
 from longformer_jax.processes import Agreed, together
 
 DIRECTORY = "checkpoints"
-_PARAMS = "params"
+_PARAMS, _TRAIN = "params", "train"
 _LAYOUT = "_CHECKPOINT_METADATA"  # Orbax's, which changes it when a checkpoint is finished, and takes none without it
 _STEP = "step"  # the entry of the checksums that is none
 _SAVED = ".saved"  # in the directory of checkpoints, where one has been complete
@@ -81,7 +81,7 @@ class Checkpoints:
         with self._os_errors():
             self._pending = self._checkpointer.save_checkpointables_async(
                 step,
-                {"params": state["params"], "train": {"opt_state": state["opt_state"], "step": state["step"]}},
+                {_PARAMS: state["params"], _TRAIN: {"opt_state": state["opt_state"], "step": state["step"]}},
                 force=True,
             )
 
@@ -131,10 +131,10 @@ class Checkpoints:
         assert step is not None, "there is no checkpoint to restore"
         train = {"opt_state": abstract_state["opt_state"], "step": abstract_state["step"]}
         with together():
-            _verify(self._root / str(step), "")
+            _verify(self._root / str(step), "", step)
             _check_tensors(self._root / str(step), abstract_state["params"])
-        restored = self._checkpointer.load_checkpointables(step, {"params": abstract_state["params"], "train": train})
-        return {"params": restored["params"], **restored["train"]}
+        restored = self._checkpointer.load_checkpointables(step, {_PARAMS: abstract_state["params"], _TRAIN: train})
+        return {"params": restored[_PARAMS], **restored[_TRAIN]}
 
     def _finalize(self) -> None:
         """Runs when all files of the step under way are written, before the directory gets its final name."""
@@ -216,16 +216,21 @@ def restore_params(workdir: str | Path, abstract_params: Any, step: int | None =
     while True:
         found = find_checkpoint(workdir, step)
         try:
-            return found, _load(_root(workdir) / str(found), abstract_params)
+            return found, _load(_root(workdir) / str(found), abstract_params, step=found)
         except Exception:  # whatever Orbax raises when files vanish
             if found == find_checkpoint(workdir, step):
                 raise
 
 
-def save_params(directory: str | Path, params: Any) -> None:
+def save_params(directory: str | Path, params: Any, *, step: int | None = None) -> None:
     """Writes DIRECTORY/params: the tensors of a tree, all of them or nothing, in place of what was there.
 
     With several processes, all of them call this.
+
+    Args:
+      directory: made if need be.
+      params: the tree.
+      step: after which a run has these parameters, for `load_params` to compare.
     """
     final = _place("directory", directory) / _PARAMS
     partial = final.with_name(f"{_PARAMS}.partial")
@@ -234,25 +239,26 @@ def save_params(directory: str | Path, params: Any) -> None:
         ocp.save_checkpointables(str(partial), {"params": params}, overwrite=True)
     with together():
         if jax.process_index() == 0:
-            _write_checksums(partial)
+            _write_checksums(partial, step)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
 
 
-def load_params(directory: str | Path, abstract_params: Any, *, on_host: bool = False) -> Any:
+def load_params(directory: str | Path, abstract_params: Any, *, step: int | None = None, on_host: bool = False) -> Any:
     """What `save_params` wrote, plain arrays on the default device; all processes call this, as Orbax waits for all.
 
     Args:
       directory: the one that `save_params` was given.
       abstract_params: the shapes and dtypes expected, a tree of anything with these two.
+      step: the one that they are to be of; None is any, as are parameters that were saved without one.
       on_host: returns NumPy arrays instead, which take no memory of a device.
 
     Raises:
-      InputError: there is nothing, a file of it is missing or changed, or it has another architecture.
+      InputError: there is nothing, a file of it is missing or changed, or it has another step or architecture.
     """
     if not has_params(directory):
         raise InputError(f"directory is {str(directory)!r}, which has no {_PARAMS}; expected saved parameters in it")
-    return _load(_place("directory", directory) / _PARAMS, abstract_params, on_host)
+    return _load(_place("directory", directory) / _PARAMS, abstract_params, step=step, on_host=on_host)
 
 
 def has_params(directory: str | Path) -> bool:
@@ -267,10 +273,10 @@ def saved_shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
     return _shapes(_saved(checkpoint))
 
 
-def _load(checkpoint: Path, abstract_params: Any, on_host: bool = False) -> Any:
-    """The parameters of a checkpoint, once its files and its tensors are seen to be right."""
+def _load(checkpoint: Path, abstract_params: Any, *, step: int | None, on_host: bool = False) -> Any:
+    """The parameters of a checkpoint, once its files, its step and its tensors are seen to be right."""
     with together():
-        _verify(checkpoint, "params/")
+        _verify(checkpoint, "params/", step)
         _check_tensors(checkpoint, abstract_params)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
@@ -283,44 +289,54 @@ def _load(checkpoint: Path, abstract_params: Any, on_host: bool = False) -> Any:
     )  # load_checkpointables looks at the others, too
 
 
-def _write_checksums(directory: Path, step: int | None = None) -> None:
+def _write_checksums(directory: Path, step: int | None) -> None:
     entries = {} if step is None else {_STEP: step}
     write_sums(directory, entries | _checksums(directory))
 
 
 def _checksums(directory: Path) -> dict[str, str]:
     """The entries of the files of a checkpoint, but the checksums' own."""
-    sums = {}
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if path.is_file() and "/" in name and path.name != "commit_success.txt":
-            sums[name] = file_sum(path)
-    return sums
+    return {name: file_sum(directory / name) for name in _files(directory)}
 
 
-def _verify(directory: Path, part: str) -> None:
+def _files(directory: Path) -> list[str]:
+    """The names of the files that have checksums: those of `params` and `train`, but for Orbax's mark."""
+    paths = (path for part in (_PARAMS, _TRAIN) for path in sorted((directory / part).rglob("*")) if path.is_file())
+    return [path.relative_to(directory).as_posix() for path in paths if path.name != "commit_success.txt"]
+
+
+def _verify(directory: Path, part: str, step: int | None = None) -> None:
     """Raises InputError unless the files of a checkpoint whose names begin with `part` are as they were written.
 
-    And unless the directory of a run's checkpoint is named after its step.
+    And unless it is of `step`, where one is given and the checkpoint has one: those of earlier versions have none.
     """
     try:
         recorded = read_json(directory / CHECKSUMS)
     except (OSError, InputError):
         recorded = {}
-    step = recorded.pop(_STEP, None)  # not of an earlier version, nor of parameters alone
-    if step is not None and str(step) != directory.name:
+    of_step = recorded.pop(_STEP, None)
+    if step is not None and of_step is not None and of_step != step:
         raise InputError(
-            f"checkpoint {str(directory)!r} is of step {step}, and has been renamed; expected {step} as its name"
+            f"checkpoint {str(directory)!r} is of step {of_step}, and has been renamed; expected {of_step} as its "
+            f"name, not {step}"
         )
     expected = {name: entry for name, entry in recorded.items() if name.startswith(part)} or {CHECKSUMS: None}
     damaged = sorted(name for name, entry in expected.items() if not is_unchanged(directory / name, entry))
     damaged += [] if (directory / _LAYOUT).is_file() else [_LAYOUT]
+    # Hidden files are other programs', such as .DS_Store of a file manager or .nfs… of a file system.
+    files = (name for name in _files(directory) if name.startswith(part) and "/." not in name)
+    unknown = [name for name in files if name not in expected]
     if damaged:
-        raise InputError(
-            f"checkpoint {str(directory)!r} is damaged: {', '.join(damaged[:3])} "
-            f"{'is' if len(damaged) == 1 else 'are'} missing or changed; expected its files as they were written"
-            + (" (remove the directory to go back to the checkpoint before it)" if directory.name.isdecimal() else "")
+        verb = "is" if len(damaged) == 1 else "are"
+        what = f"{', '.join(damaged[:3])} {verb} missing or changed; expected its files as they were written"
+    elif unknown:
+        what = (
+            f"{CHECKSUMS} has no sum of {', '.join(unknown[:3])}; expected all files that were written, and no others"
         )
+    else:
+        return
+    way = " (remove the directory to go back to the checkpoint before it)" if directory.name.isdecimal() else ""
+    raise InputError(f"checkpoint {str(directory)!r} is damaged: {what}{way}")
 
 
 def _check_tensors(directory: Path, params: Any) -> None:

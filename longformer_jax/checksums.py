@@ -29,7 +29,8 @@ def is_unchanged(path: Path, entry: object) -> bool:
     size = entry.partition(" ")[2]
     if size and size != str(path.stat().st_size):
         return False
-    return file_sum(path).startswith(entry)
+    whole = file_sum(path)
+    return entry in (whole, whole.partition(" ")[0])
 
 
 def write_sums(directory: Path, sums: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import json
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -108,7 +109,7 @@ def test_a_run_may_replace_the_latest_checkpoint_while_it_is_read(
 def test_a_checkpoint_that_is_asked_for_is_not_replaced_by_another(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "_verify", lambda directory, part: shutil.rmtree(directory))
+    monkeypatch.setattr(checkpoints, "_verify", lambda directory, *_: shutil.rmtree(directory))
     with pytest.raises(InputError, match=r"with checkpoints \[4\]; expected checkpoint 3 in it$"):
         restore_params(workdir, step=3)
 
@@ -192,9 +193,54 @@ def test_damaged_checksums(workdir: Path, damage: Callable[[Path], None]) -> Non
         restore_params(workdir)
 
 
+def change_sums(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    sums = json.loads((checkpoint / "checksums.json").read_text())
+    change(sums)
+    (checkpoint / "checksums.json").write_text(json.dumps(sums))
+
+
+def test_files_without_a_sum(workdir: Path) -> None:
+    checkpoint = workdir / "checkpoints" / "4"
+    change_sums(checkpoint, lambda sums: sums.pop("train/_METADATA"))
+    assert_same(restore_params(workdir), state_of(4)["params"])  # which is all that is read
+    message = r"^checkpoint '.*/4' is damaged: checksums\.json has no sum of train/_METADATA; expected all files that"
+    with Checkpoints(workdir, keep=2) as checkpoints, pytest.raises(InputError, match=message):
+        checkpoints.restore(ABSTRACT)
+    change_sums(checkpoint, lambda sums: [sums.pop(name) for name in [*sums] if name != "params/_METADATA"])
+    message = r"is damaged: checksums\.json has no sum of params/_sharding, params/array_metadatas/process_0, params/d/"
+    with pytest.raises(InputError, match=message):
+        restore_params(workdir)
+
+
+def test_a_sum_that_is_none(workdir: Path) -> None:
+    checkpoint = workdir / "checkpoints" / "4"
+    whole = json.loads((checkpoint / "checksums.json").read_text())["params/_METADATA"]
+    for entry in ("", whole[:10], f"{whole[:64]} ", 3, None):
+        change_sums(checkpoint, lambda sums, entry=entry: sums.update({"params/_METADATA": entry}))
+        with pytest.raises(InputError, match=r"is damaged: params/_METADATA is missing or changed"):
+            restore_params(workdir)
+    change_sums(checkpoint, lambda sums: sums.update({"params/_METADATA": whole[:64]}))  # of an earlier version
+    assert_same(restore_params(workdir), state_of(4)["params"])
+
+
+def test_what_others_put_into_a_checkpoint(workdir: Path) -> None:
+    """Beside its two parts anything, and what is hidden."""
+    checkpoint = workdir / "checkpoints" / "4"
+    for name in ("why.txt", ".DS_Store", "params/.DS_Store", "train/d/.nfs0001", "notes/why.txt"):
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_text("")
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        assert_same(checkpoints.restore(ABSTRACT), state_of(4))
+    (checkpoint / "params" / "why.txt").write_text("")
+    with pytest.raises(
+        InputError, match=r"json has no sum of params/why\.txt; expected .* written, and no others \(rem"
+    ):
+        restore_params(workdir)
+
+
 def test_a_renamed_checkpoint_is_not_taken_for_another_step(workdir: Path) -> None:
     (workdir / "checkpoints" / "4").rename(workdir / "checkpoints" / "40")
-    message = r"^checkpoint '.*/40' is of step 4, and has been renamed; expected 4 as its name$"
+    message = r"^checkpoint '.*/40' is of step 4, and has been renamed; expected 4 as its name, not 40$"
     with Checkpoints(workdir, keep=2) as checkpoints, pytest.raises(InputError, match=message):
         checkpoints.restore(ABSTRACT)
     with pytest.raises(InputError, match=message):
@@ -265,6 +311,18 @@ def test_saved_params_are_loaded(tmp_path: Path) -> None:
     loaded = load_params(directory, SHAPES)
     assert_same(loaded, PARAMS)
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(loaded))
+
+
+def test_params_of_a_step(tmp_path: Path) -> None:
+    for step in (2, None):  # those of an earlier version have none
+        save_params(tmp_path, PARAMS, step=step)
+        assert_same(load_params(tmp_path, SHAPES, step=2), PARAMS)
+        assert_same(load_params(tmp_path, SHAPES), PARAMS)
+    save_params(tmp_path, PARAMS, step=2)
+    with pytest.raises(
+        InputError, match=r"/params' is of step 2, and has been renamed; expected 2 as its name, not 3$"
+    ):
+        load_params(tmp_path, SHAPES, step=3)
 
 
 def test_params_are_replaced_among_other_files(tmp_path: Path) -> None:

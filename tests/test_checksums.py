@@ -96,6 +96,15 @@ def test_damaged_sums(tmp_path: Path, content: bytes) -> None:
     check_sum(tmp_path / "file")
 
 
+@pytest.mark.parametrize("length", [0, 10, 65])
+def test_a_sum_is_whole(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "file"
+    file.write_text("some text")
+    write_sums(tmp_path, {"file": file_sum(file)[:length]})
+    with pytest.raises(InputError, match="has changed since it was written"):
+        check_sum(file)
+
+
 def test_sums_of_an_earlier_version_have_no_size(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("some text")

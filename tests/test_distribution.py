@@ -69,3 +69,5 @@ def test_the_sdist_has_all_that_the_tests_need(built: Path, tmp_path: Path) -> N
         assert not [name for name in listing.stdout.split("\0") if not (unpacked / name).exists()]
     collected = run(sys.executable, "-m", "pytest", "-q", "--collect-only", cwd=unpacked, path=unpacked)
     assert re.search(r"^[1-9]\d{2,} tests collected", collected, re.MULTILINE)
+    passed = run(sys.executable, "-m", "pytest", "-q", "tests/attention/test_band.py", cwd=unpacked, path=unpacked)
+    assert re.search(r"^[1-9]\d* passed", passed, re.MULTILINE)

@@ -78,8 +78,8 @@ class LargeText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             return self._read(io.BytesIO(_fetch(self.URL)), packed=True, origin=self.URL)
         except (OSError, http.client.HTTPException) as error:
             raise InputError(
-                f"{self.name} could not be downloaded from {self.URL} ({error}); expected the network, or a path "
-                f"(train.py's --config.data.path) that holds {self.name}.zip"
+                f"{self.name} could not be downloaded from {self.URL} ({error}); expected the network, or a path that "
+                f"holds {self.name}.zip (--config.data.path of train.py, --data_path of eval.py)"
             ) from error
 
     def _read(self, file: BinaryIO, packed: bool, origin: str) -> bytes:

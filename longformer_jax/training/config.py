@@ -5,6 +5,7 @@ A kind of experiment is a subclass of `ExperimentConfig` in a file of its own, a
 
 import abc
 import dataclasses
+import glob
 import importlib
 import json
 import logging
@@ -51,8 +52,14 @@ OBJECTIVES = {
     "task": ("longformer_jax.training.task", "TaskExperiment"),
 }
 
-# What is to be done about data that are not where they were.
-_MOVED = "if it has moved, say to where by --config.data.path of train.py or --data_path of eval.py"
+# What is to be done about data that are not where they were, by the field of `data` that says where that is.
+_MOVED = {
+    "path": "if it has moved, say to where by --config.data.path of train.py or --data_path of eval.py",
+    "validation_path": (
+        "if validation_path has moved, say to where by --config.data.validation_path of train.py, or have eval.py "
+        "score all of it by --data"
+    ),
+}
 
 # Of all phases of a run, as steps are counted in int32.
 MAX_STEPS = 2**31 - 1
@@ -121,6 +128,9 @@ class ExperimentConfig(abc.ABC):
             value = getattr(self, field)
             check(value >= minimum, field, value, f"at least {minimum}")
         check(self.seed < 2**32, "seed", self.seed, "below 2**32")
+        # Most gradients of a mean over thousands of targets are below float16's smallest numbers.
+        dtype: Any = self.model.dtype  # type: ignore
+        check(dtype != "float16", "model.dtype", dtype, "float32 or bfloat16, as training does not scale the loss")
         check(self.total_steps <= MAX_STEPS, "phases", f"of {self.total_steps} steps", "fewer than 2**31")
         warmup = self.optimizer.warmup_steps
         for index, phase in enumerate(self.phases):
@@ -306,9 +316,10 @@ class ExperimentConfig(abc.ABC):
         try:
             data = self.load_data(workdir)
         except InputError as error:
-            if self.data.path is None or user_path("data.path", self.data.path).exists():
+            hints = [hint for field, hint in _MOVED.items() if _is_gone(field, getattr(self.data, field, None))]
+            if not hints:
                 raise
-            raise InputError(f"{error} ({_MOVED})") from None
+            raise InputError(f"{error} ({'; '.join(hints)})") from None
         path = workdir / DATA_FILE
         check_kinds(path)
         if not path.exists():  # a run of an earlier version has none
@@ -324,7 +335,7 @@ class ExperimentConfig(abc.ABC):
         if not same:
             raise InputError(
                 f"data is {data.name}, which has changed since the run in {str(workdir)!r} began; expected the same "
-                f"content ({_MOVED}), or another workdir"
+                f"content ({_MOVED['path']}), or another workdir"
             )
         return data
 
@@ -397,6 +408,14 @@ def runs_of_seeds(workdir: Path) -> list[Path]:
     """The runs that `train_seeds` has left in a directory, by their seed."""
     numbers = {path: path.name.removeprefix(SEED_PREFIX) for path in workdir.glob(f"{SEED_PREFIX}*") if path.is_dir()}
     return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
+
+
+def _is_gone(field: str, path: str | None) -> bool:
+    """Whether a field of `data` names a file, a directory or a pattern of which there is none."""
+    if path is None:
+        return False
+    place = user_path(f"data.{field}", path)
+    return not place.exists() and not glob.glob(str(place), recursive=True)
 
 
 def _kind(objective: object) -> type[ExperimentConfig]:

@@ -269,7 +269,8 @@ class _Loop:
                 state, step = self._train_phase(index, state, step, end, monitor)
         monitor.end()
         if self.stopped:
-            self.log.say(f"stopped and saved after step {step:,}; the same command continues from there")
+            what = f"and saved after step {step:,}" if step else "before the first step"
+            self.log.say(f"stopped {what}; the same command continues from there")
         else:
             self._conclude(state)
         return state
@@ -363,7 +364,8 @@ class _Loop:
             if validate and not self.stopped and self._is_due(step):
                 with monitor.paused():
                     self._validate(index, step, state, validate)
-                    if self.is_over and not last and step % config.checkpoint_interval:
+                    ends = self.stopped or self.is_over
+                    if ends and not last and step % config.checkpoint_interval:
                         self.checkpoints.save(step, state)
         monitor.finish()
         self._trace(step, monitor)
@@ -379,9 +381,13 @@ class _Loop:
         return step % config.eval_interval == 0 if step else config.validates_first
 
     def _validate(self, index: int, step: int, state: State, validate: Validator) -> None:
-        """Reports what a validation finds, and keeps the parameters if they are the best."""
+        """Reports what a validation finds, and keeps the parameters if they are the best; neither where it is left."""
         config = self.config
-        values = from_first(validate(state["params"]))  # by which all of them decide what is next
+        found = self.stop.unless_stopped(lambda: validate(state["params"]))
+        values = from_first(found)  # by which all of them decide what is next
+        if values is None:
+            self.stopped = True
+            return
         is_best = self.selection.add(step, values) and config.keep_best
         if is_best:  # before the log says so: a validation that is not in it is made again
             save_best(self.workdir, step, state["params"])
@@ -392,6 +398,7 @@ class _Loop:
         )
         if is_best and jax.process_index() == 0:
             remove_bests(self.workdir, self.selection.needed(self.checkpoints.latest_step or 0))
+        self.stopped = self.stop.received and step < config.total_steps  # without another step first
 
     def _reporter(self, index: int, params: Any) -> Report:
         """What a phase's `StepMonitor` calls with the means of an interval."""

@@ -1,10 +1,12 @@
-"""Stopping on SIGTERM or Ctrl-C, at the same step in every process."""
+"""Stopping on SIGTERM or Ctrl-C, at the same step in every process; where there is but one, in a validation, too."""
 
+import contextvars
 import itertools
 import os
 import signal
 import threading
 import types
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -13,6 +15,24 @@ from jax.experimental import multihost_utils
 # JAX lets all processes stop at the next number that none of them has asked with. So these count the questions of a
 # process, through all of its runs: steps would begin anew with each run, or far above what JAX waits for.
 _asked = itertools.count(1)
+
+
+# Whose `unless_stopped` is computing something.
+_computing: "contextvars.ContextVar[StopRequest]" = contextvars.ContextVar("_computing")
+
+
+class _Stopped(Exception):
+    """Ends what `StopRequest.unless_stopped` computes."""
+
+
+def end_if_stopped() -> None:
+    """Ends what `StopRequest.unless_stopped` computes, where it has been told to stop; does nothing elsewhere.
+
+    A handler of signals could not: JAX does not bear exceptions that come at any moment.
+    """
+    stop = _computing.get(None)
+    if stop is not None and stop.received:
+        raise _Stopped
 
 
 class StopRequest:
@@ -75,3 +95,20 @@ class StopRequest:
         if not self._alone and multihost_utils.reached_preemption_sync_point(next(_asked)):
             self._received = True
         return self._received
+
+    def unless_stopped[T](self, compute: Callable[[], T]) -> T | None:
+        """What `compute` returns, which has no effects, or None where this process has been told to stop.
+
+        It ends where it calls `end_if_stopped`. Several processes compute it in any case, as they would have to agree
+        on where to end.
+        """
+        if not self._alone:
+            return compute()
+        token = _computing.set(self)
+        try:
+            end_if_stopped()
+            return compute()
+        except _Stopped:
+            return None
+        finally:
+            _computing.reset(token)

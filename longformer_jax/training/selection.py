@@ -76,7 +76,7 @@ class Selection:
 
 def save_best(workdir: Path, step: int, params: Any) -> None:
     """Keeps the parameters of a step; all processes call this."""
-    checkpoints.save_params(workdir / BEST_DIRECTORY / str(step), params)
+    checkpoints.save_params(workdir / BEST_DIRECTORY / str(step), params, step=step)
 
 
 def remove_bests(workdir: Path, needed: Container[int]) -> None:
@@ -99,4 +99,4 @@ def find_best(workdir: Path) -> int | None:
 
 def load_best(workdir: Path, step: int, abstract_params: Any, *, on_host: bool = False) -> Any:
     """The parameters that `save_best` has kept, as `checkpoints.load_params` returns them."""
-    return checkpoints.load_params(workdir / BEST_DIRECTORY / str(step), abstract_params, on_host=on_host)
+    return checkpoints.load_params(workdir / BEST_DIRECTORY / str(step), abstract_params, step=step, on_host=on_host)

@@ -29,6 +29,7 @@ from longformer_jax.training.encoder_init import KEPT, check_tokenizer, load_ini
 from longformer_jax.training.flops import encoder_flops_per_token
 from longformer_jax.training.parts import Phase
 from longformer_jax.training.prediction import Predictor
+from longformer_jax.training.preemption import end_if_stopped
 from longformer_jax.training.serialization import build, check, convert_fields
 from longformer_jax.weights import load_tokenizer, resize_vocab
 from longformer_jax.weights.conversion import POSITIONS
@@ -428,7 +429,7 @@ class TaskValidator:
 
     def __call__(self, params: Any) -> dict[str, float]:
         """{"loss": …, the task's metrics}."""
-        result = self._predictor(params, self._features)
+        result = self._predictor(params, self._features, advance=lambda rows: end_if_stopped())
         assert result.loss is not None
         return {"loss": result.loss, **self._predictor.task.score(result.predictions, self._features.examples)}
 

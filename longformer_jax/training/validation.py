@@ -3,6 +3,7 @@
 It is meant for following a run. The numbers to quote come from the package `evaluation`.
 """
 
+import collections
 import math
 from typing import Any
 
@@ -13,7 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from longformer_jax.attention.split import BATCH_AXES
 from longformer_jax.training.config import ExperimentConfig
+from longformer_jax.training.preemption import end_if_stopped
 from longformer_jax.training.step import make_eval_step
+
+# The devices always have a batch waiting, but no more, so that a validation can be left.
+_IN_FLIGHT = 2
 
 
 class Validator:
@@ -59,5 +64,12 @@ class Validator:
 
     def __call__(self, params: Any) -> dict[str, float]:
         """{the experiment's `score`: the mean over all predictions, in bits}."""
-        nats = [self._eval_step(params, *batch) for batch in self._batches]
-        return {self._score: sum(map(float, jax.device_get(nats))) / self._predictions / math.log(2)}
+        nats: list[float] = []
+        in_flight: collections.deque[jax.Array] = collections.deque()
+        for batch in self._batches:
+            end_if_stopped()
+            in_flight.append(self._eval_step(params, *batch))
+            if len(in_flight) == _IN_FLIGHT:
+                nats.append(float(jax.device_get(in_flight.popleft())))
+        nats.extend(map(float, jax.device_get([*in_flight])))
+        return {self._score: sum(nats) / self._predictions / math.log(2)}

@@ -168,7 +168,7 @@ def test_a_server_that_says_nothing(tmp_path, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/enwik8.zip"
         monkeypatch.setattr(Enwik8, "URL", url)
-        message = rf"^enwik8 could not be downloaded from {url} \(.*\); expected the network, or a path \(train\.py's"
+        message = rf"^enwik8 could not be downloaded from {url} \(.*\); expected the network, or a path that h"
         with pytest.raises(InputError, match=message):
             load_corpus("enwik8", data_dir=tmp_path)
     assert f"downloading {url}\n" in capsys.readouterr().err

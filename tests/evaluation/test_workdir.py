@@ -1,10 +1,12 @@
 """eval.py, and the functions behind it, on what a training run leaves behind."""
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import shutil
 import signal
+import zipfile
 from collections.abc import Callable
 
 import jax
@@ -15,10 +17,11 @@ from absl.testing import flagsaver
 
 from longformer_jax.command_line import one_line_for_errors
 from longformer_jax.data import load_corpus
+from longformer_jax.data.tfds_builders import Enwik8, LargeText
 from longformer_jax.errors import InputError
 from longformer_jax.evaluation import evaluate, evaluate_model, sample_text
 from longformer_jax.models import CharLM
-from longformer_jax.training import DataConfig, load_char_lm, restore_params, train
+from longformer_jax.training import DataConfig, ExperimentConfig, load_char_lm, restore_params, train
 from tests.training.tiny import CONFIG
 
 
@@ -106,6 +109,28 @@ def test_a_text_that_has_moved(workdir, tmp_path):
     (tmp_path / "other").write_bytes(text.read_bytes()[::-1])
     with pytest.raises(InputError, match=f"^data is other, which has changed since .* the same content {hint}, or ano"):
         evaluate(moved, data_path=tmp_path / "other", protocol="stream")
+
+
+def test_a_prepared_text_that_is_gone(workdir, tmp_path, monkeypatch):
+    """Of a run that has downloaded it, and has no path; there is no network now."""
+    text = (workdir.parent / "text").read_bytes()
+    monkeypatch.setattr(LargeText, "SPLIT_SIZES", {"train": 3200, "validation": 400, "test": 400})
+    monkeypatch.setattr(Enwik8, "MD5", hashlib.md5(text).hexdigest())
+    monkeypatch.setattr(Enwik8, "URL", "http://127.0.0.1:9/enwik8.zip")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    run = shutil.copytree(workdir, tmp_path / "run")
+    data = DataConfig(source="enwik8", data_dir=str(tmp_path / "prepared"))
+    dataclasses.replace(ExperimentConfig.load(run), data=data).save(run)
+    message = (
+        r"^data: enwik8 could not be downloaded from .*; expected the network, or a path that holds enwik8\.zip "
+        r"\(--config\.data\.path of train\.py, --data_path of eval\.py\)$"
+    )
+    with pytest.raises(InputError, match=message):
+        evaluate(run, protocol="stream")
+    with zipfile.ZipFile(tmp_path / "enwik8.zip", "w") as archive:
+        archive.writestr("enwik8", text)
+    found = evaluate(run, data_path=tmp_path, protocol="stream")
+    assert found.bits_per_character == evaluate(workdir, protocol="stream").bits_per_character
 
 
 def test_limit(workdir):

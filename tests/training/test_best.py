@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_the_best_is_what_is_left_evaluated_and_read(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("longformer_jax.training.workdir.find_best", lambda _: next(found))
         assert restore_chosen(tmp_path)[0] == 99  # the other has gone while it was read
+
+
+def test_a_best_that_was_renamed_is_not_taken_for_that_step(tmp_path: Path) -> None:
+    """Which may be of another phase, with other windows."""
+    config = dataclasses.replace(CONFIG, keep_best=True)
+    config.save(tmp_path)
+    save_best(tmp_path, 4, config.init_params())
+    assert load_char_lm(tmp_path)[0] == config.model_in_phase(0)
+    renamed = (tmp_path / "best" / "4").rename(tmp_path / "best" / "20")
+    message = r"^checkpoint '.*/best/20/params' is of step 4, and has been renamed; expected 4 as its name, not 20$"
+    with pytest.raises(InputError, match=message):
+        load_char_lm(tmp_path)
+    sums = json.loads((renamed / "params" / "checksums.json").read_text())
+    del sums["step"]  # as of an earlier version
+    (renamed / "params" / "checksums.json").write_text(json.dumps(sums))
+    assert load_char_lm(tmp_path)[0] == config.model_in_phase(1)
 
 
 @pytest.fixture

@@ -84,7 +84,9 @@ def test_size_of_the_paper(name: str, millions: int, layers: int, dropout_rate: 
     assert (model.num_layers, model.embed_dim, model.num_heads, model.mlp_dim) == (layers, 512, 8, 2048)
     assert (model.dropout_rate, model.dilated_heads, model.positions) == (dropout_rate, 2, "transformer_xl")
     assert config.data.source == name.split("_")[0]
+    assert (model.activation, model.qk_norm, model.logit_softcap) == ("gelu_new", False, None)
     optimizer = config.optimizer
+    assert (optimizer.name, optimizer.cooldown_fraction) == ("adamw", 0)
     assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.warmup_fraction) == (0.01, 0.25, 0.1)
     assert (optimizer.max_warmup_steps, optimizer.decay) == (10_000, "constant")
 

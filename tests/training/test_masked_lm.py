@@ -87,6 +87,7 @@ def test_kinds_are_told_apart(tmp_path: Path) -> None:
     ("path", "value", "message"),
     [
         ("positions", "sinusoidal", r"positions is 'sinusoidal'; expected one of copied, random"),
+        ("model.dtype", "float16", r"model\.dtype is 'float16'; expected float32 or bfloat16, as training does not"),
         ("mask_probability", 0, r"mask_probability is 0\.0; expected a number between 0 and 1"),
         ("mask_probability", 1, r"mask_probability is 1\.0; expected a number between 0 and 1"),
         ("mask_token_id", 300, r"mask_token_id is 300; expected ids from 0 to 299, as model\.vocab_size is 300"),

@@ -256,7 +256,18 @@ def test_a_model_that_is_no_run_is_scored_as_one(
     of_the_run = evaluate(finished[0], data=str(documents), limit=short.eval_sequences)
     assert (of_the_run.split, of_the_run.step) == ("documents", 12)
     assert of_the_run.bits_per_token == result.bits_per_token
-    longer = evaluate_model(str(model), data=str(documents))
+    moved = documents.rename(tmp_path / "moved")
+    message = (
+        r"^data: paths has '.*/documents', which matches no file; expected files with text \(if validation_path has "
+        r"moved, say to where by --config\.data\.validation_path of train\.py, or have eval\.py score all of it by "
+        r"--data\)$"
+    )
+    with pytest.raises(InputError, match=message):
+        evaluate(tmp_path / "run")
+    train(dataclasses.replace(short, data=dataclasses.replace(data, validation_path=str(moved))), tmp_path / "run")
+    now = evaluate(tmp_path / "run")
+    assert now.bits_per_token == evaluate(tmp_path / "run", data=str(moved)).bits_per_token
+    longer = evaluate_model(str(model), data=str(moved))
     assert longer.tokens % config.model.max_length == 0
 
 

@@ -102,3 +102,25 @@ def test_validation_is_the_mean_of_whole_sequences(initial: State, size: int, co
     rows = np.stack([data[i * 32 : i * 32 + 33] for i in range(count)])
     expected = float(nats(CONFIG, params, rows, deterministic=True).mean()) / math.log(2)
     assert ours == pytest.approx(expected, rel=1e-5)
+
+
+class Running:
+    """A batch that has been given to the devices, as `given` and `read` count."""
+
+    given = read = 0
+
+    def __init__(self, *batch: object) -> None:
+        Running.given += 1
+        assert Running.given - Running.read <= 2
+
+    def __float__(self) -> float:
+        Running.read += 1
+        return 1.0
+
+
+def test_validation_gives_the_devices_one_batch_more_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a validation that is told to stop would go on without its program."""
+    monkeypatch.setattr("longformer_jax.training.validation.make_eval_step", lambda *_: Running)
+    validator = Validator(CONFIG, 0, np.zeros((10, 33), np.uint8), 20, 2, MESH, sees="")
+    assert validator(None)["bpc"] == pytest.approx(5 / 20 / math.log(2))
+    assert (Running.given, Running.read) == (5, 5)

@@ -25,6 +25,7 @@ from longformer_jax.tasks.metrics import accuracy, precision_recall_f1
 from longformer_jax.training import ExperimentConfig, TaskExperiment, loop, restore_params, train, train_seeds
 from longformer_jax.training.metrics import MetricsLog, read_metrics
 from longformer_jax.training.seeds import mean_and_deviation
+from longformer_jax.training.task import TaskValidator
 from longformer_jax.training.workdir import restore_chosen
 from longformer_jax.weights import load_tokenizer
 from tests.tasks.sets import write_records
@@ -236,6 +237,25 @@ def test_data_that_has_changed(config: TaskExperiment, finished: tuple[Path, str
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(data)))
     with pytest.raises(InputError, match=r"^data is 9 of moved \(train\).*, which has changed since the run in '"):
         train(moved, workdir)
+
+
+def test_a_validation_is_left_and_made_up(
+    config: TaskExperiment, finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate = TaskValidator.__call__
+
+    def told_to_stop(self: TaskValidator, params: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return validate(self, params)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskValidator, "__call__", told_to_stop)
+        assert int(train(config, tmp_path)["step"]) == STEPS  # of an epoch
+    assert validations(tmp_path) == [] and checkpoints(tmp_path)
+    workdir, expected = finished
+    assert digest(train(config, tmp_path)) == expected
+    scores = [[(r["step"], r["accuracy"]) for r in validations(run)] for run in (tmp_path, workdir)]
+    assert scores[0] == scores[1]
 
 
 def test_the_mean_of_what_is_not_finite() -> None:

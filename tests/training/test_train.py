@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from longformer_jax.data import train_batches
 from longformer_jax.errors import InputError
 from longformer_jax.files import locked
 from longformer_jax.training import (
+    CharLMExperiment,
     DataConfig,
     DivergenceError,
     ExperimentConfig,
@@ -31,9 +33,10 @@ from longformer_jax.training import (
 )
 from longformer_jax.training.loop import _where_it_begins
 from longformer_jax.training.metrics import read_metrics
-from longformer_jax.training.preemption import StopRequest
+from longformer_jax.training.preemption import StopRequest, end_if_stopped
 from longformer_jax.training.selection import Selection
 from longformer_jax.training.step import compile_train_step
+from longformer_jax.training.validation import Validator
 from tests.training.commands import checkpoints
 from tests.training.tiny import CONFIG
 
@@ -132,6 +135,69 @@ def test_the_validation_that_ends_a_phase_is_made_up(
     assert [record for record in ours if record[0] == "validation"] == [
         record for record in theirs if record[0] == "validation"
     ] and len(ours) >= 2
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """As `finished`, with validations of several batches, after steps 0, 7, 14 and 20."""
+    workdir = tmp_path_factory.mktemp("validated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CharLMExperiment, "validates_first", True)
+        return workdir, digest(train(dataclasses.replace(CONFIG, eval_interval=7, eval_sequences=20), workdir))
+
+
+@pytest.mark.parametrize(
+    ("validation", "batch", "step", "saved", "line"),
+    [
+        (1, 1, 0, [], "stopped before the first step"),
+        (2, 2, 7, [5, 7], "stopped and saved after step 7"),
+        (2, 5, 7, [5, 7], "stopped and saved after step 7"),
+        (4, 1, 20, [15, 20], "stopped and saved after step 20"),
+    ],
+)
+def test_a_validation_is_left_and_made_up(
+    validated: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    validation: int,
+    batch: int,
+    step: int,
+    saved: list[int],
+    line: str,
+) -> None:
+    """Before the first step, at a step that is not saved otherwise, in its last batch, and after the last step."""
+    unbroken, expected = validated
+    run, config = tmp_path / "run", ExperimentConfig.load(unbroken)
+    monkeypatch.setattr(CharLMExperiment, "validates_first", True)
+    validate, calls, batches = Validator.__call__, itertools.count(1), []
+
+    def told_to_stop(self: Validator, params: Any) -> dict[str, float]:
+        evaluate = self._eval_step
+
+        def tell(*arguments: Any) -> jax.Array:
+            batches.append(arguments)
+            if len(batches) == batch:
+                signal.raise_signal(signal.SIGTERM)
+            return evaluate(*arguments)
+
+        if next(calls) == validation:
+            self._eval_step = tell
+        return validate(self, params)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "__call__", told_to_stop)
+        assert int(train(config, run)["step"]) == step
+    assert len(batches) == batch
+    assert (step in {record[1] for record in records(run, "split", "step") if record[0] == "validation"}) == (
+        batch == 5
+    )
+    assert f"{line}; the same command continues from there\n" in capsys.readouterr().out
+    assert (checkpoints(run), (run / "model").exists()) == (saved, False)
+    assert digest(train(config, run)) == expected
+    ours, theirs = (records(workdir, "split", "step", "bpc") for workdir in (run, unbroken))
+    assert [x for x in ours if x[0] == "validation"] == [x for x in theirs if x[0] == "validation"]
+    assert (run / "model").exists()
 
 
 def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,6 +375,28 @@ def test_signals_ask_to_stop(number: int) -> None:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_what_is_computed(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for several processes, of which one would not know what the others do."""
+
+    def compute(*signals: int) -> str:
+        for each in signals:
+            signal.raise_signal(each)
+        end_if_stopped()
+        return "done"
+
+    with StopRequest() as stop:
+        assert stop.unless_stopped(compute) == "done"
+        assert stop.unless_stopped(lambda: compute(number)) is None
+        assert stop.after_step()
+        assert stop.unless_stopped(lambda: "done") is None
+        assert compute() == "done"
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with StopRequest() as stop:
+        stop._received = True
+        assert stop.unless_stopped(compute) == "done"
 
 
 def test_a_handler_that_is_none_of_pythons_stays(monkeypatch: pytest.MonkeyPatch) -> None:
