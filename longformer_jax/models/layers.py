@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.linen.module import _global_interceptor_stack as interceptors  # which Flax shows to nobody
 from jax import lax
 
 from longformer_jax.attention.choice import VARIABLE
@@ -82,15 +83,16 @@ def run_layers(
       x [B, T, E] and, stacked on a leading axis, (the output of each layer or None, what else it returned, booleans
       [n, B, T] or None).
     """
-    # The jitted function sees neither where x lies nor that the environment has changed.
+    # What a trace depends on without jit's knowledge: where x lies, the environment, and nn.intercept_methods.
     with at_home(x):
-        options = policy, with_states, with_marks, os.environ.get(VARIABLE)
-        return _run(layer, group, options, params, keys, x, shared, own)
+        options = policy, with_states, with_marks
+        unseen = os.environ.get(VARIABLE), *interceptors
+        return _run(layer, group, options, unseen, params, keys, x, shared, own)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
-def _run(module: Any, group: LayerGroup, options: tuple[Any, ...], params, keys, x, shared, own):
-    policy, with_states, with_marks, _ = options
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
+def _run(module: Any, group: LayerGroup, options: tuple[Any, ...], _unseen: Any, params, keys, x, shared, own):
+    policy, with_states, with_marks = options
 
     def layer(x, inputs):
         params, key, own = inputs

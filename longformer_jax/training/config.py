@@ -128,9 +128,6 @@ class ExperimentConfig(abc.ABC):
             value = getattr(self, field)
             check(value >= minimum, field, value, f"at least {minimum}")
         check(self.seed < 2**32, "seed", self.seed, "below 2**32")
-        # Most gradients of a mean over thousands of targets are below float16's smallest numbers.
-        dtype: Any = self.model.dtype  # type: ignore
-        check(dtype != "float16", "model.dtype", dtype, "float32 or bfloat16, as training does not scale the loss")
         check(self.total_steps <= MAX_STEPS, "phases", f"of {self.total_steps} steps", "fewer than 2**31")
         warmup = self.optimizer.warmup_steps
         for index, phase in enumerate(self.phases):

@@ -36,6 +36,7 @@ from longformer_jax.training.monitor import DivergenceError, Report, StepMonitor
 from longformer_jax.training.preemption import StopRequest
 from longformer_jax.training.resumption import check_resumes, flatten, longer_run
 from longformer_jax.training.selection import BEST_DIRECTORY, Selection, has_best, remove_bests, save_best
+from longformer_jax.training.serialization import check
 from longformer_jax.training.sharding import (
     accumulation_steps,
     batch_share,
@@ -82,6 +83,9 @@ def train(config: ExperimentConfig, workdir: str | Path, *, profile: bool = Fals
     with together():
         check_config(config, ExperimentConfig)
         workdir = user_path("workdir", workdir)
+        # Most gradients of a mean over thousands of targets are below float16's smallest numbers.
+        dtype: Any = config.model.dtype  # type: ignore
+        check(dtype != "float16", "model.dtype", dtype, "float32 or bfloat16, as training does not scale the loss")
     if not alone():
         check_same(versions() | {"workdir": str(workdir.absolute())} | _what_decides(config))
     jax.devices()  # these, too, wait for all processes

@@ -131,7 +131,6 @@ CASES = [
     Case("window_of_many_tiles", T=600, window=290),
     Case("window_beyond_everything", window=1000),
     Case("window_beyond_everything_walk", T=600, window=1000),
-    Case("all_queries_seen", T=300, S=900, window=(1000, 900), dilation=(1, 2), masked=True),
     Case("one_row", T=1),
     Case("one_row_no_neighbours", T=1, window=0, H=1, Dk=1, Dv=1),
     Case("whole_tiles", T=384, window=64),
@@ -194,7 +193,6 @@ SHARED_CASES = [
     Case("shared_dilated", B=2, T=402, window=50, dilation=(1, 3, 2, 2), H=4, R=6),
     Case("shared_documents", B=2, T=200, S=330, window=3, segments="pair", key_offset=50, R=4, dead_rows=True),
     Case("shared_many_tiles", T=2100, window=(40, 10), R=7),
-    Case("shared_all_keys_seen", B=2, T=700, S=300, window=1000, R=3, padded=True, dropout_rate=0.2),
     Case(
         "shared_everything",
         B=2, T=310, S=333, H=3, Dk=6, Dv=10, R=9, shared_by="heads", window=(60, 10), dilation=(2, 2, 1), key_offset=11,
@@ -205,7 +203,7 @@ CASE = {case.name: case for case in (*CASES, *SHARED_CASES)}
 # Those that tell most, which are in the fast suite; kernels under an interpreter get the others by `make exhaustive`.
 FIRST = {
     "causal_walk", "decode", "everything", "few_keys", "head_dim_in_pieces", "many_tiles_everything", "one_row",
-    "padded", "prefill_chunk", "segments_long", "shared_all_keys_seen", "shared_walk", "whole_tiles",
+    "padded", "prefill_chunk", "segments_long", "shared_walk", "whole_tiles",
 }  # fmt: skip
 
 

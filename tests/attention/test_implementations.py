@@ -49,6 +49,19 @@ def test_equals_reference(case: Case, other: str) -> None:
     check_against_reference(case, other)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("all_keys", B=2, T=700, S=300, window=1000, R=3, padded=True, dropout_rate=0.2),
+        Case("all_queries", T=300, S=900, window=(1000, 900), dilation=(1, 2), masked=True),
+    ],
+    ids=lambda case: case.name,
+)
+def test_bands_that_reach_everything(case: Case) -> None:
+    """Which `xla` holds without a ring."""
+    check_against_reference(case, "xla")
+
+
 # Lengths around the edges of tiles, and any.
 LENGTHS = st.sampled_from([1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257]) | st.integers(1, 400)
 WINDOWS = st.integers(0, 12) | st.integers(0, 500)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -30,8 +31,10 @@ def encoder(params: Any, seed: int, **how: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("model", "params"),
-    [(char_lm, small.random_params(CHAR_LM.config)), (encoder, encoders.random_params(ENCODER.config))],
-    ids=["char_lm", "encoder"],
+    [
+        pytest.param(char_lm, small.random_params(CHAR_LM.config), id="char_lm", marks=pytest.mark.slow),
+        pytest.param(encoder, encoders.random_params(ENCODER.config), id="encoder"),
+    ],
 )
 def test_nothing_is_compiled_again(model: Callable, params: Any, caplog: pytest.LogCaptureFixture) -> None:
     def call(seed: int) -> Any:
@@ -45,6 +48,25 @@ def test_nothing_is_compiled_again(model: Callable, params: Any, caplog: pytest.
     assert at_first > 0 and in_the_end == 0
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(*(jax.tree.leaves(out)[0] for out in (first[0], other[0])))
+
+
+def test_methods_are_intercepted_in_layers() -> None:
+    """As quantization of Linen models does, before and after calls without."""
+    params = small.random_params(CHAR_LM.config)
+
+    def doubled(call: Callable, arguments: Any, named: Any, context: nn.module.InterceptorContext) -> Any:
+        found = call(*arguments, **named)
+        return 2 * found if (context.module.name, context.method_name) == ("mlp_in", "__call__") else found
+
+    plain = char_lm(params, 0)
+    with nn.intercept_methods(doubled):
+        intercepted = char_lm(params, 0)
+    twice = jax.tree_util.tree_map_with_path(
+        lambda path, x: 2 * x if "mlp_in" in jax.tree_util.keystr(path) else x, params
+    )
+    np.testing.assert_allclose(intercepted, char_lm(twice, 0), atol=1e-5)
+    np.testing.assert_array_equal(char_lm(params, 0), plain)
+    assert small.error(intercepted, plain) > 1e-3
 
 
 def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:

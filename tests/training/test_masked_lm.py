@@ -19,6 +19,7 @@ from longformer_jax.training import (
     MeshConfig,
     OptimizerConfig,
     TokenDataConfig,
+    train,
 )
 from longformer_jax.training.resumption import check_resumes
 from longformer_jax.training.sharding import make_mesh, put_batch
@@ -87,7 +88,6 @@ def test_kinds_are_told_apart(tmp_path: Path) -> None:
     ("path", "value", "message"),
     [
         ("positions", "sinusoidal", r"positions is 'sinusoidal'; expected one of copied, random"),
-        ("model.dtype", "float16", r"model\.dtype is 'float16'; expected float32 or bfloat16, as training does not"),
         ("mask_probability", 0, r"mask_probability is 0\.0; expected a number between 0 and 1"),
         ("mask_probability", 1, r"mask_probability is 1\.0; expected a number between 0 and 1"),
         ("mask_token_id", 300, r"mask_token_id is 300; expected ids from 0 to 299, as model\.vocab_size is 300"),
@@ -116,6 +116,13 @@ def test_bad_input(path: str, value: Any, message: str) -> None:
     target[last] = value
     with pytest.raises(InputError, match=f"^{message}"):
         ExperimentConfig.from_dict(values)
+
+
+def test_float16_is_not_trained(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dtype="float16"))
+    with pytest.raises(InputError, match=r"^model\.dtype is 'float16'; expected float32 or bfloat16, as training does"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_nothing() -> None:

@@ -92,7 +92,7 @@ def test_golden_curve(finished: tuple[Path, str]) -> None:
     assert curve[-1][1] < curve[0][1] - 0.5
 
 
-@pytest.mark.parametrize("stop", [5, 12, 17])
+@pytest.mark.parametrize("stop", [12, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (5, 17))])
 def test_going_on_gives_the_same_bits(
     finished: tuple[Path, str],
     tmp_path: Path,
@@ -149,10 +149,15 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.parametrize(
     ("validation", "batch", "step", "saved", "line"),
     [
-        (1, 1, 0, [], "stopped before the first step"),
         (2, 2, 7, [5, 7], "stopped and saved after step 7"),
-        (2, 5, 7, [5, 7], "stopped and saved after step 7"),
-        (4, 1, 20, [15, 20], "stopped and saved after step 20"),
+        *(
+            pytest.param(*others, marks=pytest.mark.slow)
+            for others in [
+                (1, 1, 0, [], "stopped before the first step"),
+                (2, 5, 7, [5, 7], "stopped and saved after step 7"),
+                (4, 1, 20, [15, 20], "stopped and saved after step 20"),
+            ]
+        ),
     ],
 )
 def test_a_validation_is_left_and_made_up(
