@@ -37,10 +37,10 @@ quickstart: $(READY)
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --split=validation --protocol=stream
 	$(BIN)/python eval.py --workdir=$(WORKDIR) --sample=500
 
-test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
-
 # In the order of the files: sorted by their number of tests, the longest tests would come last, one by one.
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not exhaustive"
 

@@ -116,6 +116,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 def test_inside_of_a_shard_map_that_checks(run_python: Callable) -> None:
     ran = run_python("-c", CHECKED)
     assert ran.stdout.splitlines()[-1:] == ["right"], ran.stderr

@@ -58,6 +58,7 @@ def test_training_on_a_gpu_writes_layers_out(model: nn.Module, monkeypatch: pyte
     assert traced(model, "gpu", True) == traced(model, "cpu", False) == [(LAYERS, 1)]
 
 
+@pytest.mark.slow
 def test_rows_are_filled_up_on_a_gpu_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(CHAR_LM.config, embed_dim=16, position_dim=512, windows=32)
     assert band_basis(512, 32).dim == 22

@@ -32,8 +32,9 @@ def check(run_python: Callable, names: list[str]) -> dict[str, Any]:
     return results
 
 
-def test_split_models_give_what_whole_ones_give(run_python: Callable) -> None:
-    check(run_python, FEW)
+@pytest.mark.parametrize("name", [FEW[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FEW[1:])])
+def test_split_models_give_what_whole_ones_give(run_python: Callable, name: str) -> None:
+    check(run_python, [name])
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def test_what_may_become_the_model() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_its_patience_early_leaves_that_phases_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +108,7 @@ class Scripted:
         return {"bpc": next(self.scores)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_best_of_steps_that_were_lost_is_not_the_model(
     start: int, scripted: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,6 +131,7 @@ def test_the_best_of_steps_that_were_lost_is_not_the_model(
         jax.tree.map(np.testing.assert_array_equal, kept, params)
 
 
+@pytest.mark.slow
 def test_a_best_that_is_gone(
     scripted: Callable[..., None], stop_after: Callable[[int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -191,6 +191,7 @@ def test_full_attention_is_exported_too(config: MaskedLMExperiment, tmp_path: Pa
     assert "query_global" in params["longformer"]["layers"]
 
 
+@pytest.mark.slow
 def test_starting_anew_forgets_the_old_beginning(
     config: MaskedLMExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -177,6 +177,7 @@ def test_a_validation_that_breaks_off_is_made_again(
         assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_best_is_the_logs_where_a_validation_broke_off(
     config: TaskExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

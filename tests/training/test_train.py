@@ -120,6 +120,7 @@ def test_going_on_gives_the_same_bits(
     assert len(steps) == len(set(steps))
 
 
+@pytest.mark.slow
 def test_the_validation_that_ends_a_phase_is_made_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Callable[[int], None]
 ) -> None:
