@@ -417,6 +417,7 @@ def test_dropout_takes_what_other_modules_take(rngs: Any) -> None:
     assert jnp.abs(dropped - kept).max() > 0.01
 
 
+@pytest.mark.slow
 def test_what_jit_closes_over_is_known() -> None:
     ids, mask, global_mask = map(jnp.asarray, (IDS, MASK, GLOBALS))
     out = jax.jit(lambda p: encode(p, SMALL, ids, mask, global_mask).last_hidden_state)(PARAMS)

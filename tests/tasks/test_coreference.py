@@ -428,6 +428,7 @@ def test_full_stops_of_names_end_no_sentence() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_a_model_that_has_diverged_says() -> None:
     """Not that there is no coreference."""
     (example,) = [{**story(2), "clusters": None}]

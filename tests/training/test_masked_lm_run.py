@@ -103,6 +103,7 @@ def test_going_on_gives_the_same_bits(
     ]
 
 
+@pytest.mark.slow
 def test_a_phase_is_added_to_a_run(config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path) -> None:
     """Of longer rows; the others are still seen to be the same."""
     workdir = shutil.copytree(finished[0], tmp_path / "run")
@@ -135,6 +136,7 @@ def test_a_run_that_was_killed_at_its_end_still_leaves_its_model(
     assert f"validation bpc {before:.4f} before training, {after:.4f} after" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_needs_nothing_but_its_workdir_and_its_text(
     config: MaskedLMExperiment,
     finished: tuple[Path, str],
