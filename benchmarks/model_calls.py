@@ -5,11 +5,11 @@ import functools
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.tracing import patched
 from longformer_jax.attention import api
 from longformer_jax.attention.band import Band
 from longformer_jax.models import CharLM
@@ -79,7 +79,7 @@ def model_calls(experiment: str, phase: int) -> tuple[ModelCall, ...]:
         rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
         return CharLM(model).init_with_output(rngs, tokens, deterministic=False)[0]
 
-    with mock.patch.object(api, "_select", lambda *_: note):
+    with patched(api, "_select", lambda *_: note):
         jax.eval_shape(apply, jax.ShapeDtypeStruct((rows, settings.sequence_length), "int32"))
     return tuple(call for call in calls if call.query[1] > 1)  # the parameters' shapes need no more than a character
 

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.side_by_side import cpu_model
+from benchmarks.tracing import patched
 from configs.char_lm import paper
 from longformer_jax.models import CharLM, CharLMConfig, char_lm, positions
 from longformer_jax.models.sub_bands import Heads, SubBand, cut_window
@@ -59,7 +59,7 @@ def uncut(width: int, head_dim: int, window: int, dilations: tuple[int, ...], lo
 
 def uncompressed() -> contextlib.AbstractContextManager:
     """What is traced within computes with all frequencies of the sinusoid."""
-    return mock.patch.object(char_lm, "cut_window", uncut)
+    return patched(char_lm, "cut_window", uncut)
 
 
 FORMS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {

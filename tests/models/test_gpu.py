@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from benchmarks.tracing import patched
 from longformer_jax import CharLM, CharLMConfig, Longformer, LongformerConfig
 from longformer_jax.models import gpu
 from longformer_jax.models.parameters import one_token
@@ -59,7 +60,7 @@ def test_training_on_a_gpu_writes_layers_out(model: nn.Module, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_rows_are_filled_up_on_a_gpu_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_filled_up_on_a_gpu_and_nothing_changes() -> None:
     config = dataclasses.replace(CHAR_LM.config, embed_dim=16, position_dim=512, windows=32)
     assert band_basis(512, 32).dim == 22
     params, tokens = random_params(config), np.random.default_rng(0).integers(0, 256, (2, 40))
@@ -73,8 +74,7 @@ def test_rows_are_filled_up_on_a_gpu_and_nothing_changes(monkeypatch: pytest.Mon
 
     plain, is_filled = as_it_is()
     assert not is_filled
-    monkeypatch.setattr(gpu, "is_for_gpu", lambda: True)
-    jax.clear_caches()
-    filled, is_filled = as_it_is()
+    with patched(gpu, "is_for_gpu", lambda: True):
+        filled, is_filled = as_it_is()
     assert is_filled
     assert error(filled, plain) < 2e-6
