@@ -4,7 +4,7 @@
 #   make test          the fast tests, nine to thirteen minutes on two cores: every feature once
 #   make test-all      the other tests, some twenty minutes
 #   make exhaustive    further cases of some of these, for those who change attention, its kernels, the benchmarks of a
-#                      GPU or what several processes do: an hour
+#                      GPU or what several processes do; longer still
 #   make lint types    ruff and pyrefly
 #   make aot-short     compiles the GPU kernels for A100, H100 and B200, no GPU needed, in a few minutes; an environment
 #                      of its own, .venv-aot

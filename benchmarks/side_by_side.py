@@ -171,8 +171,11 @@ def table(results: dict) -> str:
 
 
 def cpu_model() -> str:
-    with open("/proc/cpuinfo") as lines:
-        return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    """Its name, and whether it has AVX-512, which some names do not tell and XLA uses."""
+    fields = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    found = {name.strip(): value.strip() for name, _, value in reversed(fields)}
+    name = found.get("model name", platform.machine())
+    return f"{name}, AVX-512" if "avx512f" in found.get("flags", "").split() else name
 
 
 def run(

@@ -9,10 +9,10 @@ DIRECTORY holds train.jsonl and, if you have them, validation.jsonl and test.jso
 --config.data.path may also be a single file to train on. A record has the fields text and label;
 --config.task.text_field and --config.task.label_field name others. Without a file for validation a tenth of the
 training records is set aside: --config.task.validation_fraction. --config.task.metric=f1 selects the best checkpoint by
-F1, which is the mean over all labels, or that of --config.task.positive_label. --config.phases[0].epochs and
---config.phases[0].learning_rate may need other values for your data.
+F1, which is the mean over all labels, or that of --config.task.positive_label. '--config.phases[0].epochs' and
+'--config.phases[0].learning_rate' may need other values for your data.
 
-Hardware: base, one GPU with 80 GB; with --config.phases[0].sequences_per_device=2 a smaller one.
+Hardware: base, one GPU with 80 GB; with '--config.phases[0].sequences_per_device=2' a smaller one.
 
 Variants:
   base       the default: Longformer-base, the paper's hyperparameters for IMDB and Hyperpartisan.
