@@ -193,9 +193,15 @@ def test_memory_of_the_training_step_is_linear() -> None:
 
 
 def test_a_sequence_is_split_over_gpus() -> None:
-    whole, split = (in_process(compile_training_step, "sm_90a", 16384 * devices, devices) for devices in (1, 4))
-    assert split["kernels"] >= whole["kernels"] >= 3
-    assert split["gathered"] == 0
-    # In each of four layers a device fetches half as many keys and values as it has, in bfloat16.
-    fetched = 4 * 2 * (16384 // 2) * 512 * 2
-    assert split["temporary"] <= whole["temporary"] + 1.15 * fetched
+    length = 16384  # of a device
+    whole, *split = (in_process(compile_training_step, "sm_90a", length * devices, devices) for devices in (1, 2, 4))
+    for step in split:
+        assert step["kernels"] >= whole["kernels"] >= 3
+        assert step["gathered"] == 0
+    two, four = (step["temporary"] for step in split)
+    assert four <= 1.005 * two  # what a device holds does not depend on how many there are
+    # Transfers begin early, so that what one layer's attention reads is there while another layer still computes: keys
+    # and values of the device and of half as many positions before it, these as fetched, and wider keys or queries.
+    seen = length + length // 2
+    read = 2 * (2 * seen * 512 + 2 * (length // 2) * 512 + length * 8 * 120)  # bytes, in bfloat16
+    assert two <= whole["temporary"] + read
