@@ -33,6 +33,7 @@ def test_repeated_text_is_worth_less() -> None:
     assert compute.worth(1e12, 9e7) == pytest.approx(9e7 * (1 + compute.REPEATS))
 
 
+@pytest.mark.slow
 def test_all_lengths_score_the_same_characters() -> None:
     text = np.random.default_rng(0).integers(0, 256, 33_000, np.uint8)
     short, long = (context.sequences(text, length, 3) for length in (512, 1024))

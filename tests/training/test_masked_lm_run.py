@@ -240,25 +240,35 @@ def test_evaluation_has_the_figures_of_training(finished: tuple[Path, str]) -> N
     assert whole.tokens > 10 * result.tokens and whole.step == 10
 
 
-def test_a_model_that_is_no_run_is_scored_as_one(
-    config: MaskedLMExperiment, finished: tuple[Path, str], tmp_path: Path
-) -> None:
-    """The same model, documents and masks as those of a run that validates on these documents."""
-    documents = tmp_path / "documents"
-    documents.write_bytes(bytes(load_corpus("tiny_shakespeare").split("validation")[:3000]))
-    data = dataclasses.replace(config.data, validation_path=str(documents))
-    model = finished[0] / "model"
-    short = dataclasses.replace(
-        config, data=data, init=str(model), phases=(dataclasses.replace(config.phases[0], steps=2),)
-    )
-    train(short, tmp_path / "run")
-    before = scores(tmp_path / "run", "validation")[0]
-    result = evaluate_model(str(model), data=str(documents), sequence_length=32, limit=short.eval_sequences)
-    assert result.bits_per_token == pytest.approx(before, rel=1e-5)
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("documents") / "documents"
+    path.write_bytes(bytes(load_corpus("tiny_shakespeare").split("validation")[:3000]))
+    return path
+
+
+def test_a_model_that_is_no_run_is_scored_as_one(finished: tuple[Path, str], documents: Path) -> None:
+    model, limit = str(finished[0] / "model"), CONFIG.eval_sequences
+    result = evaluate_model(model, data=str(documents), sequence_length=32, limit=limit)
     assert str(result).startswith(f"documents: {result.bits_per_token:.4f} bits per masked token over ")
-    of_the_run = evaluate(finished[0], data=str(documents), limit=short.eval_sequences)
+    of_the_run = evaluate(finished[0], data=str(documents), limit=limit)
     assert (of_the_run.split, of_the_run.step) == ("documents", 12)
     assert of_the_run.bits_per_token == result.bits_per_token
+
+
+@pytest.mark.slow
+def test_documents_are_scored_as_a_run_validates_on_them(
+    config: MaskedLMExperiment, finished: tuple[Path, str], documents: Path, tmp_path: Path
+) -> None:
+    """The same model, documents and masks; wherever the documents lie."""
+    documents = Path(shutil.copy(documents, tmp_path))
+    model, run = str(finished[0] / "model"), tmp_path / "run"
+    data = dataclasses.replace(config.data, validation_path=str(documents))
+    phase = dataclasses.replace(config.phases[0], steps=2)
+    short = dataclasses.replace(config, data=data, init=model, phases=(phase,))
+    train(short, run)
+    result = evaluate_model(model, data=str(documents), sequence_length=32, limit=short.eval_sequences)
+    assert result.bits_per_token == pytest.approx(scores(run, "validation")[0], rel=1e-5)
     moved = documents.rename(tmp_path / "moved")
     message = (
         r"^data: paths has '.*/documents', which matches no file; expected files with text \(if validation_path has "
@@ -266,11 +276,10 @@ def test_a_model_that_is_no_run_is_scored_as_one(
         r"--data\)$"
     )
     with pytest.raises(InputError, match=message):
-        evaluate(tmp_path / "run")
-    train(dataclasses.replace(short, data=dataclasses.replace(data, validation_path=str(moved))), tmp_path / "run")
-    now = evaluate(tmp_path / "run")
-    assert now.bits_per_token == evaluate(tmp_path / "run", data=str(moved)).bits_per_token
-    longer = evaluate_model(str(model), data=str(moved))
+        evaluate(run)
+    train(dataclasses.replace(short, data=dataclasses.replace(data, validation_path=str(moved))), run)
+    assert evaluate(run).bits_per_token == evaluate(run, data=str(moved)).bits_per_token
+    longer = evaluate_model(model, data=str(moved))
     assert longer.tokens % config.model.max_length == 0
 
 

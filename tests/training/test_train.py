@@ -466,16 +466,7 @@ def test_data_of_a_step_do_not_depend_on_the_start(tmp_path: Path, monkeypatch: 
     assert CONFIG.data_seed(1) not in (CONFIG.data_seed(0), CONFIG.data_seed(2))
 
 
-def test_lines_and_profile(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stop_after: Callable[[int], None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    stop_after(4)  # of the steps that are traced, the first
-    train(dataclasses.replace(CONFIG, eval_interval=0), tmp_path / "stopped", profile=True)
-    assert f"wrote a trace of steps 4 to 4 to {tmp_path / 'stopped' / 'profile'}" in capsys.readouterr().out
-    monkeypatch.undo()
+def test_lines_and_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(dataclasses.replace(CONFIG, eval_interval=0), tmp_path, profile=True)
     output = capsys.readouterr()
     assert output.err == ""  # no progress bar where there is no terminal
@@ -488,6 +479,15 @@ def test_lines_and_profile(
     ]
     assert not any("validation" in line for line in lines)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.slow
+def test_the_profile_of_a_run_that_is_stopped(
+    tmp_path: Path, stop_after: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_after(4)  # of the steps that are traced, the first
+    train(dataclasses.replace(CONFIG, eval_interval=0), tmp_path, profile=True)
+    assert f"wrote a trace of steps 4 to 4 to {tmp_path / 'profile'}" in capsys.readouterr().out
 
 
 def test_utilisation_where_the_peak_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
