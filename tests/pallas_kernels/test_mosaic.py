@@ -381,7 +381,9 @@ def test_nothing_of_the_sequences_is_copied(dilation: int, implementation: str) 
     assert moved and not [line for line in moved if "x64x" in line or "x64xbf16" in line]
 
 
-@pytest.mark.parametrize("implementation", [IMPLEMENTATIONS[0], pytest.param(IMPLEMENTATIONS[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "implementation", [IMPLEMENTATIONS[0], pytest.param(IMPLEMENTATIONS[1], marks=pytest.mark.slow)]
+)
 def test_a_shared_key_is_not_copied_to_the_heads(implementation: str) -> None:
     """Nor is its gradient one for each head: in no array have 4 heads 128 numbers each of it, but the query's."""
     B, S, H = 2, 1024, 4
