@@ -89,7 +89,7 @@ def test_gradient_through_one_output(only: str, attend: Callable, implementation
         assert_close(np.asarray(gradient), expected[name], name)
 
 
-@pytest.mark.parametrize("shared_by", [(), (CASE.B,)])
+@pytest.mark.parametrize("shared_by", [(), pytest.param((CASE.B,), marks=pytest.mark.slow)])
 def test_vmap_over_every_array(shared_by: tuple[int, ...], implementation: str) -> None:
     """Seeds, masks and segments are mapped too."""
     N, rng = 3, np.random.default_rng(5)

@@ -73,7 +73,7 @@ def program(case: str, length: int = T) -> tuple[Any, Any, Any]:
         options = options | {"max_global_tokens": 4}
     inputs = inputs_of(name, length)
     one = {key: x[..., :1] for key, x in inputs.items() if key in ("tokens", "input_ids")}
-    params = model.init(jax.random.key(0), **one)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), **one)["params"]
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), params)
 
     def logits(params: Any, inputs: Any) -> jax.Array:

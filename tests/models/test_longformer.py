@@ -233,6 +233,7 @@ def test_dropout_is_a_function_of_the_rng() -> None:
     assert relative_error(hidden(config=config), hidden()) < 1e-6
 
 
+@pytest.mark.slow
 def test_dropout_of_each_rate_alone_has_an_effect() -> None:
     for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         config = dataclasses.replace(SMALL, **{field: 0.3})
@@ -278,6 +279,7 @@ np.testing.assert_allclose(sharded, encode(params, *arrays), atol=2e-5)
 """
 
 
+@pytest.mark.slow
 def test_a_batch_is_split_over_devices() -> None:
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (here, here.parents[1])))}

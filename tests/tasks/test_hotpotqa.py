@@ -425,6 +425,7 @@ def test_it_learns_the_sample(tmp_path: Path, optimized: None) -> None:
     assert len(wrong) <= 1 and all(answer.startswith(truth) and answer.endswith(truth) for answer, truth in wrong)
 
 
+@pytest.mark.slow
 def test_many_at_once_are_as_one_at_a_time(tmp_path: Path) -> None:
     config = by_heart(TASK, tmp_path, tmp_path, length=256, steps=10)
     params = drawn(TASK.head(config.task_model), config._one_row())

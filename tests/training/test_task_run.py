@@ -153,7 +153,9 @@ def test_going_on_gives_the_same_bits(
         assert (tmp_path / "model" / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("broken", ["loop.save_best", "task.TaskValidator.__call__"])
+@pytest.mark.parametrize(
+    "broken", ["task.TaskValidator.__call__", pytest.param("loop.save_best", marks=pytest.mark.slow)]
+)
 def test_a_validation_that_breaks_off_is_made_again(
     config: TaskExperiment, finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -240,6 +242,7 @@ def test_data_that_has_changed(config: TaskExperiment, finished: tuple[Path, str
         train(moved, workdir)
 
 
+@pytest.mark.slow
 def test_a_validation_is_left_and_made_up(
     config: TaskExperiment, finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -443,6 +443,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: 
     assert max(record[0] for record in records(tmp_path, "step")) == 10
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_diverges(tmp_path: Path) -> None:
     phase = dataclasses.replace(CONFIG.phases[0], learning_rate=1e38)
     config = dataclasses.replace(CONFIG, phases=(phase,), checkpoint_interval=1, eval_interval=0)
@@ -453,6 +454,7 @@ def test_a_learning_rate_that_diverges(tmp_path: Path) -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_data_of_a_step_do_not_depend_on_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
