@@ -1,7 +1,7 @@
 # Everything runs in a virtual environment of its own; all it needs is a Python of at least 3.12.
 #   make quickstart    train, evaluate and sample the small character model into runs/quickstart; VARIANT=:minute is
 #                      short, into runs/quickstart_minute
-#   make test          the fast tests, nine to thirteen minutes on two cores: every feature once
+#   make test          the fast tests, nine to twelve minutes on two cores: every feature once
 #   make test-all      the other tests, some twenty minutes
 #   make exhaustive    further cases of some of these, for those who change attention, its kernels, the benchmarks of a
 #                      GPU or what several processes do; longer still

@@ -198,10 +198,10 @@ def test_a_sequence_is_split_over_gpus() -> None:
     for step in split:
         assert step["kernels"] >= whole["kernels"] >= 3
         assert step["gathered"] == 0
+    # In each of four layers a device fetches half as many keys and values as it has, in bfloat16. Bytes of the whole
+    # sequence as first measured: where XLA plans it better, the split one is not held to less.
+    most, fetched = 436_346_976, 4 * 2 * (length // 2) * 512 * 2
     two, four = (step["temporary"] for step in split)
+    assert whole["temporary"] <= most
+    assert two <= most + 1.15 * fetched
     assert four <= 1.005 * two  # what a device holds does not depend on how many there are
-    # Transfers begin early, so that what one layer's attention reads is there while another layer still computes: keys
-    # and values of the device and of half as many positions before it, these as fetched, and wider keys or queries.
-    seen = length + length // 2
-    read = 2 * (2 * seen * 512 + 2 * (length // 2) * 512 + length * 8 * 120)  # bytes, in bfloat16
-    assert two <= whole["temporary"] + read
